@@ -1,0 +1,523 @@
+//! The command line: what may be asked for, in which units, and what the answer is when it makes no sense.
+//!
+//! Every option also reads an `ALLOUT_` variable; a flag beats the variable. What does not parse ends the program
+//! with code 2 and a line that says what would have parsed.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, StyledStr};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+/// Beyond this a duration is a typing error, and adding it to a point in time might overflow.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
+const AFTER_HELP: &str = "\
+Durations are written 30s, 500ms, 1m 30s. A flag beats its variable.
+
+Endpoints:
+  /                    200 'hello, world', or 'hello, NAME' with ?user=NAME; so does every path not named here
+  /healthz, /readyz    200 'ok'; 503 'draining' as soon as the service is asked to stop
+  /livez               200 as long as the process can answer
+  /shutdown            200, then one out, all out (GET or POST; from this machine only, or with the token)
+  /timeout             200 after --timeout-delay
+  /metrics             Prometheus text
+
+Signals:
+  TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
+  HUP          renew: go on under the same pid with the binary that is on disk now
+  USR1         log who is doing what, and since when
+
+Exit codes:
+  0      asked to stop, and every request was answered
+  1      a part of the service failed, or it could not start
+  2      unusable arguments
+  3      the grace period ran out and requests were abandoned
+  128+n  a second signal n forced the exit
+
+Logging:
+  RUST_LOG chooses what is logged, on stderr: error, warn, info (the default), debug, trace, off,
+  or by target: RUST_LOG=info,allout=debug. tiny_http is silent unless named: RUST_LOG=info,tiny_http=debug.
+
+Examples:
+  allout                                        serve on http://127.0.0.1:8088
+  allout --listen 127.0.0.1:0                   serve on a free port; the log names it
+  ALLOUT_GRACE=5s allout --log-format json      options from both places
+  allout --systemd-unit > /etc/systemd/system/allout.service
+  curl http://127.0.0.1:8088/shutdown";
+
+/// What the command line and the environment ask for.
+///
+/// It has no `Debug`: it holds the shutdown token, which must not end up in a log.
+#[derive(Parser)]
+#[command(
+    name = "allout",
+    about = "A small HTTP service that starts as one and stops as one, and loses nothing on the way out.",
+    long_about = None,
+    version = version(),
+    after_help = AFTER_HELP,
+    // Replaced below, under a heading of their own and with one help for both spellings: two would drift apart.
+    disable_help_flag = true,
+    disable_version_flag = true
+)]
+pub struct Args {
+    /// Address and port to serve on; port 0 picks a free one.
+    /// Not used when systemd passes a socket
+    #[arg(long, env = "ALLOUT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8088")]
+    #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
+    pub listen: SocketAddr,
+
+    /// Most workers that may run at once, 1 or more; the pool grows to it
+    /// under load and shrinks when idle. Not given: what measured best
+    #[arg(long, env = "ALLOUT_WORKERS", value_name = "N")]
+    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, verbatim_doc_comment)]
+    pub workers: Option<usize>,
+
+    /// Requests that may wait for a worker; beyond it they are refused with
+    /// 503 and Retry-After. Not given: what measured best
+    #[arg(long, env = "ALLOUT_QUEUE", value_name = "N")]
+    #[arg(help_heading = "Capacity", value_parser = parse_count, verbatim_doc_comment)]
+    pub queue: Option<usize>,
+
+    /// Connections that may be open, 1 or more; beyond it the idlest go
+    /// first. Not given: what measured best
+    #[arg(long, env = "ALLOUT_MAX_CONNECTIONS", value_name = "N")]
+    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, verbatim_doc_comment)]
+    pub max_connections: Option<usize>,
+
+    /// How long requests in flight may take to finish once the service is
+    /// asked to stop; what still runs then is abandoned, counted and named
+    #[arg(long, env = "ALLOUT_GRACE", value_name = "DUR", default_value = "30s")]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    pub grace: Duration,
+
+    /// How long to go on serving after being asked to stop, while /healthz
+    /// already says 503: time for a load balancer to look away
+    #[arg(long, env = "ALLOUT_DRAIN_DELAY", value_name = "DUR", default_value = "0s")]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    pub drain_delay: Duration,
+
+    /// How long a stop waits for an idle connection to speak once more, so
+    /// that it can be told 'Connection: close'
+    #[arg(long, env = "ALLOUT_LINGER", value_name = "DUR", default_value = "50ms")]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    pub linger: Duration,
+
+    /// A connection must complete its first, or next, request within this
+    #[arg(long, env = "ALLOUT_IDLE_TIMEOUT", value_name = "DUR", default_value = "30s")]
+    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, verbatim_doc_comment)]
+    pub idle_timeout: Duration,
+
+    /// A request, its body and its response included, may take this long
+    #[arg(long, env = "ALLOUT_REQUEST_TIMEOUT", value_name = "DUR", default_value = "60s")]
+    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, verbatim_doc_comment)]
+    pub request_timeout: Duration,
+
+    /// How long GET /timeout takes to answer
+    #[arg(long, env = "ALLOUT_TIMEOUT_DELAY", value_name = "DUR", default_value = "20s")]
+    #[arg(help_heading = "Timeouts", value_parser = parse_duration, verbatim_doc_comment)]
+    pub timeout_delay: Duration,
+
+    /// How log lines look: text for people, json for one object per line
+    #[arg(long, env = "ALLOUT_LOG_FORMAT", value_name = "text|json", default_value = "text")]
+    #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
+    pub log_format: LogFormat,
+
+    /// Log a line for every request
+    #[arg(long, env = "ALLOUT_ACCESS_LOG", value_name = "off|on", default_value = "off")]
+    #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
+    pub access_log: OnOff,
+
+    /// File whose content lets requests from elsewhere use /shutdown, as
+    /// 'Authorization: Bearer'; a systemd credential is one
+    #[arg(long, env = "ALLOUT_SHUTDOWN_TOKEN_FILE", value_name = "PATH")]
+    #[arg(help_heading = "Shutdown route", verbatim_doc_comment)]
+    pub shutdown_token_file: Option<PathBuf>,
+
+    /// The token itself. Discouraged: everyone on the machine sees it in ps;
+    /// the file goes first where both are given
+    #[arg(long, env = "ALLOUT_SHUTDOWN_TOKEN", value_name = "TOKEN")]
+    #[arg(help_heading = "Shutdown route", value_parser = NonEmptyStringValueParser::new(), verbatim_doc_comment)]
+    pub shutdown_token: Option<String>,
+
+    /// Have no /shutdown at all: it answers 404
+    #[arg(long, env = "ALLOUT_NO_SHUTDOWN", action = ArgAction::SetTrue)]
+    #[arg(help_heading = "Shutdown route", value_parser = BoolishValueParser::new(), verbatim_doc_comment)]
+    pub no_shutdown: bool,
+
+    /// Print a hardened unit for this binary and exit: the service, or with
+    /// --systemd-unit=socket the socket that starts it
+    #[arg(long, env = "ALLOUT_SYSTEMD_UNIT", value_name = "service|socket")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "service", hide_possible_values = true)]
+    #[arg(help_heading = "systemd", verbatim_doc_comment)]
+    pub systemd_unit: Option<Unit>,
+
+    /// Print shell completions or the man page and exit
+    #[cfg(feature = "generate")]
+    #[arg(long, value_name = "WHAT", hide = true)]
+    pub generate: Option<Generate>,
+
+    /// Print this help and exit
+    #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Information")]
+    help: Option<bool>,
+
+    /// Print version and commit, where known, and exit
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Information")]
+    version: Option<bool>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A choice that reads better than `true` and `false` on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Not wanted.
+    #[value(aliases = ["0", "false", "no", "n"])]
+    Off,
+    /// Wanted.
+    #[value(aliases = ["1", "true", "yes", "y"])]
+    On,
+}
+
+impl OnOff {
+    /// Whether it is on.
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+/// The systemd unit to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Unit {
+    /// The service.
+    Service,
+    /// The socket that starts the service.
+    Socket,
+}
+
+/// What can be generated from the definition of the command line.
+#[cfg(feature = "generate")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Generate {
+    /// Completions for bash.
+    Bash,
+    /// Completions for zsh.
+    Zsh,
+    /// Completions for fish.
+    Fish,
+    /// The man page.
+    Man,
+}
+
+impl Args {
+    /// Reads the command line and the environment of this process.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be used, and requests for help or the version: [`clap::Error::exit`] prints each where it
+    /// belongs and leaves with 2 or 0.
+    pub fn from_process() -> Result<Self, clap::Error> {
+        Self::read(&std::env::args_os().collect::<Vec<_>>())
+    }
+
+    fn read(line: &[OsString]) -> Result<Self, clap::Error> {
+        command()
+            .try_get_matches_from(line)
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|error| name_the_variable(error, line))
+    }
+}
+
+/// The definition of the command line.
+pub fn command() -> clap::Command {
+    Args::command().mut_args(|arg| {
+        let mut facts = Vec::new();
+        facts.extend(arg.get_default_values().first().map(|value| format!("default: {}", value.display())));
+        facts.extend(arg.get_env().map(|name| format!("env: {}", name.display())));
+        if facts.is_empty() {
+            return arg;
+        }
+        // On a line of their own: clap would append them to the text and make lines that no terminal is wide enough
+        // for. What the variable holds stays out, since one of them holds a secret.
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let takes_values = arg.get_action().takes_values();
+        arg.help(format!("{help}\n[{}]", facts.join(", "))).hide_default_value(takes_values).hide_env(true)
+    })
+}
+
+/// Writes shell completions or the man page.
+///
+/// # Errors
+///
+/// What `out` returns.
+#[cfg(feature = "generate")]
+pub fn generate(what: Generate, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    use clap_complete::{Shell, generate};
+
+    // What is generated is for the plain binary, which has no --generate; clap cannot take an option away again.
+    let full = command();
+    let mut plain = clap::Command::new("allout")
+        .about(full.get_about().cloned().unwrap_or_default())
+        .version(version())
+        .after_help(AFTER_HELP)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(full.get_arguments().filter(|arg| arg.get_id() != "generate"));
+    // clap_complete panics when its writer fails: it gets one that cannot.
+    let mut text = Vec::new();
+    match what {
+        Generate::Bash => generate(Shell::Bash, &mut plain, "allout", &mut text),
+        Generate::Zsh => generate(Shell::Zsh, &mut plain, "allout", &mut text),
+        Generate::Fish => generate(Shell::Fish, &mut plain, "allout", &mut text),
+        Generate::Man => clap_mangen::Man::new(plain).render(&mut text)?,
+    }
+    out.write_all(&text)
+}
+
+fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| match option_env!("ALLOUT_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+        _ => env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// clap blames the flag even when the value came from the variable. Someone who never typed that flag needs to be
+/// told where to look.
+fn name_the_variable(mut error: clap::Error, line: &[OsString]) -> clap::Error {
+    let flag = match error.get(ContextKind::InvalidArg) {
+        // "--grace <DUR>", "--systemd-unit[=<service|socket>]"
+        Some(ContextValue::String(blamed)) => blamed.split([' ', '[', '=']).next().map(str::to_owned),
+        _ => None,
+    };
+    let blamed = |arg: &clap::Arg| match error.kind() {
+        ErrorKind::InvalidUtf8 => {
+            arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.to_str().is_none())
+        }
+        _ => arg.get_long().is_some_and(|long| flag.as_deref().and_then(|flag| flag.strip_prefix("--")) == Some(long)),
+    };
+    let variable = command()
+        .get_arguments()
+        .find(|arg| blamed(arg) && !is_typed(arg, line))
+        .and_then(|arg| arg.get_env().map(ToOwned::to_owned))
+        .filter(|name| std::env::var_os(name).is_some());
+    if let Some(name) = variable {
+        let tip = StyledStr::from(format!("the value comes from the environment variable {}", name.display()));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
+}
+
+fn is_typed(arg: &clap::Arg, line: &[OsString]) -> bool {
+    line.iter().any(|word| {
+        let word = word.to_string_lossy();
+        let name = word.split_once('=').map_or(&*word, |(name, _)| name);
+        name.strip_prefix("--").is_some_and(|name| arg.get_long() == Some(name))
+    })
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    // The one name that needs no resolver and means the same everywhere.
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    text.parse().map_err(|_| {
+        let hint = match text.rsplit_once(':') {
+            Some(("", _)) => " (0.0.0.0 is every IPv4 address, [::] is every address)",
+            Some((host, _)) if host.contains(':') && !host.starts_with('[') => " (an IPv6 address goes in brackets)",
+            Some((host, _)) if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') => {
+                " (host names are not looked up, except localhost)"
+            }
+            _ => "",
+        };
+        format!("expected ADDRESS:PORT, as in 127.0.0.1:8088, localhost:8088 or [::1]:8088{hint}")
+    })
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number, as in 64".to_owned())
+}
+
+fn parse_one_or_more(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number, 1 or more, as in 64".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    const EXPECTED: &str = "expected a number with its unit, as in 30s, 500ms or '1m 30s'";
+    // humantime lets a bare 0 pass. All bare numbers get the same answer, or none would be remembered.
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(EXPECTED.to_owned());
+    }
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(_) => Err("expected a year at most".to_owned()),
+        Err(_) => Err(EXPECTED.to_owned()),
+    }
+}
+
+/// A timeout of nothing would end everything before it starts. Whoever writes 0 probably means "never", which this
+/// service does not offer.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("expected more than nothing, as in 30s; there is no 'never'".to_owned()),
+        timeout => Ok(timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &[&str]) -> Result<Args, clap::Error> {
+        let line: Vec<_> = std::iter::once("allout").chain(line.iter().copied()).map(OsString::from).collect();
+        Args::read(&line)
+    }
+
+    fn refusal(line: &[&str]) -> String {
+        let error = read(line).err().unwrap_or_else(|| panic!("{line:?} was accepted"));
+        assert_eq!(error.exit_code(), 2, "{line:?}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let args = read(&[]).unwrap();
+        assert_eq!(args.listen.to_string(), "127.0.0.1:8088");
+        assert_eq!((args.workers, args.queue, args.max_connections), (None, None, None));
+        assert_eq!(args.grace, Duration::from_secs(30));
+        assert_eq!(args.drain_delay, Duration::ZERO);
+        assert_eq!(args.linger, Duration::from_millis(50));
+        assert_eq!(args.idle_timeout, Duration::from_secs(30));
+        assert_eq!(args.request_timeout, Duration::from_secs(60));
+        assert_eq!(args.timeout_delay, Duration::from_secs(20));
+        assert_eq!(args.log_format, LogFormat::Text);
+        assert!(!args.access_log.is_on());
+        assert_eq!(args.systemd_unit, None);
+        assert!(args.shutdown_token.is_none() && args.shutdown_token_file.is_none() && !args.no_shutdown);
+    }
+
+    #[test]
+    fn every_option_reads_the_variable_of_its_name() {
+        for arg in command().get_arguments() {
+            let Some(long) = arg.get_long().filter(|long| !["help", "version", "generate"].contains(long)) else {
+                continue;
+            };
+            let name = format!("ALLOUT_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env(), Some(name.as_ref()));
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&name), "{help}");
+        }
+    }
+
+    #[test]
+    fn addresses_parse_or_say_what_would() {
+        assert_eq!(read(&["--listen", "localhost:0"]).unwrap().listen.to_string(), "127.0.0.1:0");
+        assert_eq!(read(&["--listen", "[::1]:80"]).unwrap().listen.to_string(), "[::1]:80");
+        for (bad, hint) in [
+            (":8088", "0.0.0.0"),
+            ("8088", "127.0.0.1:8088"),
+            ("::1:8088", "brackets"),
+            ("example.org:80", "not looked up"),
+            ("localhost:99999", "127.0.0.1:8088"),
+            ("", "127.0.0.1:8088"),
+        ] {
+            let said = refusal(&["--listen", bad]);
+            assert!(said.contains(hint), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn durations_parse_or_say_what_would() {
+        assert_eq!(read(&["--grace", "1m 30s"]).unwrap().grace, Duration::from_secs(90));
+        assert_eq!(read(&["--linger=500ms"]).unwrap().linger, Duration::from_millis(500));
+        for bad in ["30", "0", "-1s", "30 parsecs", "s", "1e3s", "999999999999999999999s"] {
+            let said = refusal(&[&format!("--grace={bad}")]);
+            assert!(said.contains("as in 30s"), "{bad}: {said}");
+        }
+        assert!(refusal(&["--grace", "400d"]).contains("a year at most"));
+        assert!(refusal(&["--idle-timeout", "0s"]).contains("more than nothing"));
+        assert!(read(&["--grace", "0s"]).is_ok());
+    }
+
+    #[test]
+    fn numbers_of_nothing_are_refused_where_nothing_would_work() {
+        assert!(refusal(&["--workers", "0"]).contains("1 or more"));
+        assert!(refusal(&["--max-connections", "0"]).contains("1 or more"));
+        assert!(refusal(&["--queue=-1"]).contains("whole number"));
+        assert_eq!(read(&["--queue", "0"]).unwrap().queue, Some(0));
+        refusal(&["--shutdown-token", ""]);
+    }
+
+    #[test]
+    fn a_unit_needs_no_value_and_swallows_no_neighbour() {
+        assert_eq!(read(&["--systemd-unit"]).unwrap().systemd_unit, Some(Unit::Service));
+        assert_eq!(read(&["--systemd-unit=socket"]).unwrap().systemd_unit, Some(Unit::Socket));
+        refusal(&["--systemd-unit", "socket"]);
+    }
+
+    #[test]
+    fn a_slip_gets_a_suggestion() {
+        assert!(refusal(&["--grase", "3s"]).contains("'--grace'"));
+    }
+
+    /// Variables belong to the whole process and tests share it: each of these runs this test program again.
+    #[test]
+    fn a_flag_beats_the_variable_and_the_variable_is_named_when_it_is_wrong() {
+        if std::env::var_os("ALLOUT_TEST_CHILD").is_some() {
+            let line: Vec<_> =
+                std::env::var("ALLOUT_TEST_LINE").unwrap().split_whitespace().map(str::to_owned).collect();
+            match read(&line.iter().map(String::as_str).collect::<Vec<_>>()) {
+                Ok(args) => println!("<{:?} {} {}>", args.grace, args.no_shutdown, args.access_log.is_on()),
+                Err(error) => println!("<{} {error}>", error.exit_code()),
+            }
+            return;
+        }
+        let child = |line: &str, variables: &[(&str, &str)]| {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--nocapture", "--test-threads=1", "a_flag_beats_the_variable"])
+                .envs(variables.iter().copied())
+                .env("ALLOUT_TEST_CHILD", "1")
+                .env("ALLOUT_TEST_LINE", line)
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let expect = |line: &str, variables: &[(&str, &str)], what: &str| {
+            let said = child(line, variables);
+            assert!(said.contains(what), "{line:?} with {variables:?}: {said}");
+        };
+        expect("", &[("ALLOUT_GRACE", "3s")], "<3s false false>");
+        expect("--grace 4s", &[("ALLOUT_GRACE", "3s")], "<4s false false>");
+        expect("--grace 4s", &[("ALLOUT_GRACE", "rubbish")], "<4s false false>");
+        for yes in ["1", "true", "yes", "on"] {
+            expect("", &[("ALLOUT_NO_SHUTDOWN", yes), ("ALLOUT_ACCESS_LOG", yes)], "<30s true true>");
+        }
+        for no in ["0", "false", "no", "off"] {
+            expect("", &[("ALLOUT_NO_SHUTDOWN", no), ("ALLOUT_ACCESS_LOG", no)], "<30s false false>");
+        }
+        for (name, value) in [("ALLOUT_GRACE", "30"), ("ALLOUT_NO_SHUTDOWN", "maybe"), ("ALLOUT_LISTEN", ":1")] {
+            expect("", &[(name, value)], "<2 error");
+            expect("", &[(name, value)], &format!("environment variable {name}"));
+        }
+        assert!(!child("--grace 3", &[("ALLOUT_GRACE", "3")]).contains("environment variable"));
+    }
+}

@@ -1,0 +1,83 @@
+//! The service that allout grew from, on the library's public interface alone: four endpoints, and all options.
+
+mod args;
+mod logging;
+mod unit;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use allout::{Config, Outcome, Request, Service};
+
+use args::{Args, Unit};
+
+fn main() -> ExitCode {
+    let args = Args::from_process().unwrap_or_else(|error| error.exit());
+    #[cfg(feature = "generate")]
+    if let Some(what) = args.generate {
+        return written(args::generate(what, &mut std::io::stdout()));
+    }
+    if let Some(unit) = args.systemd_unit {
+        return written(print_unit(unit, args.listen));
+    }
+    if let Err(error) = logging::init(args.log_format) {
+        eprintln!("allout: no log: {error}");
+        return ExitCode::FAILURE;
+    }
+    logging::install_panic_hook();
+    serve(&args).into()
+}
+
+fn written(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("allout: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_unit(unit: Unit, listen: std::net::SocketAddr) -> std::io::Result<()> {
+    let text = match unit {
+        // A binary that was replaced since it started is named with this at its end.
+        Unit::Service => {
+            let binary = std::env::current_exe()?;
+            let name = binary.to_string_lossy();
+            unit::service_unit(name.strip_suffix(" (deleted)").map_or(&binary, Path::new))
+        }
+        Unit::Socket => unit::socket_unit(listen),
+    };
+    std::io::stdout().write_all(text.as_bytes())
+}
+
+fn serve(args: &Args) -> Outcome {
+    let delay = args.timeout_delay;
+    Service::with_config(config(args))
+        .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
+        .quick_fallback(hello)
+        .run()
+}
+
+fn config(args: &Args) -> Config {
+    let mut config = Config::default();
+    config.listen = args.listen;
+    config.workers = args.workers.unwrap_or(config.workers);
+    config.queue = args.queue.unwrap_or(config.queue);
+    config.max_connections = args.max_connections.unwrap_or(config.max_connections);
+    config.grace = args.grace;
+    config.drain_delay = args.drain_delay;
+    config.linger = args.linger;
+    config.idle_timeout = args.idle_timeout;
+    config.request_timeout = args.request_timeout;
+    config
+}
+
+/// Greets, and throws the body away.
+fn hello(request: &mut Request) -> String {
+    match request.query("user").as_deref() {
+        None | Some("") => "hello, world\n".to_owned(),
+        Some(user) => format!("hello, {user}\n"),
+    }
+}

@@ -1,0 +1,218 @@
+//! The systemd units: what `--systemd-unit` prints.
+//!
+//! The service is given nothing that it does not use.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const SERVICE: &str = "\
+# Printed by allout --systemd-unit. Install as /etc/systemd/system/allout.service.
+# Options go into /etc/default/allout, a line each: ALLOUT_GRACE=10s
+[Unit]
+Description=allout HTTP service: one out, all out
+After=network.target
+StartLimitIntervalSec=60s
+StartLimitBurst=5
+
+[Service]
+Type=notify
+NotifyAccess=main
+EnvironmentFile=-/etc/default/allout
+@NOTE@ExecStart=@BINARY@
+# Renewal: the same process goes on with the binary that is on disk now, and no request is lost.
+ExecReload=kill -HUP $MAINPID
+KillMode=mixed
+
+# No SuccessExitStatus: 0 is the only success. 3 (requests were abandoned) and 128+n (a second signal n forced the
+# exit) are shown as failures, because something was lost, but they are the ends of a stop that was asked for, so the
+# service stays down. 2 (unusable arguments) would only be repeated.
+Restart=on-failure
+RestartSec=500ms
+RestartPreventExitStatus=2 3 129 130 131 143
+TimeoutStartSec=20s
+# A drain asks for more time as it needs it, up to its own grace; this bounds a service that no longer asks.
+TimeoutStopSec=15s
+WatchdogSec=30s
+
+# A connection takes a thread and up to three descriptors.
+LimitNOFILE=65536
+TasksMax=20000
+LimitCORE=0
+OOMPolicy=stop
+
+# Only this machine is served and spoken to. To serve others, allow them here, too; serve all with
+#   IPAddressAllow=any
+IPAddressDeny=any
+IPAddressAllow=localhost
+
+# A token for /shutdown from elsewhere:
+#   LoadCredential=shutdown-token:/etc/allout/shutdown-token
+#   Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token
+
+# A user of its own without any privilege. Ports below 1024 work through allout.socket (--systemd-unit=socket).
+DynamicUser=yes
+PrivateUsers=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+SupplementaryGroups=
+UMask=0077
+KeyringMode=private
+
+# Of the file system it reads its binary and libraries and itself in /proc, and writes nothing.
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+ProtectProc=invisible
+ProcSubset=pid
+PrivateMounts=yes
+RemoveIPC=yes
+PrivateIPC=yes
+
+# TCP is what it is for; AF_UNIX carries READY=1 and the log.
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+SocketBindDeny=any
+SocketBindAllow=tcp
+
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+
+# @system-service lets it start itself anew; the rest it never needs, nor does what might run in its place.
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources @keyring @ipc @setuid @memlock
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+";
+
+const SOCKET: &str = "\
+# Printed by allout --systemd-unit=socket. Install as /etc/systemd/system/allout.socket, next to allout.service:
+#   systemctl enable --now allout.socket
+# The socket, and who waits in its queue, outlives restarts of the service.
+[Unit]
+Description=allout HTTP socket
+
+[Socket]
+ListenStream=@LISTEN@
+@FREEBIND@FileDescriptorName=http
+Backlog=4096
+NoDelay=yes
+@WHO@
+[Install]
+WantedBy=sockets.target
+";
+
+/// The unit for the service, running this binary.
+pub fn service_unit(binary: &Path) -> String {
+    // DynamicUser could not enter these, and ProtectHome and PrivateTmp hide them.
+    let hidden = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"].iter().any(|place| binary.starts_with(place));
+    // However well quoted.
+    let refused = |c: char| c.is_control() || matches!(c, '"' | '\'' | '\\');
+    let note = if hidden {
+        "# CAUTION: this unit cannot see the place where the binary is. Install it, as /usr/local/bin/allout, first.\n"
+    } else if binary.to_str().is_none_or(|path| path.contains(refused)) {
+        "# CAUTION: systemd runs no program of this name. Install it, as /usr/local/bin/allout, first.\n"
+    } else {
+        ""
+    };
+    SERVICE.replace("@NOTE@", note).replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
+}
+
+/// The unit for the socket that starts the service.
+pub fn socket_unit(listen: SocketAddr) -> String {
+    // The rules of the service do not reach a socket that it did not make.
+    let who = if listen.ip().is_loopback() {
+        "# Connections from this machine only.\nIPAddressDeny=any\nIPAddressAllow=localhost\n"
+    } else {
+        "# To let only some in: IPAddressDeny=any, and IPAddressAllow= with their networks.\n"
+    };
+    // An address of an interface that may come up later than the socket.
+    let freebind = if listen.ip().is_loopback() || listen.ip().is_unspecified() { "" } else { "FreeBind=yes\n" };
+    SOCKET.replace("@LISTEN@", &listen.to_string()).replace("@FREEBIND@", freebind).replace("@WHO@", who)
+}
+
+/// A word of a command line as systemd reads it: quoted where it must be, bytes that are not plain as `\xNN`, and no
+/// specifiers.
+fn quote(word: &[u8]) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+,:@=~".contains(byte);
+    if !word.is_empty() && word.iter().all(plain) {
+        return String::from_utf8_lossy(word).into_owned();
+    }
+    let mut quoted = String::from("\"");
+    for chunk in word.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' | '\\' => quoted.extend(['\\', c]),
+                '%' => quoted.push_str("%%"),
+                // The program itself is not subject to variable expansion: $ stays as it is.
+                c if c.is_ascii_control() => push_byte(&mut quoted, u32::from(c)),
+                c => quoted.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            push_byte(&mut quoted, u32::from(*byte));
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn push_byte(quoted: &mut String, byte: u32) {
+    // Writing to a String cannot fail.
+    let _ = write!(quoted, "\\x{byte:02x}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_is_quoted_where_it_must_be() {
+        for (path, quoted) in [
+            ("/usr/local/bin/allout", "/usr/local/bin/allout"),
+            ("/opt/my app/allout", "\"/opt/my app/allout\""),
+            ("/opt/100%/a\"b\\c$d", "\"/opt/100%%/a\\\"b\\\\c$d\""),
+            ("/opt/é\n", "\"/opt/é\\x0a\""),
+        ] {
+            let unit = service_unit(Path::new(path));
+            assert!(unit.contains(&format!("\nExecStart={quoted}\n")), "{path}: {unit}");
+            assert!(!unit.contains("@BINARY@") && !unit.contains("@NOTE@"), "{unit}");
+        }
+        assert_eq!(quote(b"/\xff"), "\"/\\xff\"");
+    }
+
+    #[test]
+    fn a_binary_that_the_unit_hides_is_pointed_out() {
+        assert!(service_unit(Path::new("/home/me/allout")).contains("CAUTION"));
+        assert!(service_unit(Path::new("/opt/a\"b")).contains("CAUTION"));
+        assert!(!service_unit(Path::new("/usr/bin/allout")).contains("CAUTION"));
+    }
+
+    #[test]
+    fn the_socket_admits_those_who_can_reach_its_address() {
+        let local = socket_unit(SocketAddr::from(([127, 0, 0, 1], 8088)));
+        assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");
+        let all = socket_unit(SocketAddr::from(([0, 0, 0, 0], 80)));
+        assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
+        let one = socket_unit(SocketAddr::from(([192, 0, 2, 1], 80)));
+        assert!(one.contains("\nFreeBind=yes\n"), "{one}");
+        for unit in [local, all, one] {
+            assert!(!unit.contains('@'), "{unit}");
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The connection book: what is known of every open connection. It knows nothing of routes.
+//!
+//! tiny_http gives us requests, each with its peer's address, and never tells when a connection begins or ends. The
+//! book has a page for every connection: the listener opens one when a request arrives from a peer without a page, the
+//! [keeper](crate::keeper) opens one when it finds a socket without a page, and the keeper closes pages when their
+//! sockets are gone.
+//!
+//! Its rules, which the rest relies on:
+//!
+//! * **One request of a connection at a time.** What arrives behind it waits on the page, in order, so that no
+//!   connection ever occupies more than one worker, and no worker ever waits for another's response.
+//! * **What waits on one page is bounded**: beyond [`HOLD_ABOVE`] requests the kernel is told to ignore the peer for a
+//!   while, and to heed it again when fewer than [`RELEASE_BELOW`] wait. What has arrived by then, which the receive
+//!   buffer bounds, still comes in.
+//! * **After the last response nothing is handled.** A page that is closing throws away what still arrives.
+//! * Locks: the table's, then a page's, never the other way round; none is held across a write, a handler or a join.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use socket2::SockRef;
+
+use crate::descriptors::{Found, ignore_arrivals, tcp_facts};
+
+/// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
+/// that pipelines a thousand is answered without ever being held back by more than its own responses.
+const HOLD_ABOVE: usize = 256;
+
+/// As few must wait before it is told to go on: low enough that the two are not toggled for each request.
+const RELEASE_BELOW: usize = 32;
+
+/// Responses that may be written without asking whether the earlier ones were received. A new socket takes 16 KiB
+/// (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit, so 8 never block.
+const UNCONFIRMED: u8 = 8;
+
+/// Why a connection was ended by us; each is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// No request within the idle timeout.
+    Idle,
+    /// A request took longer than the request timeout.
+    RequestTimeout,
+    /// Too many connections, and this was the idlest.
+    Evicted,
+    /// The head of a request grew beyond what any request may have.
+    HeadTooLarge,
+    /// The request broke the protocol, and was refused.
+    Refused,
+    /// A response could not be written without waiting, and nobody was free to wait.
+    Unread,
+    /// The service is stopping.
+    Draining,
+}
+
+/// All causes, for those who count.
+pub(crate) const ENDED: [(Ended, &str); 7] = [
+    (Ended::Idle, "idle"),
+    (Ended::RequestTimeout, "request_timeout"),
+    (Ended::Evicted, "evicted"),
+    (Ended::HeadTooLarge, "head_too_large"),
+    (Ended::Refused, "refused"),
+    (Ended::Unread, "unread"),
+    (Ended::Draining, "draining"),
+];
+
+/// What has become of connections so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) opened: AtomicU64,
+    pub(crate) ended: [AtomicU64; ENDED.len()],
+    pub(crate) rescued: AtomicU64,
+    pub(crate) held: AtomicU64,
+    pub(crate) discarded: AtomicU64,
+    pub(crate) leaked: AtomicU64,
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    pages: Mutex<HashMap<SocketAddr, Arc<Page>>>,
+    in_flight: AtomicUsize,
+    waiting: AtomicUsize,
+    pub(crate) counts: Counts,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) peer: SocketAddr,
+    pub(crate) opened: Instant,
+    state: Mutex<State>,
+}
+
+/// Whether a connection goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// More requests are welcome.
+    Open,
+    /// The last response was sent, or soon will be: what still arrives is thrown away.
+    Closing {
+        since: Instant,
+    },
+    /// Shut down by us: tiny_http should let go of it at once.
+    Ended {
+        since: Instant,
+    },
+}
+
+#[derive(Debug)]
+struct State {
+    socket: Option<Arc<OwnedFd>>,
+    busy: bool,
+    /// Since when it is busy, or idle.
+    since: Instant,
+    /// Method and target of the request in flight; its memory is used again for the next.
+    line: String,
+    waiting: VecDeque<tiny_http::Request>,
+    fate: Fate,
+    unconfirmed: u8,
+    held: bool,
+    served: u64,
+}
+
+/// What the keeper sees of a page.
+#[derive(Clone, Debug)]
+pub(crate) struct Glance {
+    pub(crate) busy: bool,
+    pub(crate) since: Instant,
+    pub(crate) served: u64,
+    pub(crate) waiting: usize,
+    pub(crate) fate: Fate,
+    pub(crate) line: String,
+}
+
+/// What becomes of a request that has arrived.
+pub(crate) enum Admission {
+    /// It is this connection's turn; `fresh` if nothing was known of it before.
+    Serve { page: Arc<Page>, request: tiny_http::Request, fresh: bool },
+    /// Another of its connection is in flight; it waits.
+    Waits,
+    /// Nothing on this connection is handled any more.
+    Discard(tiny_http::Request),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that can panic runs under these locks but allocation; what they guard is valid between any two steps.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Book {
+    /// Takes in a request.
+    pub(crate) fn admit(&self, request: tiny_http::Request) -> Admission {
+        let Some(peer) = request.remote_addr().copied() else {
+            return Admission::Discard(request); // no internet socket: not one that we listen on
+        };
+        let mut fresh = false;
+        let page = {
+            let mut pages = lock(&self.pages);
+            Arc::clone(pages.entry(peer).or_insert_with(|| {
+                fresh = true;
+                self.counts.opened.fetch_add(1, Ordering::Relaxed);
+                Arc::new(Page::new(peer, None))
+            }))
+        };
+        let mut state = lock(&page.state);
+        if state.fate != Fate::Open {
+            self.counts.discarded.fetch_add(1, Ordering::Relaxed);
+            return Admission::Discard(request);
+        }
+        if state.busy {
+            state.waiting.push_back(request);
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            if state.waiting.len() > HOLD_ABOVE && !state.held {
+                state.hold(&self.counts);
+            }
+            return Admission::Waits;
+        }
+        state.take(&request);
+        drop(state);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Admission::Serve { page, request, fresh }
+    }
+
+    /// Ends a request in flight, and gives the next of its connection, which is then in flight.
+    ///
+    /// With `last`, nothing follows: what waits is handed back to be thrown away.
+    pub(crate) fn finish(&self, page: &Arc<Page>, last: bool) -> Finished {
+        let mut state = lock(&page.state);
+        state.since = Instant::now();
+        state.served += 1;
+        if last {
+            state.busy = false;
+            if state.fate == Fate::Open {
+                state.fate = Fate::Closing { since: state.since };
+            }
+            let rest: Vec<_> = state.waiting.drain(..).collect();
+            drop(state);
+            self.waiting.fetch_sub(rest.len(), Ordering::Relaxed);
+            self.counts.discarded.fetch_add(rest.len() as u64, Ordering::Relaxed);
+            self.in_flight.fetch_sub(1, Ordering::Release);
+            return Finished::Closed(rest);
+        }
+        match state.waiting.pop_front() {
+            Some(next) => {
+                state.take(&next);
+                if state.held && state.waiting.len() < RELEASE_BELOW {
+                    state.release();
+                }
+                drop(state);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                Finished::Next(next)
+            }
+            None => {
+                state.busy = false;
+                if state.line.capacity() > 256 {
+                    state.line = String::new(); // one long target must not stay with an idle connection
+                }
+                drop(state);
+                self.in_flight.fetch_sub(1, Ordering::Release);
+                Finished::Idle
+            }
+        }
+    }
+
+    /// Forgets a connection of which tiny_http itself closes its end after the last response.
+    pub(crate) fn forget(&self, page: &Arc<Page>) {
+        let mut pages = lock(&self.pages);
+        if pages.get(&page.peer).is_some_and(|known| Arc::ptr_eq(known, page)) {
+            pages.remove(&page.peer);
+        }
+    }
+
+    /// Forgets idle pages of which no socket was ever found, though they are older than `since`: their connections were
+    /// gone before anybody looked.
+    pub(crate) fn forget_gone(&self, since: Instant) {
+        lock(&self.pages).retain(|_, page| {
+            let state = lock(&page.state);
+            state.busy || state.socket.is_some() || page.opened > since
+        });
+    }
+
+    /// Puts a socket that was found on its page; opens the page if there is none.
+    pub(crate) fn adopt(&self, found: Found) -> (Arc<Page>, Arc<OwnedFd>) {
+        let socket = Arc::new(found.socket);
+        let mut pages = lock(&self.pages);
+        if let Some(page) = pages.get(&found.peer) {
+            let mut state = lock(&page.state);
+            // The same peer may have come back from the same port before its former page was closed.
+            let former = state.socket.is_some() && !state.busy || state.fate != Fate::Open;
+            if !former {
+                state.socket = Some(Arc::clone(&socket));
+                drop(state);
+                return (Arc::clone(page), socket);
+            }
+        }
+        self.counts.opened.fetch_add(1, Ordering::Relaxed);
+        let page = Arc::new(Page::new(found.peer, Some(Arc::clone(&socket))));
+        pages.insert(found.peer, Arc::clone(&page));
+        (page, socket)
+    }
+
+    /// Requests that were taken in and are not answered yet, those that wait for their connection's turn not counted.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Requests that wait behind another of their connection.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Open connections, as far as they are known.
+    pub(crate) fn connections(&self) -> usize {
+        lock(&self.pages).len()
+    }
+
+    /// The page of a peer.
+    pub(crate) fn page(&self, peer: SocketAddr) -> Option<Arc<Page>> {
+        lock(&self.pages).get(&peer).cloned()
+    }
+
+    /// All pages.
+    pub(crate) fn pages(&self) -> Vec<Arc<Page>> {
+        lock(&self.pages).values().cloned().collect()
+    }
+
+    /// Counts a connection that was ended by us.
+    pub(crate) fn count_ended(&self, why: Ended) {
+        self.counts.ended[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Method, target, peer and age of every request in flight, and of those that wait, oldest first.
+    pub(crate) fn in_flight_by_name(&self) -> Vec<String> {
+        let now = Instant::now();
+        let mut busy: Vec<_> =
+            self.pages().iter().map(|page| (page.glance(), page.peer)).filter(|(glance, _)| glance.busy).collect();
+        busy.sort_by_key(|(glance, _)| glance.since);
+        busy.into_iter()
+            .map(|(glance, peer)| {
+                let age = crate::outcome::in_words(now.saturating_duration_since(glance.since));
+                let behind = match glance.waiting {
+                    0 => String::new(),
+                    n => format!(", and {n} behind it"),
+                };
+                format!("{} from {peer} for {age}{behind}", glance.line)
+            })
+            .collect()
+    }
+}
+
+/// What follows a request that has ended.
+pub(crate) enum Finished {
+    /// The next one of its connection, in flight from now on.
+    Next(tiny_http::Request),
+    /// Nothing, for now.
+    Idle,
+    /// The connection is closing; these were waiting, and are to be thrown away.
+    Closed(Vec<tiny_http::Request>),
+}
+
+impl Page {
+    fn new(peer: SocketAddr, socket: Option<Arc<OwnedFd>>) -> Page {
+        let now = Instant::now();
+        Page {
+            peer,
+            opened: now,
+            state: Mutex::new(State {
+                socket,
+                busy: false,
+                since: now,
+                line: String::new(),
+                waiting: VecDeque::new(),
+                fate: Fate::Open,
+                unconfirmed: 0,
+                held: false,
+                served: 0,
+            }),
+        }
+    }
+
+    pub(crate) fn socket(&self) -> Option<Arc<OwnedFd>> {
+        lock(&self.state).socket.clone()
+    }
+
+    pub(crate) fn glance(&self) -> Glance {
+        let state = lock(&self.state);
+        Glance {
+            busy: state.busy,
+            since: state.since,
+            served: state.served,
+            waiting: state.waiting.len(),
+            fate: state.fate,
+            line: if state.busy { state.line.clone() } else { String::new() },
+        }
+    }
+
+    /// Whether nothing more of this connection is known to be on its way: no request waits, no byte is unread.
+    pub(crate) fn is_last_in_line(&self) -> bool {
+        let (none_waits, socket) = {
+            let state = lock(&self.state);
+            (state.waiting.is_empty(), state.socket.clone())
+        };
+        none_waits && socket.is_none_or(|socket| unread(&socket) == 0)
+    }
+
+    /// Whether a small response can be written now without any risk of having to wait for the client.
+    ///
+    /// Asks the kernel once in [`UNCONFIRMED`] responses; `socket` is asked for one if the page has none.
+    pub(crate) fn may_write(&self, socket: impl FnOnce() -> Option<Arc<OwnedFd>>) -> bool {
+        let known = {
+            let mut state = lock(&self.state);
+            if state.unconfirmed < UNCONFIRMED {
+                state.unconfirmed += 1;
+                return true;
+            }
+            state.socket.clone()
+        };
+        let received = known
+            .or_else(socket)
+            .and_then(|socket| tcp_facts(&*socket).ok())
+            .is_some_and(|facts| facts.all_acknowledged);
+        if received {
+            lock(&self.state).unconfirmed = 1;
+        }
+        received
+    }
+
+    /// Heeds a peer again that was ignored: its acknowledgements were, too, and a response may wait for them.
+    pub(crate) fn release(&self) {
+        let mut state = lock(&self.state);
+        if state.held {
+            state.release();
+        }
+    }
+
+    /// Shuts the connection down as `how` says. With both directions, tiny_http lets go of it at once.
+    pub(crate) fn shut_down(&self, how: Shutdown) {
+        let socket = {
+            let mut state = lock(&self.state);
+            if how != Shutdown::Write {
+                let since = Instant::now();
+                state.fate = match state.fate {
+                    Fate::Open | Fate::Closing { .. } => Fate::Ended { since },
+                    ended @ Fate::Ended { .. } => ended,
+                };
+            }
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
+            let _ = SockRef::from(&*socket).shutdown(how); // fails if the peer has left: then there is nothing to shut
+        }
+    }
+
+    /// Lets tiny_http see the end of what was received; what it has read already is still handled.
+    pub(crate) fn end_input(&self) {
+        if let Some(socket) = self.socket() {
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // as above
+        }
+    }
+}
+
+/// Bytes that have arrived and that nobody has read.
+pub(crate) fn unread(socket: &OwnedFd) -> u64 {
+    rustix::io::ioctl_fionread(socket).unwrap_or(0)
+}
+
+impl State {
+    fn take(&mut self, request: &tiny_http::Request) {
+        self.busy = true;
+        self.since = Instant::now();
+        self.line.clear();
+        self.line.extend(request.method().as_str().chars().take(20).map(|c| if c.is_ascii_graphic() { c } else { '?' }));
+        self.line.push(' ');
+        // Enough to know it by; a target may have 8 KB.
+        const LONGEST: usize = 200;
+        let target = request.url();
+        let end = (0..=LONGEST.min(target.len())).rev().find(|at| target.is_char_boundary(*at)).unwrap_or(0);
+        self.line.extend(target[..end].chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }));
+    }
+
+    /// Has the kernel ignore the peer for a while. What it sends meanwhile is not acknowledged, so it keeps it, and sends
+    /// it again a little later.
+    fn hold(&mut self, counts: &Counts) {
+        if let Some(socket) = &self.socket {
+            self.held = ignore_arrivals(&**socket, true).is_ok();
+            if self.held {
+                counts.held.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = ignore_arrivals(&**socket, false); // it took the same option before
+        }
+        self.held = false;
+    }
+}

@@ -1,0 +1,423 @@
+//! Where a request is answered, and how: from the moment that it arrives until the next of its connection may.
+//!
+//! A request whose handler is *quick* (it never waits) and whose body is at hand is answered right where it was
+//! received, on the listener's thread: no hop, no wake-up. All others go to a worker. So nothing that may wait ever runs
+//! where it would hold up others; that includes the response: the listener writes only what the socket takes at once.
+//!
+//! Every request that was taken in leaves by one of these ways, and each is counted: answered, refused, shed, or
+//! thrown away because its connection was closing.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, BufWriter, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::SendFlags;
+use tiny_http::HTTPVersion;
+
+use crate::book::{Admission, Book, Ended, Finished, Page};
+use crate::crew::panic_message;
+use crate::http::reply::{Envelope, Reply};
+use crate::http::request::{Request, path_of};
+use crate::http::leftover;
+use crate::http::routes::{Found, Handler, Routes};
+use crate::http::rules::{self, Head, Refusal};
+use crate::keeper::Keeper;
+use crate::phase::Current;
+use crate::stop::Stop;
+use crate::workers::{Pool, Work};
+
+/// A response's memory that a thread keeps for the next one; larger ones are given back.
+const KEPT_BUFFER: usize = 16 * 1024;
+
+/// What watchers are told of each response.
+#[derive(Debug)]
+pub(crate) struct Answered<'a> {
+    pub(crate) route: &'a str,
+    pub(crate) method: &'a str,
+    /// Empty, unless somebody wants it (see [`Dispatch::keep_targets`]).
+    pub(crate) target: &'a str,
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+    pub(crate) took: Duration,
+    pub(crate) peer: SocketAddr,
+    pub(crate) id: &'a str,
+}
+
+/// Somebody who watches, and is never asked.
+pub(crate) type Watcher = Box<dyn Fn(&Answered<'_>) + Send + Sync>;
+
+/// A connection's turn: the request that is in flight on it from now on.
+pub(crate) type Turn = (Arc<Page>, tiny_http::Request);
+
+/// Requests whose turn it is, one of each connection at most: taking them in order, no connection holds up another.
+pub(crate) type Ready = VecDeque<Turn>;
+
+/// A request on its way, with all that was found out about it.
+struct Exchange {
+    page: Arc<Page>,
+    raw: tiny_http::Request,
+    since: Instant,
+    head: Result<Head, Refusal>,
+    found: Found,
+}
+
+/// A reply on its way.
+struct Delivery {
+    page: Arc<Page>,
+    request: Request,
+    reply: Reply,
+    route: Arc<str>,
+    since: Instant,
+    /// The connection must not go on after it.
+    last: bool,
+}
+
+/// What a worker is given.
+pub(crate) struct Job {
+    dispatch: Arc<Dispatch>,
+    step: Step,
+}
+
+enum Step {
+    /// Answer it from the beginning.
+    Answer(Exchange),
+    /// The reply is there, but writing it may take its time.
+    Deliver(Delivery),
+}
+
+impl Step {
+    fn page(&self) -> &Arc<Page> {
+        match self {
+            Step::Answer(exchange) => &exchange.page,
+            Step::Deliver(delivery) => &delivery.page,
+        }
+    }
+}
+
+impl Work for Job {
+    fn name(&self) -> String {
+        let page = self.step.page();
+        format!("{} from {}", page.glance().line, page.peer)
+    }
+
+    fn run(self) {
+        let mut turn = match self.step {
+            Step::Answer(exchange) => self.dispatch.answer(exchange),
+            Step::Deliver(delivery) => self.dispatch.deliver(delivery),
+        };
+        // A worker goes on with its connection for as long as requests wait there.
+        while let Some(next) = turn {
+            turn = self.dispatch.answer(self.dispatch.examine(next));
+        }
+    }
+}
+
+/// How many requests left by which way; those that were answered are counted by the watchers.
+#[derive(Debug, Default)]
+pub(crate) struct Ways {
+    pub(crate) shed: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) panics: AtomicU64,
+}
+
+/// Everything that answering needs.
+pub(crate) struct Dispatch {
+    pub(crate) book: Arc<Book>,
+    pub(crate) routes: Routes,
+    pub(crate) pool: Arc<Pool<Job>>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) phase: Arc<Current>,
+    pub(crate) stop: Stop,
+    pub(crate) watchers: Vec<Watcher>,
+    /// Whether a watcher wants each request's target, which is copied for it.
+    pub(crate) keep_targets: bool,
+    pub(crate) max_body: u64,
+    pub(crate) ways: Ways,
+}
+
+thread_local! {
+    /// Where a response is put together, so that it leaves in one write.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Dispatch {
+    /// Takes in a request that has arrived.
+    pub(crate) fn arrive(&self, raw: tiny_http::Request, ready: &mut Ready) {
+        match self.book.admit(raw) {
+            Admission::Serve { page, request, fresh } => {
+                if fresh {
+                    self.keeper.wake_if_resting();
+                }
+                ready.push_back((page, request));
+            }
+            Admission::Waits => {}
+            Admission::Discard(raw) => self.discard(raw, None),
+        }
+    }
+
+    /// Answers a request here and now if that is certain not to wait, or else has it answered by a worker.
+    pub(crate) fn serve(self: &Arc<Self>, turn: Turn) -> Option<Turn> {
+        let exchange = self.examine(turn);
+        let body_at_hand = match exchange.head {
+            Ok(head) => head.body_at_hand,
+            Err(_) => self.socket_of(&exchange.page).is_some(), // then the connection is closed under the body
+        };
+        let here = exchange.found.quick && body_at_hand && exchange.page.may_write(|| self.socket_of(&exchange.page));
+        if !here {
+            return self.submit(Step::Answer(exchange));
+        }
+        let delivery = self.handle(exchange);
+        if delivery.reply.is_small() { self.deliver(delivery) } else { self.submit(Step::Deliver(delivery)) }
+    }
+
+    /// Gives a step to a worker; sheds the request if none is free and the queue is full.
+    fn submit(self: &Arc<Self>, step: Step) -> Option<Turn> {
+        let Err(job) = self.pool.submit(Job { dispatch: Arc::clone(self), step }) else { return None };
+        self.ways.shed.fetch_add(1, Ordering::Relaxed);
+        let Delivery { page, request, route, since, .. } = match job.step {
+            Step::Answer(exchange) => self.prepare(exchange).0,
+            Step::Deliver(delivery) => delivery,
+        };
+        let can_say_so = request.is_body_at_hand() || self.socket_of(&page).is_some();
+        if can_say_so && page.may_write(|| self.socket_of(&page)) {
+            let reply = Reply::error(503, "too busy").with_header("Retry-After", "1");
+            let last = !request.is_body_at_hand(); // reading it might take time
+            return self.deliver(Delivery { page, request, reply, route, since, last });
+        }
+        // Even that might wait for the client.
+        self.book.count_ended(Ended::Unread);
+        page.shut_down(Shutdown::Both);
+        let left = request.left();
+        self.discard(request.into_parts().0, left);
+        self.finish(&page, true, false)
+    }
+
+    fn socket_of(&self, page: &Arc<Page>) -> Option<Arc<OwnedFd>> {
+        page.socket().or_else(|| {
+            self.keeper.look_now();
+            page.socket()
+        })
+    }
+
+    fn examine(&self, (page, raw): Turn) -> Exchange {
+        let head = rules::check(&raw);
+        let found = match head {
+            Ok(_) => self.routes.find(raw.method().as_str(), path_of(raw.url())),
+            Err(_) => Found::refused(),
+        };
+        Exchange { page, raw, since: Instant::now(), head, found }
+    }
+
+    /// A delivery without its reply, and what may find one.
+    fn prepare(&self, exchange: Exchange) -> (Delivery, Option<Handler>, Option<Arc<str>>) {
+        let Exchange { page, raw, since, head, found } = exchange;
+        let last = head.is_err();
+        let head = head.unwrap_or_else(|_| Head::refused(&raw));
+        let mut request = Request::new(raw, head, page.peer, self.stop.clone(), self.max_body);
+        request.set_params(found.params);
+        let delivery = Delivery { page, request, reply: Reply::empty(500), route: found.route, since, last };
+        (delivery, found.handler, found.allow)
+    }
+
+    /// Runs the handler, or finds the reply that needs none.
+    fn handle(&self, exchange: Exchange) -> Delivery {
+        let refusal = exchange.head.err();
+        let (mut delivery, handler, allow) = self.prepare(exchange);
+        delivery.reply = match (refusal, handler) {
+            (Some(refusal), _) => self.refuse(&delivery.page, refusal),
+            // RFC 9110, section 9.3.8: TRACE sends back what others have added on the way. Nobody needs that.
+            (None, _) if delivery.request.method() == "TRACE" => {
+                let allow = allow.as_deref().unwrap_or("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH").to_owned();
+                Reply::error(405, "Method Not Allowed").with_header("Allow", allow)
+            }
+            (None, Some(handler)) => self.call(&handler, &delivery.page, &mut delivery.request),
+            (None, None) => match allow {
+                Some(allow) => Reply::error(405, "Method Not Allowed").with_header("Allow", allow.to_string()),
+                None => Reply::error(404, "Not Found"),
+            },
+        };
+        delivery
+    }
+
+    fn refuse(&self, page: &Page, refusal: Refusal) -> Reply {
+        self.ways.refused.fetch_add(1, Ordering::Relaxed);
+        self.book.count_ended(Ended::Refused);
+        log::debug!("refused {}: {}", page.peer, refusal.reason);
+        Reply::error(refusal.status, refusal.reason)
+    }
+
+    /// Calls a handler. Its panic is no member's end: the policy of `crew` holds here, and the client gets a 500.
+    fn call(&self, handler: &Handler, page: &Page, request: &mut Request) -> Reply {
+        match catch_unwind(AssertUnwindSafe(|| handler(request))) {
+            Ok(reply) => reply,
+            Err(payload) => {
+                self.ways.panics.fetch_add(1, Ordering::Relaxed);
+                let (line, message) = (page.glance().line, panic_message(payload.as_ref()));
+                log::error!("the handler of {line} from {} (id {}) panicked: {message}", page.peer, request.id());
+                Reply::error(500, "Internal Server Error")
+            }
+        }
+    }
+
+    /// Answers where waiting is allowed: on a worker's thread.
+    fn answer(&self, exchange: Exchange) -> Option<Turn> {
+        let delivery = self.handle(exchange);
+        self.deliver(delivery)
+    }
+
+    /// Writes the response, and gives the connection's next request its turn.
+    fn deliver(&self, delivery: Delivery) -> Option<Turn> {
+        let Delivery { page, mut request, reply, route, since, last } = delivery;
+        let unread = !self.settle_body(&mut request, last);
+        let draining = self.phase.is_draining() && page.is_last_in_line();
+        let close = last || unread || request.head.last || request.is_body_broken() || draining;
+        let (status, in_memory, left) = (reply.status(), reply.body().is_some(), request.left());
+        let (head, method) = (request.head, method_name(request.raw().method()));
+        let version = request.raw().http_version().clone();
+        let target = if self.keep_targets { request.target().to_owned() } else { String::new() };
+        let (mut raw, id) = request.into_parts();
+        let envelope = Envelope {
+            // Whoever speaks neither 1.0 nor 1.1 is refused in the words of 1.1.
+            version: if version == HTTPVersion(1, 0) { version } else { HTTPVersion(1, 1) },
+            head_only: *raw.method() == tiny_http::Method::Head,
+            close,
+            keep_alive: head.says_keep_alive,
+            request_id: &id,
+        };
+
+        let sent;
+        if let Some(socket) = unread.then(|| self.socket_of(&page)).flatten() {
+            // The request is kept while the response goes out past it: dropping it would read its body to the end. The
+            // keeper drops it when the client has left, or has had time to.
+            sent = respond(reply, &envelope, in_memory, Direct(&socket));
+            page.shut_down(Shutdown::Write);
+            self.keeper.part_with(socket, raw, left);
+        } else {
+            if unread {
+                leftover::forget(&mut raw, left);
+            }
+            let mut writer = raw.into_writer();
+            sent = respond(reply, &envelope, in_memory, &mut writer);
+            if sent.is_err() {
+                page.shut_down(Shutdown::Both);
+            } else if close && !head.last {
+                // The end of the stream goes out before tiny_http's own thread can add a word to it.
+                page.shut_down(Shutdown::Write);
+            }
+            drop(writer);
+        }
+        let answered = Answered {
+            route: &route,
+            method,
+            target: &target,
+            status,
+            bytes: *sent.as_ref().unwrap_or(&0),
+            took: since.elapsed(),
+            peer: page.peer,
+            id: &id,
+        };
+        for watcher in &self.watchers {
+            watcher(&answered);
+        }
+        self.finish(&page, close || sent.is_err(), head.last)
+    }
+
+    /// Sees to it that the body is out of the way of the next request; false if it is not, and the connection must be
+    /// closed under it.
+    fn settle_body(&self, request: &mut Request, last: bool) -> bool {
+        if request.is_body_done() || request.is_body_broken() {
+            return true;
+        }
+        if request.is_body_at_hand() {
+            return request.discard_body(self.max_body).is_ok();
+        }
+        // Who waits for `100 Continue` has not sent it, and is told not to by a final response.
+        if last || request.header("expect").is_some() {
+            return false;
+        }
+        request.discard_body(self.max_body).is_ok() || request.is_body_done()
+    }
+
+    /// Ends a request in flight.
+    fn finish(&self, page: &Arc<Page>, last: bool, closed_by_tiny_http: bool) -> Option<Turn> {
+        match self.book.finish(page, last) {
+            Finished::Next(raw) => return Some((Arc::clone(page), raw)),
+            Finished::Idle => {}
+            Finished::Closed(rest) => {
+                for raw in rest {
+                    self.discard(raw, None);
+                }
+                if closed_by_tiny_http {
+                    self.book.forget(page);
+                }
+            }
+        }
+        if self.phase.is_draining() {
+            self.keeper.wake();
+        }
+        None
+    }
+
+    /// Throws a request away, unanswered. `left` says how much of its body is, if some was read.
+    fn discard(&self, raw: tiny_http::Request, left: Option<u64>) {
+        let left = left.or(raw.body_length().map(|length| length as u64)).unwrap_or(0);
+        self.keeper.drop_later(raw, left);
+    }
+}
+
+/// The method for metrics: one of a few, whatever the client says.
+fn method_name(method: &tiny_http::Method) -> &'static str {
+    use tiny_http::Method;
+    match method {
+        Method::Get => "GET",
+        Method::Head => "HEAD",
+        Method::Post => "POST",
+        Method::Put => "PUT",
+        Method::Delete => "DELETE",
+        Method::Options => "OPTIONS",
+        Method::Patch => "PATCH",
+        Method::Connect => "CONNECT",
+        Method::Trace => "TRACE",
+        Method::NonStandard(_) => "other",
+    }
+}
+
+/// Writes a response, in one write if it is in memory; gives its length.
+fn respond(reply: Reply, envelope: &Envelope<'_>, in_memory: bool, mut out: impl Write) -> io::Result<u64> {
+    if !in_memory {
+        let mut out = BufWriter::new(out);
+        let bytes = reply.print(envelope, &mut out)?;
+        out.flush()?;
+        return Ok(bytes);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.clear();
+        let bytes = reply.print(envelope, &mut *buffer)?;
+        out.write_all(buffer)?;
+        if buffer.capacity() > KEPT_BUFFER {
+            *buffer = Vec::new();
+        }
+        out.flush()?;
+        Ok(bytes)
+    })
+}
+
+/// The socket itself, past tiny_http: for the one response whose request must not be dropped yet. It is the first in
+/// line, so that nothing of tiny_http's own can be on its way at the same time.
+struct Direct<'a>(&'a OwnedFd);
+
+impl Write for Direct<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

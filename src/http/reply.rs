@@ -1,0 +1,434 @@
+//! What a handler answers, and how it becomes bytes.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::time::SystemTime;
+
+use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+
+use crate::stop::GraceOver;
+
+/// An answer: a status, headers and a body.
+///
+/// Most handlers return something that turns into one: text (`&'static str`, `String`), bytes, a status (`u16`), a
+/// status with any of these (`(404, "no such thing")`), or a `Result` of such things.
+///
+/// `Content-Length`, `Transfer-Encoding`, `Connection`, `Date` and `Server` are the service's own business.
+///
+/// ```
+/// use allout::Reply;
+/// let reply = Reply::text("made").with_status(201).with_header("Location", "/things/7");
+/// assert_eq!(reply.status(), 201);
+/// ```
+#[must_use = "a reply does nothing until a handler returns it"]
+pub struct Reply {
+    status: u16,
+    content_type: Option<Cow<'static, str>>,
+    headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    body: Body,
+}
+
+enum Body {
+    Static(&'static [u8]),
+    Bytes(Vec<u8>),
+    Reader(Box<dyn Read + Send>, Option<usize>),
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let length = self.length();
+        f.debug_struct("Reply").field("status", &self.status).field("length", &length).finish_non_exhaustive()
+    }
+}
+
+impl Reply {
+    fn new(content_type: Option<Cow<'static, str>>, body: Body) -> Reply {
+        Reply { status: 200, content_type, headers: Vec::new(), body }
+    }
+
+    /// 200, with a text: `text/plain`, UTF-8.
+    pub fn text(text: impl Into<Cow<'static, str>>) -> Reply {
+        let body = match text.into() {
+            Cow::Borrowed(text) => Body::Static(text.as_bytes()),
+            Cow::Owned(text) => Body::Bytes(text.into_bytes()),
+        };
+        Reply::new(Some(Cow::Borrowed(TEXT)), body)
+    }
+
+    /// 200, with bytes: `application/octet-stream`, unless [`with_header`](Reply::with_header) says otherwise.
+    pub fn bytes(bytes: impl Into<Vec<u8>>) -> Reply {
+        Reply::new(Some(Cow::Borrowed("application/octet-stream")), Body::Bytes(bytes.into()))
+    }
+
+    /// 200, with `value` as JSON.
+    ///
+    /// # Errors
+    ///
+    /// The value cannot be written as JSON (a map whose keys are no strings, for example).
+    #[cfg(feature = "json")]
+    pub fn json(value: &impl serde::Serialize) -> Result<Reply, crate::Failure> {
+        let bytes = serde_json::to_vec(value)?;
+        Ok(Reply::new(Some(Cow::Borrowed("application/json")), Body::Bytes(bytes)))
+    }
+
+    /// 200, with what a reader gives; chunked if its length in bytes is not known.
+    ///
+    /// The reader is read while the response is written. If it fails, or gives less than was promised, the connection is
+    /// cut, so that the client sees that something is missing.
+    pub fn reader(reader: impl Read + Send + 'static, length: Option<usize>) -> Reply {
+        Reply::new(Some(Cow::Borrowed("application/octet-stream")), Body::Reader(Box::new(reader), length))
+    }
+
+    /// 200, with what is left of a file.
+    ///
+    /// # Errors
+    ///
+    /// The file does not tell its length.
+    pub fn file(file: File) -> io::Result<Reply> {
+        let length = usize::try_from(file.metadata()?.len()).ok();
+        Ok(Reply::reader(file, length))
+    }
+
+    /// A status without a body.
+    pub fn empty(status: u16) -> Reply {
+        Reply::new(None, Body::Static(b"")).with_status(status)
+    }
+
+    /// The same with another status: three digits, from 200 on.
+    pub fn with_status(mut self, status: u16) -> Reply {
+        self.status = if (200..=999).contains(&status) { status } else { 500 };
+        self
+    }
+
+    /// The same with one more header; `Content-Type` replaces what was there.
+    ///
+    /// A header that could not be sent is left out, with a line in the log: a name that is no token, a value with
+    /// anything but visible ASCII, spaces and tabs, or one of those that the service sends itself.
+    pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Reply {
+        const OURS: [&str; 6] = ["connection", "content-length", "transfer-encoding", "date", "server", "x-request-id"];
+        let (name, value) = (name.into(), value.into());
+        let sendable = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+            && value.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
+        if !sendable || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours)) {
+            log::warn!("a handler's header cannot be sent, and is left out: {name:?}: {value:?}");
+        } else if name.eq_ignore_ascii_case("content-type") {
+            self.content_type = Some(value);
+        } else {
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body's length in bytes, if it is known.
+    pub fn length(&self) -> Option<usize> {
+        match &self.body {
+            Body::Static(bytes) => Some(bytes.len()),
+            Body::Bytes(bytes) => Some(bytes.len()),
+            Body::Reader(_, length) => *length,
+        }
+    }
+
+    /// The body, if it is in memory: for tests of handlers.
+    pub fn body(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Static(bytes) => Some(bytes),
+            Body::Bytes(bytes) => Some(bytes),
+            Body::Reader(..) => None,
+        }
+    }
+
+    /// Whether the whole response is small and in memory, so that one write sends it.
+    pub(crate) fn is_small(&self) -> bool {
+        const SMALL: usize = 4 * 1024; // a quarter of what a new socket takes before a write blocks
+        matches!(self.body, Body::Static(_) | Body::Bytes(_)) && self.length().is_some_and(|length| length <= SMALL)
+    }
+
+    /// An error with a short text: the status and what it means.
+    pub(crate) fn error(status: u16, reason: &str) -> Reply {
+        Reply::text(format!("{status} {reason}\n")).with_status(status)
+    }
+}
+
+impl From<&'static str> for Reply {
+    fn from(text: &'static str) -> Reply {
+        Reply::text(text)
+    }
+}
+
+impl From<String> for Reply {
+    fn from(text: String) -> Reply {
+        Reply::text(text)
+    }
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(bytes: Vec<u8>) -> Reply {
+        Reply::bytes(bytes)
+    }
+}
+
+impl From<()> for Reply {
+    fn from((): ()) -> Reply {
+        Reply::empty(204)
+    }
+}
+
+/// A status alone, with its name as text.
+impl From<u16> for Reply {
+    fn from(status: u16) -> Reply {
+        Reply::error(status, StatusCode(status).default_reason_phrase())
+    }
+}
+
+impl<T: Into<Reply>> From<(u16, T)> for Reply {
+    fn from((status, reply): (u16, T)) -> Reply {
+        reply.into().with_status(status)
+    }
+}
+
+impl<T: Into<Reply>, E: Into<Reply>> From<Result<T, E>> for Reply {
+    fn from(result: Result<T, E>) -> Reply {
+        match result {
+            Ok(reply) => reply.into(),
+            Err(reply) => reply.into(),
+        }
+    }
+}
+
+/// The service is stopping: 503, and come back later.
+impl From<GraceOver> for Reply {
+    fn from(_: GraceOver) -> Reply {
+        Reply::error(503, "stopping").with_header("Retry-After", "1")
+    }
+}
+
+/// An error of a handler: logged, and answered with 500 and nothing about the cause.
+///
+/// Any error becomes one, so that `?` works in handlers that return `Result<_, Failure>`.
+///
+/// ```
+/// use allout::{Failure, Request};
+/// fn handler(_: &mut Request) -> Result<String, Failure> {
+///     Ok(std::fs::read_to_string("/etc/hostname")?)
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Failure(Reply);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        log::error!("a handler failed: {error}");
+        Failure(Reply::error(500, "Internal Server Error"))
+    }
+}
+
+impl Failure {
+    /// A failure that the client is told about.
+    pub fn reply(reply: impl Into<Reply>) -> Failure {
+        Failure(reply.into())
+    }
+}
+
+impl From<Failure> for Reply {
+    fn from(failure: Failure) -> Reply {
+        failure.0
+    }
+}
+
+/// What the connection and the request add to a response.
+pub(crate) struct Envelope<'a> {
+    pub(crate) version: HTTPVersion,
+    pub(crate) head_only: bool,
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) request_id: &'a str,
+}
+
+/// The date of the last response of this thread, as header text; a second is what it changes by.
+struct Date {
+    second: u64,
+    text: String,
+}
+
+thread_local! {
+    static DATE: RefCell<Date> = const { RefCell::new(Date { second: 0, text: String::new() }) };
+}
+
+fn with_date<T>(use_it: impl FnOnce(&str) -> T) -> T {
+    let now = SystemTime::now();
+    let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    DATE.with_borrow_mut(|date| {
+        if date.second != second || date.text.is_empty() {
+            *date = Date { second, text: httpdate::fmt_http_date(now) };
+        }
+        use_it(&date.text)
+    })
+}
+
+impl Reply {
+    /// Prints the response to `out`. tiny_http frames it; a known length is sent as `Content-Length`.
+    ///
+    /// # Errors
+    ///
+    /// The body's reader failed or gave another length, or the peer has left: the connection must be cut.
+    pub(crate) fn print(self, envelope: &Envelope<'_>, out: impl Write) -> io::Result<u64> {
+        // All headers of ours go into the text of one: tiny_http drops some by name (`Connection`), and for each that
+        // it is given it wants two allocations. What is put in here was checked to hold no line break of its own.
+        let mut block = String::with_capacity(256);
+        block.push_str("allout");
+        if let Some(content_type) = &self.content_type {
+            block.push_str("\r\nContent-Type: ");
+            block.push_str(content_type);
+        }
+        block.push_str("\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: ");
+        block.push_str(envelope.request_id);
+        for (name, value) in &self.headers {
+            block.push_str("\r\n");
+            block.push_str(name);
+            block.push_str(": ");
+            block.push_str(value);
+        }
+        if envelope.close {
+            block.push_str("\r\nConnection: close");
+        } else if envelope.keep_alive {
+            block.push_str("\r\nConnection: keep-alive");
+        }
+        let date = with_date(|date| Header::from_bytes(&b"Date"[..], date.as_bytes()));
+        let server = Header::from_bytes(&b"Server"[..], block);
+        let headers: Vec<Header> = server.into_iter().chain(date).collect();
+
+        let promised = self.length();
+        let mut out = Counting { inner: out, bytes: 0 };
+        let mut given = 0;
+        let result = match self.body {
+            Body::Static(bytes) => print(self.status, headers, bytes, promised, envelope, &mut out),
+            Body::Bytes(bytes) => print(self.status, headers, bytes.as_slice(), promised, envelope, &mut out),
+            Body::Reader(reader, _) => {
+                let reader = CountingReader { inner: reader, bytes: &mut given };
+                print(self.status, headers, reader, promised, envelope, &mut out).and_then(|()| match promised {
+                    Some(promised) if !envelope.head_only && given != promised as u64 => {
+                        Err(io::Error::other("a reply's reader gave another length than was promised"))
+                    }
+                    _ => Ok(()),
+                })
+            }
+        };
+        result.map(|()| out.bytes)
+    }
+}
+
+fn print(
+    status: u16,
+    headers: Vec<Header>,
+    body: impl Read,
+    length: Option<usize>,
+    envelope: &Envelope<'_>,
+    out: impl Write,
+) -> io::Result<()> {
+    Response::new(StatusCode(status), headers, body, length, None)
+        .with_chunked_threshold(usize::MAX)
+        .raw_print(out, envelope.version.clone(), &[], envelope.head_only, None)
+}
+
+struct Counting<W> {
+    inner: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+struct CountingReader<'a> {
+    inner: Box<dyn Read + Send>,
+    bytes: &'a mut u64,
+}
+
+impl Read for CountingReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(into)?;
+        *self.bytes += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(reply: Reply, close: bool, head_only: bool) -> String {
+        let envelope =
+            Envelope { version: HTTPVersion(1, 1), head_only, close, keep_alive: false, request_id: "id-1" };
+        let mut out = Vec::new();
+        reply.print(&envelope, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_response_is_framed_by_its_length_and_says_what_it_is() {
+        let text = printed(Reply::text("hello"), true, false);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "hello");
+        for line in [
+            "HTTP/1.1 200 OK",
+            "Server: allout",
+            "Content-Type: text/plain; charset=utf-8",
+            "X-Content-Type-Options: nosniff",
+            "X-Request-Id: id-1",
+            "Connection: close",
+            "Content-Length: 5",
+        ] {
+            assert!(head.lines().any(|l| l == line), "no {line:?} in:\n{head}");
+        }
+        assert_eq!(head.lines().filter(|line| line.starts_with("Date: ")).count(), 1);
+    }
+
+    #[test]
+    fn a_head_has_the_length_and_not_the_body() {
+        let text = printed(Reply::text("hello"), false, true);
+        assert!(text.contains("Content-Length: 5\r\n") && text.ends_with("\r\n\r\n"), "{text}");
+        assert!(!text.contains("Connection:"));
+    }
+
+    #[test]
+    fn no_header_can_break_a_line() {
+        let reply = Reply::text("x").with_header("X-A", "b\r\nX-Evil: 1").with_header("X B", "c").with_header("Date", "d");
+        assert!(reply.headers.is_empty());
+    }
+
+    #[test]
+    fn a_reader_of_unknown_length_is_chunked_and_one_that_lies_is_broken() {
+        let text = printed(Reply::reader(&b"hello"[..], None), false, false);
+        assert!(text.contains("Transfer-Encoding: chunked\r\n") && text.ends_with("5\r\nhello\r\n0\r\n\r\n"), "{text}");
+        let envelope =
+            Envelope { version: HTTPVersion(1, 1), head_only: false, close: false, keep_alive: false, request_id: "" };
+        assert!(Reply::reader(&b"hello"[..], Some(7)).print(&envelope, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn what_handlers_return_becomes_a_reply() {
+        assert_eq!(Reply::from((404, "no such thing")).status(), 404);
+        assert_eq!(Reply::from(503_u16).body(), Some(&b"503 Service Unavailable\n"[..]));
+        assert_eq!(Reply::from(Ok::<_, GraceOver>("yes")).status(), 200);
+        assert_eq!(Reply::from(Err::<&str, _>(GraceOver)).status(), 503);
+    }
+}

@@ -1,0 +1,306 @@
+//! The request as a handler sees it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::reply::Reply;
+use super::rules::{Framing, Head, absolute_path};
+use crate::stop::{GraceOver, Stop};
+
+/// A request: method, path, query, headers, body, and what the service knows of it.
+pub struct Request {
+    raw: tiny_http::Request,
+    pub(crate) head: Head,
+    peer: SocketAddr,
+    id: String,
+    params: Vec<(String, String)>,
+    stop: Stop,
+    body: Progress,
+    max_body: u64,
+}
+
+/// How far the body has been read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    read: u64,
+    ended: bool,
+    broken: bool,
+}
+
+/// Why a body could not be had.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// It is larger than the limit.
+    TooLarge,
+    /// It broke its framing, ended early, or did not come within the request timeout.
+    Broken(io::Error),
+    /// It is not what was asked for: no UTF-8, or no JSON of the right form.
+    Malformed(String),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BodyError::TooLarge => f.write_str("the body is too large"),
+            BodyError::Broken(error) => write!(f, "the body broke off: {error}"),
+            BodyError::Malformed(why) => write!(f, "the body is malformed: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+/// 413, 400 or 422, with a short text.
+impl From<BodyError> for Reply {
+    fn from(error: BodyError) -> Reply {
+        match error {
+            BodyError::TooLarge => Reply::error(413, "the body is too large"),
+            BodyError::Broken(_) => Reply::error(400, "the body broke off"),
+            BodyError::Malformed(why) => Reply::error(422, &why),
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method())
+            .field("target", &self.target())
+            .field("peer", &self.peer)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Request {
+    pub(crate) fn new(raw: tiny_http::Request, head: Head, peer: SocketAddr, stop: Stop, max_body: u64) -> Request {
+        let id = super::request_id(raw.headers());
+        Request { raw, head, peer, id, params: Vec::new(), stop, body: Progress::default(), max_body }
+    }
+
+    pub(crate) fn set_params(&mut self, params: Vec<(String, String)>) {
+        self.params = params;
+    }
+
+    /// The request of tiny_http, and the id.
+    pub(crate) fn into_parts(self) -> (tiny_http::Request, String) {
+        (self.raw, self.id)
+    }
+
+    pub(crate) fn raw(&self) -> &tiny_http::Request {
+        &self.raw
+    }
+
+    /// The method, in capitals: `GET`.
+    pub fn method(&self) -> &str {
+        self.raw.method().as_str()
+    }
+
+    /// The target as it was sent, path and query: visible ASCII.
+    pub fn target(&self) -> &str {
+        self.raw.url()
+    }
+
+    /// The path as it was sent, not decoded: `/a%20b`.
+    pub fn path(&self) -> &str {
+        path_of(self.raw.url())
+    }
+
+    /// The query as it was sent, not decoded, without its question mark; empty if there is none.
+    pub fn query_string(&self) -> &str {
+        self.raw.url().split_once('?').map_or("", |(_, query)| query)
+    }
+
+    /// The first value of a query parameter, decoded (`%C3%BC`, `+`); what is no UTF-8 becomes U+FFFD.
+    pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        let query = self.query_string();
+        if query.is_empty() {
+            return None;
+        }
+        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// A parameter of the route's path, decoded: `name` of `/hello/{name}`.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The first header of this name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All headers, in the order they were sent. No value holds a control character but tabs.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.raw.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()))
+    }
+
+    /// Who sent it: the other end of the connection, which is a proxy if one is between.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The request's id: the client's `X-Request-Id` if it is sane, else one made here. It is returned and logged.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What tells handlers that the service stops. See also [`sleep`](Request::sleep).
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Waits, but no longer than the grace period of a service that stops.
+    ///
+    /// # Errors
+    ///
+    /// [`GraceOver`]: answer now. It turns into a 503.
+    pub fn sleep(&self, span: Duration) -> Result<(), GraceOver> {
+        self.stop.sleep(span)
+    }
+
+    /// The body's length in bytes, if the client said it; 0 if there is no body.
+    pub fn body_length(&self) -> Option<u64> {
+        match self.head.framing {
+            Framing::None => Some(0),
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        }
+    }
+
+    /// The body as a reader, without a limit of its own but the request timeout.
+    ///
+    /// An end before the announced length is an error of the kind `UnexpectedEof`.
+    pub fn body(&mut self) -> impl Read + '_ {
+        Body { request: self }
+    }
+
+    /// The whole body, if it has at most the service's limit (1 MiB unless configured otherwise).
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`], which turns into a fitting reply.
+    pub fn bytes(&mut self) -> Result<Vec<u8>, BodyError> {
+        self.bytes_up_to(self.max_body)
+    }
+
+    /// The whole body, if it has at most `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`], which turns into a fitting reply.
+    pub fn bytes_up_to(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
+        if self.body_length().is_some_and(|length| length > limit) {
+            return Err(BodyError::TooLarge);
+        }
+        let mut bytes = Vec::new();
+        self.body().take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(BodyError::Broken)?;
+        if bytes.len() as u64 > limit {
+            return Err(BodyError::TooLarge);
+        }
+        Ok(bytes)
+    }
+
+    /// The whole body as UTF-8 text, within the service's limit.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`], which turns into a fitting reply.
+    pub fn text(&mut self) -> Result<String, BodyError> {
+        String::from_utf8(self.bytes()?).map_err(|_| BodyError::Malformed("no UTF-8".to_owned()))
+    }
+
+    /// The whole body as JSON, within the service's limit.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`], which turns into a fitting reply.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
+        serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::Malformed(error.to_string()))
+    }
+
+    /// Reads what is left of the body and throws it away, up to `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`], which turns into a fitting reply.
+    pub fn discard_body(&mut self, limit: u64) -> Result<(), BodyError> {
+        if self.left().is_some_and(|left| left > limit) {
+            return Err(BodyError::TooLarge);
+        }
+        // The buffer is made only where there is something to read.
+        if self.is_body_done() {
+            return Ok(());
+        }
+        let copied = io::copy(&mut self.body().take(limit.saturating_add(1)), &mut io::sink());
+        match copied.map_err(BodyError::Broken)? {
+            copied if copied > limit => Err(BodyError::TooLarge),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of the body that have not been read, if its length is known.
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.body_length().map(|length| length.saturating_sub(self.body.read))
+    }
+
+    /// Whether the body has been read to its end.
+    pub(crate) fn is_body_done(&self) -> bool {
+        self.body.ended || self.left() == Some(0)
+    }
+
+    /// Whether the body broke its framing, so that nobody knows where the next request begins.
+    pub(crate) fn is_body_broken(&self) -> bool {
+        self.body.broken
+    }
+
+    /// Whether reading the rest of the body never waits for the client.
+    pub(crate) fn is_body_at_hand(&self) -> bool {
+        self.head.body_at_hand || self.is_body_done()
+    }
+}
+
+/// The path of a target, in whichever form.
+pub(crate) fn path_of(target: &str) -> &str {
+    let target = if target.starts_with('/') { target } else { absolute_path(target).unwrap_or(target) };
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+struct Body<'a> {
+    request: &'a mut Request,
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() || self.request.is_body_done() {
+            return Ok(0);
+        }
+        let result = self.request.raw.as_reader().read(into);
+        let body = &mut self.request.body;
+        match result {
+            Ok(0) => {
+                body.ended = true;
+                if matches!(self.request.head.framing, Framing::Length(length) if self.request.body.read < length) {
+                    self.request.body.broken = true;
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early"));
+                }
+                Ok(0)
+            }
+            Ok(n) => {
+                body.read += n as u64;
+                Ok(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                body.ended = true;
+                body.broken = true;
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Routes: which handler answers which method on which path. Paths are matched by `matchit`, as axum does.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use super::reply::Reply;
+use super::request::Request;
+
+/// What answers a request.
+pub(crate) type Handler = Arc<dyn Fn(&mut Request) -> Reply + Send + Sync>;
+
+/// A path or method that cannot be routed.
+#[derive(Debug)]
+pub struct BadRoute(String);
+
+impl fmt::Display for BadRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadRoute {}
+
+/// One method of one path.
+#[derive(Clone)]
+struct Entry {
+    method: String,
+    handler: Handler,
+    quick: bool,
+}
+
+/// All methods of one path.
+#[derive(Clone)]
+struct Place {
+    pattern: Arc<str>,
+    entries: Vec<Entry>,
+    allow: Arc<str>,
+}
+
+/// The table of routes.
+#[derive(Default, Clone)]
+pub(crate) struct Routes {
+    places: Vec<Place>,
+    by_path: matchit::Router<usize>,
+    fallback: Option<(Handler, bool)>,
+}
+
+/// Where a request goes.
+pub(crate) struct Found {
+    /// The route's pattern, for metrics: never the path.
+    pub(crate) route: Arc<str>,
+    pub(crate) handler: Option<Handler>,
+    pub(crate) quick: bool,
+    pub(crate) params: Vec<(String, String)>,
+    /// Which methods the path takes, if this is not one of them.
+    pub(crate) allow: Option<Arc<str>>,
+}
+
+impl Found {
+    /// For a request that is refused before anyone asks where it goes.
+    pub(crate) fn refused() -> Found {
+        Found { route: fallback_name(), handler: None, quick: true, params: Vec::new(), allow: None }
+    }
+}
+
+impl Routes {
+    pub(crate) fn add(&mut self, method: &str, path: &str, quick: bool, handler: Handler) -> Result<(), BadRoute> {
+        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+            return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
+        }
+        let known = self.places.iter().position(|place| &*place.pattern == path);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let at = self.places.len();
+                self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
+                self.places.push(Place { pattern: Arc::from(path), entries: Vec::new(), allow: Arc::from("") });
+                at
+            }
+        };
+        let place = &mut self.places[at];
+        if place.entries.iter().any(|entry| entry.method == method) {
+            return Err(BadRoute(format!("{method} {path} has a handler already")));
+        }
+        place.entries.push(Entry { method: method.to_owned(), handler, quick });
+        let mut methods: BTreeSet<&str> = place.entries.iter().map(|entry| entry.method.as_str()).collect();
+        if methods.contains("GET") {
+            methods.insert("HEAD");
+        }
+        place.allow = methods.into_iter().collect::<Vec<_>>().join(", ").into();
+        Ok(())
+    }
+
+    pub(crate) fn set_fallback(&mut self, quick: bool, handler: Handler) {
+        self.fallback = Some((handler, quick));
+    }
+
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.places.iter().any(|place| &*place.pattern == path)
+    }
+
+    /// All patterns, and the name under which everything else is counted.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|place| &*place.pattern)
+    }
+
+    /// Where a request of this method on this path goes. `HEAD` goes where `GET` does.
+    pub(crate) fn find(&self, method: &str, path: &str) -> Found {
+        if let Ok(matched) = self.by_path.at(path) {
+            let place = &self.places[*matched.value];
+            let get = || place.entries.iter().find(|entry| method == "HEAD" && entry.method == "GET");
+            let entry = place.entries.iter().find(|entry| entry.method == method).or_else(get);
+            return Found {
+                route: Arc::clone(&place.pattern),
+                handler: entry.map(|entry| Arc::clone(&entry.handler)),
+                quick: entry.is_none_or(|entry| entry.quick),
+                params: matched.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect(),
+                allow: entry.is_none().then(|| Arc::clone(&place.allow)),
+            };
+        }
+        let fallback = self.fallback.as_ref();
+        Found {
+            route: fallback_name(),
+            handler: fallback.map(|(handler, _)| Arc::clone(handler)),
+            quick: fallback.is_none_or(|(_, quick)| *quick),
+            params: Vec::new(),
+            allow: None,
+        }
+    }
+}
+
+/// The name under which requests that no path claims are counted.
+pub(crate) const FALLBACK: &str = "*";
+
+fn fallback_name() -> Arc<str> {
+    use std::sync::OnceLock;
+    static NAME: OnceLock<Arc<str>> = OnceLock::new();
+    Arc::clone(NAME.get_or_init(|| Arc::from(FALLBACK)))
+}
+
+fn decode(segment: &str) -> String {
+    percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes() -> Routes {
+        let handler = |text: &'static str| -> Handler { Arc::new(move |_| Reply::text(text)) };
+        let mut routes = Routes::default();
+        routes.add("GET", "/healthz", true, handler("ok")).unwrap();
+        routes.add("GET", "/hello/{name}", false, handler("hello")).unwrap();
+        routes.add("POST", "/hello/{name}", false, handler("posted")).unwrap();
+        routes
+    }
+
+    #[test]
+    fn head_goes_where_get_does_and_other_methods_are_told_what_is_allowed() {
+        let routes = routes();
+        assert!(routes.find("HEAD", "/healthz").handler.is_some());
+        let wrong = routes.find("DELETE", "/hello/you");
+        assert!(wrong.handler.is_none());
+        assert_eq!(wrong.allow.as_deref(), Some("GET, HEAD, POST"));
+    }
+
+    #[test]
+    fn parameters_are_decoded_and_the_route_is_named_by_its_pattern() {
+        let found = routes().find("GET", "/hello/J%C3%BCrgen");
+        assert_eq!(found.params, [("name".to_owned(), "Jürgen".to_owned())]);
+        assert_eq!(&*found.route, "/hello/{name}");
+    }
+
+    #[test]
+    fn what_nobody_claims_goes_to_the_fallback() {
+        let mut routes = routes();
+        assert!(routes.find("GET", "/else").handler.is_none());
+        routes.set_fallback(true, Arc::new(|_| Reply::text("else")));
+        let found = routes.find("DELETE", "/else");
+        assert!(found.handler.is_some() && found.quick);
+        assert_eq!(&*found.route, FALLBACK);
+    }
+
+    #[test]
+    fn routes_that_cannot_be_are_refused() {
+        let handler: Handler = Arc::new(|_| Reply::text(""));
+        let mut routes = routes();
+        assert!(routes.add("GET", "/healthz", true, Arc::clone(&handler)).is_err());
+        assert!(routes.add("get", "/a", true, Arc::clone(&handler)).is_err());
+        assert!(routes.add("GET", "/hello/{other}", true, handler).is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! The listener: receives requests from tiny_http, and answers or passes on each.
+//!
+//! It takes all that has arrived before it answers the next, so that requests which wait are seen where they wait: on
+//! their connection's page, one turn for each connection. It blocks only when nothing has arrived and nobody's turn is
+//! left; while requests come quickly it is never woken, because it never sleeps.
+//!
+//! When tiny_http stops accepting (see [`engine`](crate::engine)), the listener starts it anew on the same socket. What
+//! the old one still has is received by a thread of its own, which the listener owns and joins.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use tiny_http::Server;
+
+use crate::dispatch::{Dispatch, Ready};
+use crate::engine::Engine;
+use crate::gate::Gate;
+use crate::keeper::Keeper;
+use std::sync::{Mutex, PoisonError};
+
+/// How long to wait before tiny_http is started anew, when it could not be: descriptors or threads are missing.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// What the listener needs, and what others need of it.
+pub(crate) struct Listener {
+    dispatch: Arc<Dispatch>,
+    gate: Arc<Gate>,
+    keeper: Arc<Keeper>,
+    current: Mutex<Arc<Server>>,
+    stopping: AtomicBool,
+    replace: AtomicBool,
+    stop: Mutex<Option<Sender<()>>>,
+    stopped: Receiver<()>,
+}
+
+impl Listener {
+    pub(crate) fn new(dispatch: Arc<Dispatch>, gate: Arc<Gate>, keeper: Arc<Keeper>, engine: &Engine) -> Listener {
+        let (stop, stopped) = bounded(0);
+        Listener {
+            dispatch,
+            gate,
+            keeper,
+            current: Mutex::new(engine.server()),
+            stopping: AtomicBool::new(false),
+            replace: AtomicBool::new(false),
+            stop: Mutex::new(Some(stop)),
+            stopped,
+        }
+    }
+
+    fn server(&self) -> Arc<Server> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the listener leave.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.server().unblock();
+    }
+
+    /// Makes the listener start tiny_http anew.
+    pub(crate) fn replace_engine(&self) {
+        self.replace.store(true, Ordering::Release);
+        self.server().unblock();
+    }
+
+    /// The listener's life.
+    ///
+    /// # Errors
+    ///
+    /// tiny_http does not accept any more, for a reason that will not pass.
+    pub(crate) fn run(self: &Arc<Self>) -> io::Result<()> {
+        let mut former: Vec<Former> = Vec::new();
+        let result = loop {
+            let server = self.server();
+            match self.receive(&server, &self.stopping, &self.replace) {
+                Ended::Stopped => break Ok(()),
+                Ended::Failed(error) if !passes(&error) => break Err(error),
+                Ended::Failed(error) => log::warn!("tiny_http accepts no more connections ({error}): starting it anew"),
+                Ended::Replaced => log::warn!("tiny_http accepts no more connections: starting it anew"),
+            }
+            self.keeper.engine_is_dead.store(true, Ordering::Release);
+            self.retire(&mut former);
+            // What the old one still has must be received meanwhile; if no thread can be had for it, later.
+            match self.start_anew(&server, &mut former) {
+                Some(engine) => {
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = engine.server();
+                    self.replace.store(false, Ordering::Release);
+                    self.keeper.engine_is_dead.store(false, Ordering::Release);
+                    log::info!("tiny_http accepts again");
+                }
+                None => break Ok(()), // told to stop meanwhile
+            }
+        };
+        for former in former {
+            former.end();
+        }
+        result
+    }
+
+    /// Ends the threads of dead engines that have no connections left.
+    fn retire(&self, former: &mut Vec<Former>) {
+        let oldest = self.dispatch.book.pages().iter().map(|page| page.opened).min();
+        let (done, left) =
+            std::mem::take(former).into_iter().partition(|former| oldest.is_none_or(|oldest| oldest > former.since));
+        *former = left;
+        let done: Vec<Former> = done;
+        done.into_iter().for_each(Former::end);
+    }
+
+    fn start_anew(self: &Arc<Self>, old: &Arc<Server>, former: &mut Vec<Former>) -> Option<Engine> {
+        let mut receiving = false;
+        let mut said = false;
+        loop {
+            if !receiving {
+                match Former::start(Arc::clone(self), Arc::clone(old)) {
+                    Ok(thread) => {
+                        former.push(thread);
+                        receiving = true;
+                    }
+                    // Then it is received here, in between.
+                    Err(_) => self.receive_what_is_there(old),
+                }
+            }
+            let started = if receiving { self.start_engine() } else { Err(io::Error::other("no thread is left")) };
+            match started {
+                Ok(engine) => return Some(engine),
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        log::warn!("tiny_http cannot be started anew yet: {error}");
+                    }
+                    self.keeper.make_room();
+                }
+            }
+            match self.stopped.recv_timeout(AGAIN) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// An engine, once there are descriptors for what waits in the kernel's queue: it accepts all that at once.
+    fn start_engine(&self) -> io::Result<Engine> {
+        let each = 3; // two for tiny_http, one for the keeper
+        let needed = 16 + each * self.gate.unaccepted() as usize;
+        let spare: Result<Vec<_>, _> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();
+        drop(spare?);
+        Engine::start(self.gate.listener())
+    }
+
+    fn receive_what_is_there(self: &Arc<Self>, server: &Server) {
+        let mut ready = Ready::new();
+        while let Ok(Some(request)) = server.try_recv() {
+            self.dispatch.arrive(request, &mut ready);
+        }
+        while let Some(turn) = ready.pop_front() {
+            ready.extend(self.dispatch.serve(turn));
+        }
+    }
+
+    /// Receives and answers until told to stop, or until tiny_http fails.
+    fn receive(&self, server: &Server, stop: &AtomicBool, replace: &AtomicBool) -> Ended {
+        let mut ready = Ready::new();
+        loop {
+            // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
+            loop {
+                match server.try_recv() {
+                    Ok(Some(request)) => self.dispatch.arrive(request, &mut ready),
+                    Ok(None) => break,
+                    Err(error) => return Ended::Failed(error),
+                }
+            }
+            if let Some(turn) = ready.pop_front() {
+                ready.extend(self.dispatch.serve(turn));
+                continue;
+            }
+            if stop.load(Ordering::Acquire) {
+                return Ended::Stopped;
+            }
+            if replace.swap(false, Ordering::AcqRel) {
+                return Ended::Replaced;
+            }
+            match server.recv() {
+                Ok(request) => self.dispatch.arrive(request, &mut ready),
+                // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.
+                Err(error) if error.raw_os_error().is_none() => {}
+                Err(error) => return Ended::Failed(error),
+            }
+        }
+    }
+}
+
+/// Why `receive` returned.
+enum Ended {
+    Stopped,
+    Replaced,
+    Failed(io::Error),
+}
+
+/// Whether an error of `accept` passes: all those that are about one connection, or about what is missing at the moment
+/// (accept(2)), as opposed to those that say that this is no listening socket any more.
+fn passes(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK | libc::EOPNOTSUPP))
+}
+
+/// A thread that receives what a dead engine's connections still ask.
+struct Former {
+    thread: Option<JoinHandle<()>>,
+    server: Arc<Server>,
+    stop: Arc<AtomicBool>,
+    since: Instant,
+}
+
+impl Former {
+    fn start(listener: Arc<Listener>, server: Arc<Server>) -> io::Result<Former> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (of_thread, told) = (Arc::clone(&server), Arc::clone(&stop));
+        let thread = thread::Builder::new().name("former-listener".to_owned()).spawn(move || {
+            let never = AtomicBool::new(false);
+            // A dead engine has no more errors of its own to tell.
+            while !matches!(listener.receive(&of_thread, &told, &never), Ended::Stopped) {}
+        })?;
+        Ok(Former { thread: Some(thread), server, stop, since: Instant::now() })
+    }
+
+    fn end(mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.server.unblock();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic there was one of ours, and has been printed
+        }
+        // Dropping it would connect to a port that belongs to another engine by now; its own thread is gone.
+        std::mem::forget(self.server);
+    }
+}

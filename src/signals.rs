@@ -1,0 +1,50 @@
+//! The signal thread: turns signals into messages for the crew.
+//!
+//! What is hard about signals (a handler may do next to nothing) is signal-hook's business: its handler writes into a
+//! pipe, and this thread reads it. Registered before any thread is started, so that none is missed; the second signal
+//! that asks to stop reaches the crew like the first, and cuts the drain short.
+//!
+//! | signal | |
+//! | --- | --- |
+//! | SIGTERM, SIGINT, SIGQUIT | stop |
+//! | SIGHUP | renew |
+//! | SIGUSR1 | report the state to the log |
+
+use std::convert::Infallible;
+use std::io;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::{Handle, Signals};
+
+use crate::crew::{Ask, Stopper};
+
+/// Signals that are caught and not yet listened to.
+pub(crate) struct Registered(Signals);
+
+/// Catches the signals from here on.
+///
+/// # Errors
+///
+/// The system refuses the pipe or the handlers.
+pub(crate) fn register() -> io::Result<Registered> {
+    Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).map(Registered)
+}
+
+impl Registered {
+    /// What ends [`listen`](Registered::listen).
+    pub(crate) fn handle(&self) -> Handle {
+        self.0.handle()
+    }
+
+    /// The signal thread's life: until its handle is closed.
+    pub(crate) fn listen(mut self, stopper: &Stopper, report: impl Fn()) -> Result<(), Infallible> {
+        for signal in self.0.forever() {
+            match signal {
+                SIGHUP => stopper.ask(Ask::Renew("SIGHUP".to_owned())),
+                SIGUSR1 => report(),
+                signal => stopper.ask(Ask::Signal(signal)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! Being told to stop, seen from the threads that are told: a latch that is pulled once and releases every waiter.
+//!
+//! Built on the one thing that a channel broadcasts: its own end. Nobody ever sends on a latch's channel; dropping the
+//! only sender wakes whoever waits, and whoever asks later. So nothing polls, no send can block, and a waiter can put
+//! the latch into a `select!` beside what else it waits for.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+/// What a latch's channel carries: nothing, ever. Only its end means something.
+#[derive(Debug)]
+pub enum Never {}
+
+/// Pulled at most once; any number of threads wait for it.
+#[derive(Debug)]
+struct Latch {
+    sender: Mutex<Option<Sender<Never>>>,
+    pulled: Receiver<Never>,
+}
+
+impl Latch {
+    fn new() -> Latch {
+        let (sender, pulled) = bounded(0);
+        Latch { sender: Mutex::new(Some(sender)), pulled }
+    }
+
+    fn pull(&self) {
+        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn is_pulled(&self) -> bool {
+        matches!(self.pulled.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
+    /// Whether the latch was pulled within `limit`.
+    fn wait(&self, limit: Duration) -> bool {
+        matches!(self.pulled.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+    }
+}
+
+/// What every member and every handler holds of the crew's end: whether it has begun, and whether it is over.
+///
+/// Two moments matter. The crew is *leaving* from the moment that a member is told to stop; *grace is over* a little
+/// before the grace period runs out, which is the last moment to answer. Cloning is cheap, and all clones see the same.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    inner: Arc<Moments>,
+}
+
+#[derive(Debug)]
+struct Moments {
+    leaving: Latch,
+    over: Latch,
+}
+
+/// Grace is over: whoever was waiting should answer with what it has, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GraceOver;
+
+impl std::fmt::Display for GraceOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the service is stopping and its grace period is over")
+    }
+}
+
+impl std::error::Error for GraceOver {}
+
+impl Stop {
+    pub(crate) fn new() -> Stop {
+        Stop { inner: Arc::new(Moments { leaving: Latch::new(), over: Latch::new() }) }
+    }
+
+    /// Tells every member to leave. May be called again; nothing more happens.
+    pub(crate) fn leave(&self) {
+        self.inner.leaving.pull();
+    }
+
+    /// Says that grace is over (and so, that it is time to leave).
+    pub(crate) fn end_grace(&self) {
+        self.inner.leaving.pull();
+        self.inner.over.pull();
+    }
+
+    /// Whether members have been told to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.inner.leaving.is_pulled()
+    }
+
+    /// Waits until members are told to leave, `limit` at most; true if they were.
+    ///
+    /// This is how a ticker sleeps: `while !stop.leaving_within(period) { tick() }`.
+    pub fn leaving_within(&self, limit: Duration) -> bool {
+        self.inner.leaving.wait(limit)
+    }
+
+    /// Waits, without limit, until members are told to leave.
+    pub fn wait_leaving(&self) {
+        let _ = self.inner.leaving.pulled.recv();
+    }
+
+    /// Sleeps for `span` in a handler: longer waits than the grace period end with it.
+    ///
+    /// # Errors
+    ///
+    /// [`GraceOver`] if the service stops and its grace is over before `span` is.
+    pub fn sleep(&self, span: Duration) -> Result<(), GraceOver> {
+        // A channel that times out rounds nothing down, but a spurious early return would cut a promise short.
+        let Some(end) = Instant::now().checked_add(span) else {
+            let _ = self.inner.over.pulled.recv(); // longer than the clock counts
+            return Err(GraceOver);
+        };
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if self.inner.over.wait(left) {
+                return Err(GraceOver);
+            }
+            if Instant::now() >= end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A channel that nothing is ever sent on, and that disconnects when members are told to leave: for `select!`.
+    ///
+    /// On purpose a `crossbeam_channel` type, re-exported as [`crate::channel`]: waiting for one of several things is
+    /// what that crate is for.
+    pub fn leaving(&self) -> &Receiver<Never> {
+        &self.inner.leaving.pulled
+    }
+
+    /// As [`leaving`](Stop::leaving), for the end of grace.
+    pub fn grace_over(&self) -> &Receiver<Never> {
+        &self.inner.over.pulled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    const SAFETY: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_pulled_latch_releases_every_waiter_and_those_who_come_later() {
+        let stop = Stop::new();
+        let waiters: Vec<_> = (0..8)
+            .map(|_| {
+                let stop = stop.clone();
+                thread::spawn(move || stop.leaving_within(SAFETY))
+            })
+            .collect();
+        stop.leave();
+        stop.leave();
+        for waiter in waiters {
+            assert!(waiter.join().unwrap(), "a waiter was not told within {SAFETY:?}");
+        }
+        assert!(stop.is_leaving());
+        assert!(stop.leaving_within(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_handler_sleeps_through_leaving_and_wakes_when_grace_is_over() {
+        let stop = Stop::new();
+        stop.leave();
+        assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()), "leaving alone cuts no handler short");
+        let sleeper = {
+            let stop = stop.clone();
+            thread::spawn(move || stop.sleep(SAFETY))
+        };
+        stop.end_grace();
+        assert_eq!(sleeper.join().unwrap(), Err(GraceOver));
+    }
+}

@@ -1,0 +1,479 @@
+//! The program as seen from outside: started, listened to, spoken to, signalled, and ended in any case.
+//!
+//! Nothing here sleeps to give something time. Whatever is waited for is an event (a line of the log, the end of the
+//! process, bytes of a socket), or a state that is looked at until it holds; each wait has a limit and says on failure
+//! what it waited for and what the process has said so far.
+
+#![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
+
+#[path = "../load/http.rs"]
+pub mod http;
+
+use http::{Connection, Response};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long anything that should take no time at all may take on a machine that is busy with something else.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// What a process has said on its stderr, and whether it can say more.
+#[derive(Debug, Default)]
+struct Heard {
+    text: String,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    heard: Mutex<Heard>,
+    more: Condvar,
+}
+
+impl Log {
+    fn text(&self) -> String {
+        self.heard.lock().expect("no reader panics").text.clone()
+    }
+}
+
+/// How to start the program.
+#[derive(Debug)]
+pub struct Builder {
+    command: Command,
+    args: Vec<String>,
+    listen: bool,
+}
+
+impl Builder {
+    /// Adds arguments.
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        for arg in args {
+            self.listen |= arg == "--listen" || arg.starts_with("--listen=");
+            self.args.push(arg.to_owned());
+        }
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.listen |= name == "ALLOUT_LISTEN";
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it, and does not wait for anything.
+    pub fn spawn(mut self) -> Allout {
+        if !self.listen {
+            // Before the others: the last of them may be one that lacks its value.
+            self.command.args(["--listen", "127.0.0.1:0"]);
+        }
+        self.command.args(&self.args);
+        let what = format!("{:?}", self.command);
+        let started = Instant::now();
+        let mut child = self.command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+        let end = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("a child can be watched");
+        let log = Arc::new(Log::default());
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let reader = thread::spawn({
+            let log = Arc::clone(&log);
+            move || listen(stderr, &log)
+        });
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stdout = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = BufReader::new(stdout).read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Allout { child, pid, end, log, reader: Some(reader), stdout: Some(stdout), what, started, status: None }
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(self) -> Serving {
+        let process = self.spawn();
+        let line = process.wait_for_line("listening on http://", LIMIT);
+        let after = line.split("listening on http://").nth(1).unwrap_or_default();
+        // Whatever follows the address on the line: a comma, a quote, a bracket of a log format.
+        let addr = after.split(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | '\'' | '/' | '}')).next();
+        let addr = addr.unwrap_or_default().trim_end_matches('.');
+        let addr = addr.parse().unwrap_or_else(|e| panic!("no address in {line:?}: {e}"));
+        Serving { process, addr }
+    }
+}
+
+fn listen(stderr: impl std::io::Read, log: &Log) {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let more = stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0);
+        let mut heard = log.heard.lock().expect("no waiter panics with the lock held");
+        heard.text.push_str(&String::from_utf8_lossy(&line));
+        heard.ended = !more;
+        log.more.notify_all();
+        if !more {
+            return;
+        }
+    }
+}
+
+/// A process of the program. Dropping it kills it; in a panic, what it said is printed first.
+#[derive(Debug)]
+pub struct Allout {
+    child: Child,
+    pid: Pid,
+    /// Becomes readable when the process ends.
+    end: OwnedFd,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    stdout: Option<JoinHandle<String>>,
+    /// The command line, for messages.
+    what: String,
+    started: Instant,
+    status: Option<ExitStatus>,
+}
+
+impl Allout {
+    /// How to start one. The environment of the tests is not passed on where the program would read it.
+    #[allow(clippy::new_ret_no_self, reason = "the process comes last")]
+    pub fn new() -> Builder {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_allout"));
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            let read = ["ALLOUT_", "RUST_", "LISTEN_"].iter().any(|prefix| name.starts_with(prefix));
+            if read || name == "NOTIFY_SOCKET" || name == "WATCHDOG_USEC" {
+                command.env_remove(name);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Builder { command, args: Vec::new(), listen: false }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said on stderr so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a line on stderr that contains this.
+    pub fn wait_for_line(&self, part: &str, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        let mut heard = self.log.heard.lock().expect("no reader panics");
+        loop {
+            if let Some(line) = heard.text.lines().find(|l| l.contains(part)) {
+                return line.to_owned();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let why = match (heard.ended, left.is_zero()) {
+                (true, _) => "it says no more".to_owned(),
+                (_, true) => format!("not within {limit:?}"),
+                _ => String::new(),
+            };
+            if !why.is_empty() {
+                drop(heard);
+                panic!("waited for the line {part:?} of {}: {why}", self.what);
+            }
+            heard = self.log.more.wait_timeout(heard, left).expect("no reader panics").0;
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::pidfd_send_signal(&self.end, signal)
+            .unwrap_or_else(|e| panic!("sending {signal:?} to {}: {e}", self.what));
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        !ends_within(&self.end, Duration::ZERO)
+    }
+
+    /// Waits for the end of the process. The log is complete then.
+    pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        assert!(ends_within(&self.end, limit), "waited {limit:?} for the end of {}", self.what);
+        let status = self.child.wait().expect("the process has ended");
+        self.status = Some(status);
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader of stderr does not panic");
+        }
+        status
+    }
+
+    /// Waits for the end of the process and asserts its exit code.
+    #[track_caller]
+    pub fn assert_exit(&mut self, code: i32, limit: Duration) {
+        let status = self.wait_exit(limit);
+        assert_eq!(status.code(), Some(code), "exit of {}: {status}", self.what);
+    }
+
+    /// What it said on stdout, once it has ended.
+    pub fn stdout(&mut self) -> String {
+        self.wait_exit(LIMIT);
+        self.stdout.take().map(|t| t.join().expect("the reader of stdout does not panic")).unwrap_or_default()
+    }
+
+    /// A number of `/proc/PID/status`, such as `Threads` or `VmRSS` (in kB).
+    pub fn status_number(&self, name: &str) -> u64 {
+        number_in(&format!("/proc/{}/status", self.id()), name)
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> u64 {
+        self.status_number("Threads")
+    }
+
+    /// Its resident memory in KiB.
+    pub fn resident(&self) -> u64 {
+        self.status_number("VmRSS")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.id());
+        fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}")).count()
+    }
+
+    /// How often all its threads together were switched to another, by their own will or not.
+    pub fn context_switches(&self) -> u64 {
+        let path = format!("/proc/{}/task", self.id());
+        let tasks = fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let of =
+            |task: &str| number_in(task, "voluntary_ctxt_switches") + number_in(task, "nonvoluntary_ctxt_switches");
+        tasks.flatten().map(|task| of(&task.path().join("status").to_string_lossy())).sum()
+    }
+}
+
+impl Drop for Allout {
+    fn drop(&mut self) {
+        let alive = self.is_alive();
+        if thread::panicking() {
+            let state = match self.status {
+                Some(status) => format!("ended: {status}"),
+                None if alive => "still runs".to_owned(),
+                None => "has ended by itself".to_owned(),
+            };
+            eprintln!("--- {} (pid {}, started {:?} ago) {state}", self.what, self.id(), self.started.elapsed());
+            eprint!("--- it said:\n{}", self.log());
+            eprintln!("---");
+        }
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A process that serves.
+#[derive(Debug)]
+pub struct Serving {
+    process: Allout,
+    /// Where.
+    pub addr: SocketAddr,
+}
+
+impl std::ops::Deref for Serving {
+    type Target = Allout;
+    fn deref(&self) -> &Allout {
+        &self.process
+    }
+}
+
+impl std::ops::DerefMut for Serving {
+    fn deref_mut(&mut self) -> &mut Allout {
+        &mut self.process
+    }
+}
+
+impl Serving {
+    /// A new connection to it.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.addr, LIMIT).unwrap_or_else(|e| panic!("connecting to {}: {e}", self.addr))
+    }
+
+    /// One GET on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        self.ask("GET", path)
+    }
+
+    /// One request without a body on a connection of its own.
+    #[track_caller]
+    pub fn ask(&self, method: &str, path: &str) -> Response {
+        self.connect().ask(method, path)
+    }
+
+    /// Waits until the process has read everything that was sent on this connection. It is looked up in the kernel's
+    /// table: that is the one place which knows it, whatever the program is doing.
+    #[track_caller]
+    pub fn wait_until_read(&self, connection: &Connection) {
+        let client = connection.stream().local_addr().expect("a connected socket has an address");
+        wait_until(LIMIT, &format!("the request from {client} to be read"), || unread(self.addr, client) == Some(0));
+    }
+}
+
+/// What tests say on a connection.
+pub trait Speak {
+    /// Sends bytes as they are.
+    fn say(&mut self, raw: impl AsRef<[u8]>);
+    /// The whole response to a request of this method.
+    fn hear(&mut self, method: &str) -> Response;
+    /// Sends a request without a body.
+    fn request(&mut self, method: &str, path: &str);
+    /// A request without a body, and its response.
+    fn ask(&mut self, method: &str, path: &str) -> Response;
+    /// Waits for a clean end, with nothing before it.
+    fn hear_end(&mut self);
+}
+
+impl Speak for Connection {
+    #[track_caller]
+    fn say(&mut self, raw: impl AsRef<[u8]>) {
+        if let Err((sent, e)) = self.send(raw.as_ref()) {
+            panic!("sending failed after {sent} bytes: {e}");
+        }
+    }
+
+    #[track_caller]
+    fn hear(&mut self, method: &str) -> Response {
+        match self.read_response(method, LIMIT) {
+            Ok(response) => response,
+            Err(e) => panic!("waited for the response to a {method}, up to {LIMIT:?}: {e}"),
+        }
+    }
+
+    #[track_caller]
+    fn request(&mut self, method: &str, path: &str) {
+        self.say(format!("{method} {path} HTTP/1.1\r\nHost: allout.test\r\n\r\n"));
+    }
+
+    #[track_caller]
+    fn ask(&mut self, method: &str, path: &str) -> Response {
+        self.request(method, path);
+        match self.read_response(method, LIMIT) {
+            Ok(response) => response,
+            Err(e) => panic!("{method} {path}, waited up to {LIMIT:?}: {e}"),
+        }
+    }
+
+    #[track_caller]
+    fn hear_end(&mut self) {
+        if let Err(e) = self.eof(LIMIT) {
+            panic!("waited for the end of the connection: {e}");
+        }
+    }
+}
+
+/// Asks for `/healthz` until it says that the process drains. Each request has a connection of `next`, or is the
+/// next on the last one if that was left open.
+#[track_caller]
+pub fn wait_until_draining(mut next: impl FnMut() -> Connection) -> (Connection, Response) {
+    let mut connection = next();
+    let mut last = None;
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let response = connection.ask("GET", "/healthz");
+        if response.status == 503 {
+            return (connection, response);
+        }
+        assert_eq!(response.status, 200, "{response:?}");
+        if response.closes() {
+            connection = next();
+        }
+        last = Some(response);
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("waited {LIMIT:?} for /healthz to say 503; the last response: {last:?}");
+}
+
+/// Looks until it holds.
+#[track_caller]
+pub fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn ends_within(end: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).expect("a limit fits");
+        match rustix::event::poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&timeout)) {
+            Ok(n) => return n > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => panic!("watching a process: {e}"),
+        }
+    }
+}
+
+fn number_in(path: &str, name: &str) -> u64 {
+    // A thread may end between the listing and the look.
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    value.and_then(|v| v.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// How many bytes the server's socket of this connection holds unread. None: there is no such socket.
+fn unread(server: SocketAddr, client: SocketAddr) -> Option<u64> {
+    let table = if server.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let table = fs::read_to_string(table).unwrap_or_default();
+    let (local, remote) = (in_table(server), in_table(client));
+    table.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        if words.next()? != local || words.next()? != remote {
+            return None;
+        }
+        let queues = words.nth(1)?;
+        u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()
+    })
+}
+
+/// An address as the kernel prints it: words of the network's order, read as this machine's numbers.
+fn in_table(addr: SocketAddr) -> String {
+    let octets = match addr.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]));
+    let words: Vec<_> = words.map(|w| format!("{w:08X}")).collect();
+    format!("{}:{:04X}", words.concat(), addr.port())
+}
+
+/// Where a process listens: the one listening socket among its descriptors.
+pub fn listening(pid: u32) -> Option<SocketAddr> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let inodes: Vec<String> = links
+        .filter_map(|l| {
+            let target = fs::read_link(l.path()).ok()?.to_string_lossy().into_owned();
+            Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        // 0A: the socket listens.
+        if words.get(3) != Some(&"0A") || !inodes.iter().any(|inode| words.get(9) == Some(&inode.as_str())) {
+            return None;
+        }
+        let (ip, port) = words.get(1)?.split_once(':')?;
+        let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+        Some((ip, u16::from_str_radix(port, 16).ok()?).into())
+    })
+}

@@ -101,13 +101,9 @@ pub(crate) enum Fate {
     /// More requests are welcome.
     Open,
     /// The last response was sent, or soon will be: what still arrives is thrown away.
-    Closing {
-        since: Instant,
-    },
+    Closing { since: Instant },
     /// Shut down by us: tiny_http should let go of it at once.
-    Ended {
-        since: Instant,
-    },
+    Ended { since: Instant },
 }
 
 #[derive(Debug)]
@@ -250,10 +246,15 @@ impl Book {
         if let Some(page) = pages.get(&found.peer) {
             let mut state = lock(&page.state);
             // The same peer may have come back from the same port before its former page was closed.
-            let former = state.socket.is_some() && !state.busy || state.fate != Fate::Open;
-            if !former {
+            let is_of_former = state.socket.is_some() && (!state.busy || state.fate != Fate::Open);
+            if !is_of_former {
                 state.socket = Some(Arc::clone(&socket));
+                let said_close = !state.busy && matches!(state.fate, Fate::Closing { .. });
                 drop(state);
+                if said_close {
+                    // The last response was written before the socket was known.
+                    let _ = SockRef::from(&*socket).shutdown(Shutdown::Write); // fails if the peer has left
+                }
                 return (Arc::clone(page), socket);
             }
         }
@@ -433,7 +434,8 @@ impl State {
         self.busy = true;
         self.since = Instant::now();
         self.line.clear();
-        self.line.extend(request.method().as_str().chars().take(20).map(|c| if c.is_ascii_graphic() { c } else { '?' }));
+        self.line
+            .extend(request.method().as_str().chars().take(20).map(|c| if c.is_ascii_graphic() { c } else { '?' }));
         self.line.push(' ');
         // Enough to know it by; a target may have 8 KB.
         const LONGEST: usize = 200;

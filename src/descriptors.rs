@@ -1,7 +1,7 @@
 //! The process's own descriptor table: where the connections are found that tiny_http holds and does not show.
 //!
-//! There is `unsafe` in four small functions here: a descriptor's number becomes a duplicate of our own, and the kernel
-//! fills in a `tcp_info`, takes an option that no crate knows, and learns which thread to signal. No safe call does any
+//! There is `unsafe` in five small functions here: a descriptor's number becomes a duplicate of our own, and the kernel
+//! fills in a `tcp_info`, tells and takes an option that no crate knows, and learns which thread to signal. No safe call does any
 //! of it within the system calls that a hardened unit allows (`pidfd_getfd` is refused by systemd's `@system-service`,
 //! and by container runtimes).
 //!
@@ -47,11 +47,7 @@ pub(crate) struct Sighting {
 /// Looks through the table.
 ///
 /// `ours` says which numbers are our own duplicates (they are passed over), `known` which cookies need no duplicate.
-pub(crate) fn look(
-    listen: SocketAddr,
-    ours: impl Fn(RawFd) -> bool,
-    known: impl Fn(u64) -> bool,
-) -> Sighting {
+pub(crate) fn look(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl Fn(u64) -> bool) -> Sighting {
     let mut sighting = Sighting::default();
     let size = table_size();
     let mut gap = 0;
@@ -195,13 +191,7 @@ fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     // SAFETY: the kernel writes at most `length` bytes, which is the size of `info`, into plain integers for which every
     // pattern of bits is a value; what an older kernel does not write stays 0. The descriptor is borrowed, hence open.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
     };
     if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
 }
@@ -217,7 +207,6 @@ fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 ///
 /// The system does not know the option (IPv6 before Linux 2.6.35), or the socket is no internet socket.
 pub(crate) fn ignore_arrivals(socket: impl AsFd, ignore: bool) -> io::Result<()> {
-    const IPV6_MINHOPCOUNT: libc::c_int = 73; // linux/in6.h
     let least = if ignore { 255 } else { 0 };
     let v4 = set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MINTTL, least);
     match SockRef::from(&socket).local_addr()?.as_socket() {
@@ -226,6 +215,23 @@ pub(crate) fn ignore_arrivals(socket: impl AsFd, ignore: bool) -> io::Result<()>
         _ => v4,
     }
 }
+
+/// Whether arrivals are ignored for a socket.
+pub(crate) fn ignores_arrivals(socket: impl AsFd) -> bool {
+    let socket = socket.as_fd();
+    let mut least: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&least)).unwrap_or(0);
+    let (level, name) = match SockRef::from(&socket).local_addr().ok().and_then(|local| local.as_socket()) {
+        Some(SocketAddr::V6(_)) => (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
+        _ => (libc::IPPROTO_IP, libc::IP_MINTTL),
+    };
+    let (least_at, length_at) = ((&raw mut least).cast(), &raw mut length);
+    // SAFETY: the kernel writes at most `length` bytes, the size of `least`, an integer. The descriptor is open.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, least_at, length_at) };
+    result == 0 && least > 0
+}
+
+const IPV6_MINHOPCOUNT: libc::c_int = 73; // linux/in6.h
 
 /// Has the kernel send SIGIO to the calling thread whenever something happens on a socket, or stops it (fcntl(2),
 /// `F_SETOWN_EX` and `O_ASYNC`).

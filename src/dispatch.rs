@@ -22,9 +22,9 @@ use tiny_http::HTTPVersion;
 
 use crate::book::{Admission, Book, Ended, Finished, Page};
 use crate::crew::panic_message;
+use crate::http::leftover;
 use crate::http::reply::{Envelope, Reply};
 use crate::http::request::{Request, path_of};
-use crate::http::leftover;
 use crate::http::routes::{Found, Handler, Routes};
 use crate::http::rules::{self, Head, Refusal};
 use crate::keeper::Keeper;
@@ -307,7 +307,11 @@ impl Dispatch {
             if sent.is_err() {
                 page.shut_down(Shutdown::Both);
             } else if close && !head.last {
-                // The end of the stream goes out before tiny_http's own thread can add a word to it.
+                // The end of the stream goes out before tiny_http's own thread can add a word to it. Where all is well
+                // it has no word to add: then the keeper can see to it, in a tick, if the socket is not known yet.
+                if last {
+                    self.socket_of(&page);
+                }
                 page.shut_down(Shutdown::Write);
             }
             drop(writer);

@@ -78,6 +78,7 @@ impl Drain {
             if departure.forced.is_none() {
                 log::warn!("abandoned: {request}");
                 departure.abandoned.push(request);
+                departure.excused = vec!["workers"];
             }
         }
         after.into_iter().for_each(|hook| hook());
@@ -114,8 +115,14 @@ impl Drain {
     fn what_is_left(&self) -> String {
         let waiting = match self.book.waiting() {
             0 => String::new(),
-            n => format!(" ({n} more behind them)"),
+            n => format!(" ({n} more behind)"),
         };
-        format!("{} requests in flight{waiting}, {} connections open", self.book.in_flight(), self.book.connections())
+        let in_flight = counted(self.book.in_flight(), "request");
+        format!("{in_flight} in flight{waiting}, {} open", counted(self.book.connections(), "connection"))
     }
+}
+
+/// `1 request`, `2 requests`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

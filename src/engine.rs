@@ -37,9 +37,9 @@ impl Engine {
     pub(crate) fn start(listener: &TcpListener) -> io::Result<Engine> {
         quiet_panics();
         let listener = listener.try_clone()?;
-        let maker = thread::Builder::new().name(THREADS.to_owned()).spawn(move || {
-            catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None)))
-        })?;
+        let maker = thread::Builder::new()
+            .name(THREADS.to_owned())
+            .spawn(move || catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None))))?;
         match maker.join() {
             Ok(Ok(Ok(server))) => Ok(Engine { server: Arc::new(server) }),
             Ok(Ok(Err(error))) => Err(io::Error::other(error.to_string())),

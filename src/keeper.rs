@@ -40,7 +40,7 @@ use socket2::SockRef;
 
 use crate::book::{Book, Ended, Fate, Page, unread};
 use crate::crew::{Ask, Stopper};
-use crate::descriptors::{self, Sighting, ignore_arrivals, signal_this_thread, tcp_facts};
+use crate::descriptors::{self, Sighting, ignore_arrivals, ignores_arrivals, signal_this_thread, tcp_facts};
 use crate::gate::Gate;
 use crate::http::leftover;
 use crate::http::rules;
@@ -64,6 +64,9 @@ const LONGEST_HEAD: u64 = 2 * (rules::LONGEST_TARGET + rules::LONGEST_HEADERS) a
 const PARTING: Duration = Duration::from_secs(2);
 /// How long after a shutdown tiny_http may take to let go of a socket, before the socket counts as lost for good.
 const LETTING_GO: Duration = Duration::from_secs(3);
+/// By when a client has said again what was not acknowledged: the first time after 200 ms (`TCP_RTO_MIN`), the second
+/// after 400 ms more.
+const SAID_AGAIN: Duration = Duration::from_millis(700);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
 /// Events taken from the kernel in one call.
@@ -125,7 +128,10 @@ struct Watch {
     served: u64,
     /// Whether bytes waited at the last look, and none was ever read.
     starving: bool,
+    /// The request in flight has been told that its time is over.
     told: bool,
+    /// It could not hear for a moment: what its client said then arrives when the client says it again.
+    was_deaf: bool,
 }
 
 /// A request that is over, and not dropped yet, because its client may still be sending the body.
@@ -249,8 +255,10 @@ impl Keeper {
         );
         let behind_the_gate = self.gate.is_closed();
         for found in sighting.found.drain(..) {
-            if behind_the_gate {
-                let _ = ignore_arrivals(&found.socket, false); // it may have inherited it
+            // A handshake that ended just behind the gate: what the client said since was ignored, and comes again.
+            let was_deaf = behind_the_gate && ignores_arrivals(&found.socket);
+            if was_deaf {
+                let _ = ignore_arrivals(&found.socket, false); // it took the same option before
             }
             let cookie = found.cookie;
             let (page, socket) = self.book.adopt(found);
@@ -258,7 +266,7 @@ impl Keeper {
             // Fails only for want of memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
             watched.own.insert(socket.as_raw_fd());
-            let watch = Watch { page, socket, mark: 0, served: 0, starving: false, told: false };
+            let watch = Watch { page, socket, mark: 0, served: 0, starving: false, told: false, was_deaf };
             watched.by_cookie.insert(cookie, watch);
         }
         sighting
@@ -494,7 +502,7 @@ impl Keeper {
     fn has_nothing_to_say(&self, watch: &Watch, age: Duration) -> bool {
         let Ok(facts) = tcp_facts(&*watch.socket) else { return true };
         let quiet = Duration::from_millis(u64::from(facts.quiet_ms)).min(age);
-        let linger = self.limits.linger;
+        let linger = if watch.was_deaf { self.limits.linger.max(SAID_AGAIN) } else { self.limits.linger };
         let drained = self.phase.since_finishing();
         unread(&watch.socket) == 0
             && drained >= linger
@@ -532,7 +540,8 @@ impl Keeper {
         let mut at = 0;
         while at < partings.len() {
             let parting = &partings[at];
-            let left = parting.socket.as_ref().is_none_or(|socket| tcp_facts(&**socket).is_ok_and(|facts| facts.closed));
+            let left =
+                parting.socket.as_ref().is_none_or(|socket| tcp_facts(&**socket).is_ok_and(|facts| facts.closed));
             if left || now - parting.since > patience {
                 over.push(partings.swap_remove(at));
             } else {

@@ -6,7 +6,7 @@ use crate::crew::Stopper;
 use crate::http::reply::Reply;
 use crate::http::request::Request;
 use crate::http::routes::{BadRoute, Handler, Routes};
-use crate::phase::Current;
+use crate::phase::{Current, Phase};
 
 /// Adds the operational routes that the service itself does not have.
 ///
@@ -32,15 +32,16 @@ pub(crate) fn add(routes: &mut Routes, phase: &Arc<Current>, stopper: &Stopper) 
     quick(&["GET"], "/healthz", Arc::clone(&ready))?;
     quick(&["GET"], "/readyz", ready)?;
     quick(&["GET"], "/livez", Arc::new(|_| Reply::text("ok\n").with_header("Cache-Control", "no-store")))?;
-    let stopper = stopper.clone();
-    quick(&["GET", "POST"], "/shutdown", Arc::new(move |request| shutdown(request, &stopper)))
+    let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
+    quick(&["GET", "POST"], "/shutdown", Arc::new(move |request| shutdown(request, &stopper, &phase)))
 }
 
-fn shutdown(request: &mut Request, stopper: &Stopper) -> Reply {
+fn shutdown(request: &mut Request, stopper: &Stopper, phase: &Current) -> Reply {
     if !request.peer().ip().to_canonical().is_loopback() {
         log::warn!("{} asked to shut down, and may not", request.peer());
         return Reply::error(403, "Forbidden");
     }
+    phase.advance(Phase::DrainDelay); // so that this very response says that it is the last
     stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
     Reply::text("one out, all out\n").with_header("Cache-Control", "no-store")
 }

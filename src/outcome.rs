@@ -102,12 +102,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A duration for the log: milliseconds below a second, else seconds with one decimal.
+/// A duration for the log, written as on the command line: milliseconds below a second, else seconds.
 pub(crate) fn in_words(span: Duration) -> String {
     if span < Duration::from_secs(1) {
-        format!("{} ms", span.as_millis())
+        format!("{}ms", span.as_millis())
     } else {
-        format!("{:.1} s", span.as_secs_f64())
+        format!("{:.1}s", span.as_secs_f64())
     }
 }
 
@@ -147,6 +147,6 @@ mod tests {
 
     #[test]
     fn the_last_line_says_what_happened_and_how_long_it_took() {
-        assert_eq!(outcome(Cause::Signal(15)).to_string(), "SIGTERM: all out after 7 ms");
+        assert_eq!(outcome(Cause::Signal(15)).to_string(), "SIGTERM: all out after 7ms");
     }
 }

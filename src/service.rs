@@ -146,10 +146,7 @@ impl Service {
     }
 
     /// Answers every path that no route claims, whatever the method. Without it such paths are 404.
-    pub fn fallback<R: Into<Reply>>(
-        mut self,
-        handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
-    ) -> Service {
+    pub fn fallback<R: Into<Reply>>(mut self, handler: impl Fn(&mut Request) -> R + Send + Sync + 'static) -> Service {
         self.routes.set_fallback(false, erase(handler));
         self
     }
@@ -255,8 +252,7 @@ impl Service {
             linger: config.linger,
             worn_at: (max_connections as u64 / 4).clamp(16, 1024),
         };
-        let keeper =
-            Keeper::new(Arc::clone(&book), Arc::clone(&gate), Arc::clone(&phase), limits, stopper.clone());
+        let keeper = Keeper::new(Arc::clone(&book), Arc::clone(&gate), Arc::clone(&phase), limits, stopper.clone());
         let keeper = Arc::new(keeper.map_err(system("the keeper's descriptors"))?);
         let closing = Closing::default();
         let pool = {

@@ -154,8 +154,7 @@ impl<W: Work> Pool<W> {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 timed_out = false;
             } else {
-                let (again, result) =
-                    self.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                let (again, result) = self.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
                 state = again;
                 timed_out = result.timed_out();
             }
@@ -199,12 +198,7 @@ impl<W: Work> Pool<W> {
 
     pub(crate) fn facts(&self) -> PoolFacts {
         let state = self.lock();
-        PoolFacts {
-            threads: state.threads,
-            busy: state.doing.len(),
-            queued: state.jobs.len(),
-            most: self.most,
-        }
+        PoolFacts { threads: state.threads, busy: state.doing.len(), queued: state.jobs.len(), most: self.most }
     }
 
     /// What each busy worker does, and since when.

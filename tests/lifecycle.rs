@@ -216,7 +216,7 @@ fn is_abandoned(server: &mut Serving, connection: &Connection, method: &str, pat
 fn a_body_that_never_comes_is_abandoned_and_named() {
     let mut server = Allout::new().args(["--grace", "1s"]).start();
     let mut connection = server.connect();
-    connection.say("POST /never-whole HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 1000\r\n\r\nonly this");
+    connection.say("POST /never-whole HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 5000\r\n\r\nonly this");
     server.wait_until_read(&connection);
     is_abandoned(&mut server, &connection, "POST", "/never-whole");
 }

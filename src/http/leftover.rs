@@ -84,7 +84,9 @@ mod tests {
         let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
         let address = server.server_addr().to_ip().unwrap();
         let lengths = [1025, 1 << 20, (1 << 20) + 1, 1 << 31, 100_000_000_000, 1 << 47, i64::MAX as u64, u64::MAX];
-        for (length, expects) in lengths.into_iter().flat_map(|length| [(length, ""), (length, "Expect: 100-continue\r\n")]) {
+        for (length, expects) in
+            lengths.into_iter().flat_map(|length| [(length, ""), (length, "Expect: 100-continue\r\n")])
+        {
             let mut client = TcpStream::connect(address).unwrap();
             write!(client, "POST / HTTP/1.1\r\nHost: a\r\n{expects}Content-Length: {length}\r\n\r\nsome").unwrap();
             let mut request = server.recv_timeout(Duration::from_secs(20)).unwrap().expect("no request within 20 s");

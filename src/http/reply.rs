@@ -336,9 +336,13 @@ fn print(
     envelope: &Envelope<'_>,
     out: impl Write,
 ) -> io::Result<()> {
-    Response::new(StatusCode(status), headers, body, length, None)
-        .with_chunked_threshold(usize::MAX)
-        .raw_print(out, envelope.version.clone(), &[], envelope.head_only, None)
+    Response::new(StatusCode(status), headers, body, length, None).with_chunked_threshold(usize::MAX).raw_print(
+        out,
+        envelope.version.clone(),
+        &[],
+        envelope.head_only,
+        None,
+    )
 }
 
 struct Counting<W> {
@@ -376,8 +380,7 @@ mod tests {
     use super::*;
 
     fn printed(reply: Reply, close: bool, head_only: bool) -> String {
-        let envelope =
-            Envelope { version: HTTPVersion(1, 1), head_only, close, keep_alive: false, request_id: "id-1" };
+        let envelope = Envelope { version: HTTPVersion(1, 1), head_only, close, keep_alive: false, request_id: "id-1" };
         let mut out = Vec::new();
         reply.print(&envelope, &mut out).unwrap();
         String::from_utf8(out).unwrap()
@@ -411,7 +414,8 @@ mod tests {
 
     #[test]
     fn no_header_can_break_a_line() {
-        let reply = Reply::text("x").with_header("X-A", "b\r\nX-Evil: 1").with_header("X B", "c").with_header("Date", "d");
+        let reply =
+            Reply::text("x").with_header("X-A", "b\r\nX-Evil: 1").with_header("X B", "c").with_header("Date", "d");
         assert!(reply.headers.is_empty());
     }
 

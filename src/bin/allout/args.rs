@@ -74,52 +74,52 @@ pub struct Args {
     /// Most workers that may run at once, 1 or more; the pool grows to it
     /// under load and shrinks when idle. Not given: what measured best
     #[arg(long, env = "ALLOUT_WORKERS", value_name = "N")]
-    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, verbatim_doc_comment)]
+    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
     pub workers: Option<usize>,
 
     /// Requests that may wait for a worker; beyond it they are refused with
     /// 503 and Retry-After. Not given: what measured best
     #[arg(long, env = "ALLOUT_QUEUE", value_name = "N")]
-    #[arg(help_heading = "Capacity", value_parser = parse_count, verbatim_doc_comment)]
+    #[arg(help_heading = "Capacity", value_parser = parse_count, allow_hyphen_values = true, verbatim_doc_comment)]
     pub queue: Option<usize>,
 
     /// Connections that may be open, 1 or more; beyond it the idlest go
     /// first. Not given: what measured best
     #[arg(long, env = "ALLOUT_MAX_CONNECTIONS", value_name = "N")]
-    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, verbatim_doc_comment)]
+    #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
     pub max_connections: Option<usize>,
 
     /// How long requests in flight may take to finish once the service is
     /// asked to stop; what still runs then is abandoned, counted and named
     #[arg(long, env = "ALLOUT_GRACE", value_name = "DUR", default_value = "30s")]
-    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub grace: Duration,
 
     /// How long to go on serving after being asked to stop, while /healthz
     /// already says 503: time for a load balancer to look away
     #[arg(long, env = "ALLOUT_DRAIN_DELAY", value_name = "DUR", default_value = "0s")]
-    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub drain_delay: Duration,
 
     /// How long a stop waits for an idle connection to speak once more, so
     /// that it can be told 'Connection: close'
     #[arg(long, env = "ALLOUT_LINGER", value_name = "DUR", default_value = "50ms")]
-    #[arg(help_heading = "Stopping", value_parser = parse_duration, verbatim_doc_comment)]
+    #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub linger: Duration,
 
     /// A connection must complete its first, or next, request within this
     #[arg(long, env = "ALLOUT_IDLE_TIMEOUT", value_name = "DUR", default_value = "30s")]
-    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, verbatim_doc_comment)]
+    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, allow_hyphen_values = true, verbatim_doc_comment)]
     pub idle_timeout: Duration,
 
     /// A request, its body and its response included, may take this long
     #[arg(long, env = "ALLOUT_REQUEST_TIMEOUT", value_name = "DUR", default_value = "60s")]
-    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, verbatim_doc_comment)]
+    #[arg(help_heading = "Timeouts", value_parser = parse_timeout, allow_hyphen_values = true, verbatim_doc_comment)]
     pub request_timeout: Duration,
 
     /// How long GET /timeout takes to answer
     #[arg(long, env = "ALLOUT_TIMEOUT_DELAY", value_name = "DUR", default_value = "20s")]
-    #[arg(help_heading = "Timeouts", value_parser = parse_duration, verbatim_doc_comment)]
+    #[arg(help_heading = "Timeouts", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub timeout_delay: Duration,
 
     /// How log lines look: text for people, json for one object per line

@@ -70,7 +70,7 @@ impl From<Ask> for Cause {
             Ask::Signal(number) => Cause::Signal(number),
             Ask::Stop(by) => Cause::Asked(by),
             Ask::Renew(why) => Cause::Renewal(why),
-            Ask::Worn(why) => Cause::Member { name: "listener".to_owned(), how: How::Failed(why) },
+            Ask::Worn(why) => Cause::Worn(why),
         }
     }
 }
@@ -120,6 +120,12 @@ impl Stopper {
     /// Takes everyone out. Only the first message counts as the cause; asking again does nothing.
     pub fn stop(&self, reason: impl Into<String>) {
         self.ask(Ask::Stop(reason.into()));
+    }
+
+    /// Asks for a renewal: drain, then go on under the same pid with the binary that is on disk now. Only a service that
+    /// was [run](crate::Service::run), and so is the whole process, can do that; others go on.
+    pub fn renew(&self, reason: impl Into<String>) {
+        self.ask(Ask::Renew(reason.into()));
     }
 
     pub(crate) fn ask(&self, ask: Ask) {
@@ -277,15 +283,31 @@ impl Crew {
     /// Blocks until the first message, and says what it was.
     pub(crate) fn first(&mut self) -> Cause {
         loop {
-            match self.receiver.recv() {
-                Ok(Message::Out { seat, how }) => {
+            if let Some(cause) = self.first_before(None) {
+                return cause;
+            }
+        }
+    }
+
+    /// As [`first`](Crew::first), but for no longer than `until`.
+    pub(crate) fn first_before(&mut self, until: Option<Instant>) -> Option<Cause> {
+        loop {
+            let message = match until {
+                Some(until) => match self.receiver.recv_deadline(until) {
+                    Err(RecvTimeoutError::Timeout) => return None,
+                    message => message.ok(),
+                },
+                None => self.receiver.recv().ok(),
+            };
+            match message {
+                Some(Message::Out { seat, how }) => {
                     self.count_home(seat, &how);
-                    return Cause::Member { name: self.seats[seat].name.clone(), how };
+                    return Some(Cause::Member { name: self.seats[seat].name.clone(), how });
                 }
-                Ok(Message::Ask(ask)) => return ask.into(),
-                Ok(Message::Nudge) => {}
+                Some(Message::Ask(ask)) => return Some(ask.into()),
+                Some(Message::Nudge) => {}
                 // Not reachable: this crew holds a sender. Should it ever be, an end is what it means.
-                Err(_) => return Cause::Asked("nobody: no member is left".to_owned()),
+                None => return Some(Cause::Asked("nobody: no member is left".to_owned())),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The process's own descriptor table: where the connections are found that tiny_http holds and does not show.
 //!
-//! There is `unsafe` in five small functions here: a descriptor's number becomes a duplicate of our own, and the kernel
+//! There is `unsafe` in six small functions here: a descriptor's number becomes a duplicate of our own, or another file, and the kernel
 //! fills in a `tcp_info`, tells and takes an option that no crate knows, and learns which thread to signal. No safe call does any
 //! of it within the system calls that a hardened unit allows (`pidfd_getfd` is refused by systemd's `@system-service`,
 //! and by container runtimes).
@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -147,11 +147,41 @@ fn with_number<T>(number: RawFd, ask: impl FnOnce(BorrowedFd<'_>) -> Result<T, E
     ask(fd)
 }
 
+/// A descriptor that was passed to this process by its number: a duplicate. What was passed is closed at the next `exec`.
+///
+/// # Errors
+///
+/// The number is not in use, or no descriptor is left.
+pub(crate) fn passed(number: RawFd) -> io::Result<OwnedFd> {
+    let duplicate = duplicate(number)?;
+    with_number(number, |fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC))?;
+    Ok(duplicate)
+}
+
+/// Puts another file under a number that holds the socket with this cookie; a call that waits on that socket goes on.
+///
+/// # Errors
+///
+/// The number holds something else by now.
+pub(crate) fn replace(number: RawFd, expected: u64, by: &OwnedFd) -> io::Result<()> {
+    if cookie(number) != Ok(expected) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: `dup2` wants to own the number, since it closes what was there. The socket there is one that we made and
+    // gave to tiny_http, which uses it for nothing but `accept`, and closes it when its accept thread ends: with the file
+    // that is there then. The owner made here is forgotten, so that nothing is closed twice.
+    let mut target = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup3(by, &mut target, rustix::io::DupFlags::CLOEXEC)?;
+    Ok(())
+}
+
 /// What the kernel says of a TCP socket (`struct tcp_info`, linux/tcp.h; only ever extended at its end).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TcpFacts {
     /// `TCP_CLOSE` (7) once both ends are done with it.
     pub(crate) closed: bool,
+    /// `TCP_CLOSE_WAIT` (8): the peer has sent its end, and we have not.
+    pub(crate) peer_left: bool,
     /// Of a listening socket: connections that wait to be accepted.
     pub(crate) unaccepted: u32,
     /// Bytes received so far.
@@ -172,12 +202,14 @@ type TcpInfo = [u64; 19];
 /// The descriptor is no TCP socket.
 pub(crate) fn tcp_facts(socket: impl AsFd) -> io::Result<TcpFacts> {
     const TCP_CLOSE: u8 = 7; // net/tcp_states.h
+    const TCP_CLOSE_WAIT: u8 = 8;
     let info = tcp_info(socket.as_fd())?;
     let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
     let word = |at: usize| u32::from_ne_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
     let unacked = word(24); // segments in flight; of a listening socket, the length of its queue
     Ok(TcpFacts {
         closed: byte(0) == TCP_CLOSE,
+        peer_left: byte(0) == TCP_CLOSE_WAIT,
         unaccepted: unacked,
         received: info[16], // tcpi_bytes_received, at byte 128
         all_acknowledged: unacked == 0 && word(144) == 0,

@@ -5,6 +5,8 @@
 //! 1. *Drain delay* (0 s unless configured). All is served as before, new connections included, so that a load balancer
 //!    can see `/healthz` say 503; every response tells its client to close.
 //! 2. *Finishing*. The gate is closed: the kernel ignores new connections. What it had queued is accepted and answered.
+//!    (If the listening socket outlives this service, the gate stays open and tiny_http stops accepting instead: the
+//!    kernel's queue is for whoever has the socket next, be it the next image or the next instance under systemd.)
 //!    Requests in flight finish; a connection's last response says `Connection: close`. An idle connection has the
 //!    linger to speak once more; then its input is ended. This phase is over when no connection is left.
 //! 3. *Leaving*. Members are told to leave, and counted home.
@@ -24,6 +26,7 @@
 //! * on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
 //!
 //! Leaving is the end of the accept thread, so it comes after all of these are empty, with the gate closed all along.
+//! Where the socket is handed over instead, the accept thread is known to have ended before the first of the looks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +35,7 @@ use crate::book::Book;
 use crate::crew::{Crew, Departure};
 use crate::gate::Gate;
 use crate::keeper::Keeper;
+use crate::listener::Listener;
 use crate::outcome::in_words;
 use crate::phase::{Current, Phase};
 
@@ -47,7 +51,10 @@ pub(crate) struct Drain {
     pub(crate) gate: Arc<Gate>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) phase: Arc<Current>,
+    pub(crate) listener: Arc<Listener>,
     pub(crate) delay: Duration,
+    /// The listening socket outlives this service: it is systemd's, or goes to the next image.
+    pub(crate) handover: bool,
 }
 
 /// What is done at certain moments of a drain, on the thread that runs the service.
@@ -68,7 +75,13 @@ impl Drain {
         }
 
         self.phase.advance(Phase::Finishing);
-        if let Err(error) = self.gate.close() {
+        if self.handover {
+            let listener = Arc::clone(&self.listener);
+            self.keeper.hand_over(move || listener.accepts_no_more());
+            if let Err(error) = self.listener.stop_accepting() {
+                log::warn!("tiny_http may go on accepting, so that some connections may be reset: {error}");
+            }
+        } else if let Err(error) = self.gate.close() {
             log::warn!("new connections cannot be kept out, so that some may be reset: {error}");
         }
         self.keeper.wake();

@@ -6,19 +6,21 @@
 //!   a thread is missing. So an engine can die under us; a new one on the same socket takes over, and the connections
 //!   of the old one live on.
 //! * Its threads have no names. They inherit that of the thread that makes the server: `connection`.
-//! * Dropping a `Server` connects to its own port to wake the accept thread. That connection must never be one that a
-//!   client made, nor hang: see [`Engine::end`].
+//! * Dropping a `Server` connects to its own port to wake the accept thread, so the port must be closed by then, or the
+//!   server must not be dropped.
 
 use std::io;
 use std::net::{Shutdown, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tiny_http::Server;
 
 use crate::crew::panic_message;
+use crate::descriptors;
 
 /// The name of tiny_http's threads: its accept thread, and one for each connection.
 const THREADS: &str = "connection";
@@ -26,6 +28,8 @@ const THREADS: &str = "connection";
 /// A running `Server`.
 pub(crate) struct Engine {
     server: Arc<Server>,
+    /// The number of the descriptor on which it accepts.
+    number: RawFd,
 }
 
 impl Engine {
@@ -37,11 +41,12 @@ impl Engine {
     pub(crate) fn start(listener: &TcpListener) -> io::Result<Engine> {
         quiet_panics();
         let listener = listener.try_clone()?;
+        let number = listener.as_raw_fd();
         let maker = thread::Builder::new()
             .name(THREADS.to_owned())
             .spawn(move || catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None))))?;
         match maker.join() {
-            Ok(Ok(Ok(server))) => Ok(Engine { server: Arc::new(server) }),
+            Ok(Ok(Ok(server))) => Ok(Engine { server: Arc::new(server), number }),
             Ok(Ok(Err(error))) => Err(io::Error::other(error.to_string())),
             Ok(Err(payload)) | Err(payload) => Err(io::Error::other(panic_message(payload.as_ref()))),
         }
@@ -51,10 +56,24 @@ impl Engine {
         Arc::clone(&self.server)
     }
 
-    /// Makes the one who waits in `recv` return.
-    pub(crate) fn unblock(&self) {
-        self.server.unblock();
+    pub(crate) fn number(&self) -> RawFd {
+        self.number
     }
+}
+
+/// Has the accept thread end, and leaves the listening socket, with its queue, to whoever has it next.
+///
+/// What tiny_http accepts on is replaced under its number by a socket on which `accept` fails (EINVAL), so that it takes
+/// one more connection at most, the one that it is waiting for, and then ends. Somebody must connect once after this, or
+/// it goes on waiting.
+///
+/// # Errors
+///
+/// No descriptor is left, or tiny_http has ended by itself.
+pub(crate) fn stop_accepting(listener: &TcpListener, number: RawFd) -> io::Result<()> {
+    let domain = Domain::for_address(listener.local_addr()?);
+    let deaf = OwnedFd::from(Socket::new(domain, Type::STREAM, None)?);
+    descriptors::replace(number, SockRef::from(listener).cookie()?, &deaf)
 }
 
 /// Ends the accept thread of a socket that is ours alone, by closing the socket for everyone: `accept` fails, the

@@ -101,6 +101,8 @@ pub(crate) struct Keeper {
     /// Set for the listener: tiny_http does not accept any more.
     pub(crate) engine_is_dead: AtomicBool,
     on_dead_engine: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Set when the listening socket goes to somebody else: whether tiny_http has let go of its queue.
+    handed_over: Mutex<Option<Box<dyn Fn() -> bool + Send>>>,
     watched: Mutex<Watched>,
     partings: Mutex<Vec<Parting>>,
     /// Milliseconds since the keeper began, at its last look: for a watchdog.
@@ -184,6 +186,7 @@ impl Keeper {
             resting: AtomicBool::new(false),
             engine_is_dead: AtomicBool::new(false),
             on_dead_engine: Mutex::new(None),
+            handed_over: Mutex::new(None),
             watched: Mutex::new(Watched::default()),
             partings: Mutex::new(Vec::new()),
             looks: AtomicU64::new(0),
@@ -195,6 +198,11 @@ impl Keeper {
     /// What to do when tiny_http does not accept any more.
     pub(crate) fn on_dead_engine(&self, act: impl Fn() + Send + 'static) {
         *lock(&self.on_dead_engine) = Some(Box::new(act));
+    }
+
+    /// The listening socket goes to somebody else, as soon as `accepts_no_more` says so.
+    pub(crate) fn hand_over(&self, accepts_no_more: impl Fn() -> bool + Send + 'static) {
+        *lock(&self.handed_over) = Some(Box::new(accepts_no_more));
     }
 
     /// Has the keeper look soon.
@@ -493,8 +501,12 @@ impl Keeper {
             self.end(watch, Ended::Idle);
             return true;
         }
-        // Closed by the other side, or by tiny_http.
-        tcp_facts(&*watch.socket).is_ok_and(|facts| facts.closed)
+        let Ok(facts) = tcp_facts(&*watch.socket) else { return true };
+        if facts.peer_left && age >= LETTING_GO && unread(&watch.socket) == 0 {
+            // tiny_http has read the end and is still there: it waits for something that never comes.
+            watch.page.shut_down(Shutdown::Both);
+        }
+        facts.closed
     }
 
     /// Whether an idle connection may be closed in a drain: it has been silent for as long as the drain lingers, and no
@@ -558,6 +570,9 @@ impl Keeper {
 
     /// Whether tiny_http still accepts.
     fn look_at_engine(&self, now: Instant, found: usize, rounds: &mut Rounds) {
+        if lock(&self.handed_over).is_some() {
+            return; // it is not to accept
+        }
         let waiting = self.gate.unaccepted() > 0;
         if !waiting || found > 0 {
             rounds.waiting_since = waiting.then_some(now);
@@ -619,8 +634,13 @@ impl Keeper {
     /// Whether a drain has nothing left to wait for, for two looks in a row: between the moment that tiny_http takes a
     /// connection off the kernel's queue and the moment that its descriptor can be seen, neither shows it.
     fn is_quiet(&self, rounds: &mut Rounds) -> bool {
+        // What the kernel queues is ours to answer, unless somebody else gets the socket.
+        let all_accepted = match &*lock(&self.handed_over) {
+            Some(accepts_no_more) => accepts_no_more(),
+            None => self.gate.unaccepted() == 0,
+        };
         let quiet = self.book.in_flight() == 0
-            && self.gate.unaccepted() == 0
+            && all_accepted
             && lock(&self.watched).by_cookie.is_empty()
             && lock(&self.partings).is_empty();
         rounds.quiet = if quiet { rounds.quiet + 1 } else { 0 };

@@ -16,6 +16,7 @@ mod listener;
 mod operations;
 mod outcome;
 mod phase;
+mod renewal;
 mod service;
 mod signals;
 mod socket;

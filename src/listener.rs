@@ -8,6 +8,7 @@
 //! the old one still has is received by a thread of its own, which the listener owns and joins.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tiny_http::Server;
 
 use crate::dispatch::{Dispatch, Ready};
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::gate::Gate;
 use crate::keeper::Keeper;
 use std::sync::{Mutex, PoisonError};
@@ -30,8 +31,12 @@ pub(crate) struct Listener {
     dispatch: Arc<Dispatch>,
     gate: Arc<Gate>,
     keeper: Arc<Keeper>,
-    current: Mutex<Arc<Server>>,
+    current: Mutex<Current>,
     stopping: AtomicBool,
+    /// tiny_http has been told to accept no more.
+    last_accept: AtomicBool,
+    /// It has ended accepting since.
+    accepts_no_more: AtomicBool,
     replace: AtomicBool,
     stop: Mutex<Option<Sender<()>>>,
     stopped: Receiver<()>,
@@ -44,8 +49,10 @@ impl Listener {
             dispatch,
             gate,
             keeper,
-            current: Mutex::new(engine.server()),
+            current: Mutex::new(Current { server: engine.server(), number: engine.number() }),
             stopping: AtomicBool::new(false),
+            last_accept: AtomicBool::new(false),
+            accepts_no_more: AtomicBool::new(false),
             replace: AtomicBool::new(false),
             stop: Mutex::new(Some(stop)),
             stopped,
@@ -53,7 +60,25 @@ impl Listener {
     }
 
     fn server(&self) -> Arc<Server> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).server)
+    }
+
+    /// Has tiny_http accept no more, for the sake of whoever gets the listening socket next: what the kernel queues from
+    /// here on is theirs.
+    ///
+    /// # Errors
+    ///
+    /// See [`engine::stop_accepting`].
+    pub(crate) fn stop_accepting(&self) -> io::Result<()> {
+        let number = self.current.lock().unwrap_or_else(PoisonError::into_inner).number;
+        self.last_accept.store(true, Ordering::Release);
+        engine::stop_accepting(self.gate.listener(), number)?;
+        self.gate.knock()
+    }
+
+    /// Whether that has come to pass.
+    pub(crate) fn accepts_no_more(&self) -> bool {
+        self.accepts_no_more.load(Ordering::Acquire)
     }
 
     /// Makes the listener leave.
@@ -76,20 +101,29 @@ impl Listener {
     /// tiny_http does not accept any more, for a reason that will not pass.
     pub(crate) fn run(self: &Arc<Self>) -> io::Result<()> {
         let mut former: Vec<Former> = Vec::new();
+        let mut ready = Ready::new();
         let result = loop {
             let server = self.server();
-            match self.receive(&server, &self.stopping, &self.replace) {
+            match self.receive(&server, &mut ready, &self.stopping, &self.replace) {
                 Ended::Stopped => break Ok(()),
+                // As it was told; what its connections still ask is received as before.
+                Ended::Failed(_) | Ended::Replaced if self.last_accept.load(Ordering::Acquire) => {
+                    self.accepts_no_more.store(true, Ordering::Release);
+                    self.keeper.wake();
+                    continue;
+                }
                 Ended::Failed(error) if !passes(&error) => break Err(error),
                 Ended::Failed(error) => log::warn!("tiny_http accepts no more connections ({error}): starting it anew"),
                 Ended::Replaced => log::warn!("tiny_http accepts no more connections: starting it anew"),
             }
             self.keeper.engine_is_dead.store(true, Ordering::Release);
+            self.serve_all(&mut ready);
             self.retire(&mut former);
             // What the old one still has must be received meanwhile; if no thread can be had for it, later.
             match self.start_anew(&server, &mut former) {
                 Some(engine) => {
-                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = engine.server();
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Current { server: engine.server(), number: engine.number() };
                     self.replace.store(false, Ordering::Release);
                     self.keeper.engine_is_dead.store(false, Ordering::Release);
                     log::info!("tiny_http accepts again");
@@ -158,19 +192,23 @@ impl Listener {
         while let Ok(Some(request)) = server.try_recv() {
             self.dispatch.arrive(request, &mut ready);
         }
+        self.serve_all(&mut ready);
+    }
+
+    fn serve_all(&self, ready: &mut Ready) {
         while let Some(turn) = ready.pop_front() {
             ready.extend(self.dispatch.serve(turn));
         }
     }
 
     /// Receives and answers until told to stop, or until tiny_http fails.
-    fn receive(&self, server: &Server, stop: &AtomicBool, replace: &AtomicBool) -> Ended {
-        let mut ready = Ready::new();
+    /// Turns that were not taken when it returns stay in `ready`.
+    fn receive(&self, server: &Server, ready: &mut Ready, stop: &AtomicBool, replace: &AtomicBool) -> Ended {
         loop {
             // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
             loop {
                 match server.try_recv() {
-                    Ok(Some(request)) => self.dispatch.arrive(request, &mut ready),
+                    Ok(Some(request)) => self.dispatch.arrive(request, ready),
                     Ok(None) => break,
                     Err(error) => return Ended::Failed(error),
                 }
@@ -186,13 +224,19 @@ impl Listener {
                 return Ended::Replaced;
             }
             match server.recv() {
-                Ok(request) => self.dispatch.arrive(request, &mut ready),
+                Ok(request) => self.dispatch.arrive(request, ready),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.
                 Err(error) if error.raw_os_error().is_none() => {}
                 Err(error) => return Ended::Failed(error),
             }
         }
     }
+}
+
+/// The engine that accepts.
+struct Current {
+    server: Arc<Server>,
+    number: RawFd,
 }
 
 /// Why `receive` returned.
@@ -222,8 +266,9 @@ impl Former {
         let (of_thread, told) = (Arc::clone(&server), Arc::clone(&stop));
         let thread = thread::Builder::new().name("former-listener".to_owned()).spawn(move || {
             let never = AtomicBool::new(false);
+            let mut ready = Ready::new();
             // A dead engine has no more errors of its own to tell.
-            while !matches!(listener.receive(&of_thread, &told, &never), Ended::Stopped) {}
+            while !matches!(listener.receive(&of_thread, &mut ready, &told, &never), Ended::Stopped) {}
         })?;
         Ok(Former { thread: Some(thread), server, stop, since: Instant::now() })
     }

@@ -18,6 +18,10 @@ pub enum Cause {
     Asked(String),
     /// Somebody asked for a renewal: leave, then start again under the same pid. The text says who, or why.
     Renewal(String),
+    /// tiny_http has lost more connections (threads, descriptors) than is safe.
+    Worn(String),
+    /// It was only rehearsed, for the renewal of another process.
+    Rehearsed,
     /// A member went out by itself.
     Member {
         /// Its name.
@@ -33,7 +37,9 @@ impl fmt::Display for Cause {
             Cause::NotStarted(why) => f.write_str(why),
             Cause::Signal(number) => f.write_str(&signal_name(*number)),
             Cause::Asked(who) => write!(f, "asked to stop by {who}"),
-            Cause::Renewal(why) => write!(f, "asked to renew: {why}"),
+            Cause::Renewal(why) => write!(f, "renewal ({why})"),
+            Cause::Worn(why) => f.write_str(why),
+            Cause::Rehearsed => f.write_str("rehearsed"),
             Cause::Member { name, how } => write!(f, "{name} {how}"),
         }
     }
@@ -71,6 +77,7 @@ impl Outcome {
     /// | 0 | asked to stop, and nothing was abandoned |
     /// | 1 | a member failed, panicked, or ended unasked |
     /// | 3 | grace was over and something was abandoned |
+    /// | 99 | it was the rehearsal of a renewal, and went well |
     /// | 128+n | a second signal n cut the drain short |
     ///
     /// 2 stays for unusable arguments, as `getopt`'s users have it.
@@ -78,7 +85,11 @@ impl Outcome {
         if let Some(signal) = self.forced {
             return u8::try_from(128 + signal).unwrap_or(u8::MAX);
         }
-        let failed = matches!(self.cause, Cause::Member { .. } | Cause::NotStarted(_)) || !self.failures.is_empty();
+        if self.cause == Cause::Rehearsed {
+            return crate::renewal::REHEARSED;
+        }
+        let unasked = matches!(self.cause, Cause::Member { .. } | Cause::NotStarted(_) | Cause::Worn(_));
+        let failed = unasked || !self.failures.is_empty();
         match (failed, self.abandoned.is_empty()) {
             (true, _) => 1,
             (false, false) => 3,

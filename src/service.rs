@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::book::Book;
 use crate::config::Config;
@@ -21,12 +21,16 @@ use crate::http::routes::{BadRoute, Handler, Routes};
 use crate::keeper::{Keeper, Limits};
 use crate::listener::Listener;
 use crate::operations;
-use crate::outcome::{Cause, Outcome};
+use crate::outcome::{Cause, Outcome, in_words};
 use crate::phase::Current;
+use crate::renewal::{self, Rehearsal, WORN_AGAIN};
 use crate::signals;
-use crate::socket::{self, StartError};
+use crate::socket::{self, Listening, StartError};
 use crate::stop::Stop;
 use crate::workers::Pool;
+
+/// How often the rehearsal of a renewal is looked after.
+const REHEARSAL_TICK: Duration = Duration::from_millis(5);
 
 type Body = Box<dyn FnOnce(Stop) -> Result<(), String> + Send>;
 
@@ -206,6 +210,9 @@ impl Service {
             Ok(registered) => registered,
             Err(error) => return not_started(&StartError::System("signals", error)),
         };
+        if renewal::is_rehearsal() {
+            return self.rehearse();
+        }
         match self.assemble(Some(registered)) {
             Ok(assembled) => assembled.run(),
             Err(error) => not_started(&error),
@@ -229,13 +236,22 @@ impl Service {
         Ok(Running { address, stopper, thread: Some(thread) })
     }
 
+    /// As far as a service gets without touching what the one that is running has.
+    fn rehearse(self) -> Outcome {
+        match self.bad {
+            Some(bad) => not_started(&StartError::Route(bad)),
+            None => Departure::new(Cause::Rehearsed, Duration::ZERO).outcome(),
+        }
+    }
+
     fn assemble(self, signals: Option<signals::Registered>) -> Result<Assembled, StartError> {
         if let Some(bad) = self.bad {
             return Err(StartError::Route(bad));
         }
         let config = self.config;
         let descriptors = descriptors::raise_limit();
-        let listener = socket::bind(config.listen)?;
+        let renewable = signals.is_some();
+        let Listening { listener, inherited } = socket::listen(config.listen)?;
         let system = |what| move |error: io::Error| StartError::System(what, error);
         socket::prepare(&listener, config.request_timeout).map_err(system("socket options"))?;
         let gate = Arc::new(Gate::new(&listener).map_err(system("the listening socket"))?);
@@ -313,7 +329,15 @@ impl Service {
             config.workers,
             config.queue
         );
-        let drain = Drain { book, gate: Arc::clone(&gate), keeper, phase, delay: config.drain_delay };
+        let drain = Drain {
+            book,
+            gate: Arc::clone(&gate),
+            keeper,
+            phase,
+            listener: listening,
+            delay: config.drain_delay,
+            handover: inherited,
+        };
         Ok(Assembled {
             crew,
             drain,
@@ -322,6 +346,8 @@ impl Service {
             engine,
             pool,
             address,
+            inherited,
+            renewable,
             grace: config.grace,
             before: self.before_drain,
             after: self.after_last_request,
@@ -370,6 +396,8 @@ struct Assembled {
     engine: Engine,
     pool: Arc<Pool<crate::dispatch::Job>>,
     address: SocketAddr,
+    inherited: bool,
+    renewable: bool,
     grace: Duration,
     before: Vec<Hook>,
     after: Vec<Hook>,
@@ -377,15 +405,26 @@ struct Assembled {
 
 impl Assembled {
     fn run(mut self) -> Outcome {
-        let cause = self.crew.first();
+        let cause = self.cause();
+        let renews = matches!(cause, Cause::Renewal(_));
+        self.drain.handover |= renews;
         let mut departure = Departure::new(cause, self.grace);
         self.drain.run(&mut self.crew, &mut departure, self.before, self.after);
         if departure.forced.is_none() && departure.abandoned.is_empty() {
             self.pool.join();
         }
-        // The port is free from here on, and dropping tiny_http's server, which connects to it, comes back at once.
-        engine::close_socket(self.gate.listener());
-        drop((self.engine, self.listener));
+        if renews && departure.forced.is_none() {
+            log::info!("renewing, {} after the first message", in_words(departure.began.elapsed()));
+            let error = renewal::become_the_next(&self.listener, self.inherited);
+            departure.failures.push(format!("the renewal failed: {error}"));
+        }
+        if self.inherited {
+            // Dropping tiny_http's server would connect to a port that is somebody else's by now.
+            std::mem::forget(self.engine);
+        } else {
+            // The port is free from here on, and dropping tiny_http's server, which connects to it, comes back at once.
+            engine::close_socket(self.gate.listener());
+        }
         let outcome = departure.outcome();
         if outcome.code() == 0 {
             log::info!("{outcome}");
@@ -393,6 +432,51 @@ impl Assembled {
             log::error!("{outcome}");
         }
         outcome
+    }
+
+    /// The first message that counts. A renewal counts once the next image has been rehearsed, while the service goes on.
+    fn cause(&mut self) -> Cause {
+        let began = Instant::now();
+        let mut worn: Option<String> = None;
+        let mut rehearsal: Option<(String, Rehearsal)> = None;
+        loop {
+            let until = match (&rehearsal, &worn) {
+                (Some(_), _) => Some(Instant::now() + REHEARSAL_TICK),
+                (None, Some(_)) => Some(began + WORN_AGAIN),
+                (None, None) => None,
+            };
+            match self.crew.first_before(until) {
+                Some(Cause::Renewal(why)) if !self.renewable => log::warn!("cannot renew ({why}): not the whole process"),
+                Some(Cause::Renewal(why)) if rehearsal.is_none() => rehearsal = rehearse(why),
+                Some(Cause::Renewal(_)) => {}
+                Some(Cause::Worn(why)) if self.renewable => {
+                    log::warn!("{why}");
+                    worn = Some(why);
+                }
+                Some(cause) => return cause,
+                None => {}
+            }
+            if worn.is_some() && rehearsal.is_none() && renewal::may_again(began) {
+                rehearsal = worn.take().and_then(rehearse);
+            }
+            if let Some((why, result)) = rehearsal.as_mut().and_then(|(why, it)| Some((why.clone(), it.result()?))) {
+                rehearsal = None;
+                match result {
+                    Ok(()) => return Cause::Renewal(why),
+                    Err(error) => log::error!("not renewed ({why}): {error}; going on as before"),
+                }
+            }
+        }
+    }
+}
+
+fn rehearse(why: String) -> Option<(String, Rehearsal)> {
+    match Rehearsal::start() {
+        Ok(rehearsal) => Some((why, rehearsal)),
+        Err(error) => {
+            log::error!("not renewed ({why}): the new binary cannot be started: {error}; going on as before");
+            None
+        }
     }
 }
 

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::descriptors;
+use crate::renewal;
 
 /// Connections that the kernel completes and keeps while tiny_http is busy; the kernel takes `net.core.somaxconn` if that
 /// is less (4096 since Linux 5.4).
@@ -50,6 +54,34 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// The listening socket, and whether it outlives this service.
+pub(crate) struct Listening {
+    pub(crate) listener: TcpListener,
+    pub(crate) inherited: bool,
+}
+
+/// The socket that was passed to this process, or a new one.
+///
+/// # Errors
+///
+/// See [`StartError`].
+pub(crate) fn listen(address: SocketAddr) -> Result<Listening, StartError> {
+    match renewal::inherited() {
+        Some((number, inherited)) => Ok(Listening { listener: adopt(number)?, inherited }),
+        None => Ok(Listening { listener: bind(address)?, inherited: false }),
+    }
+}
+
+/// Takes over a socket by its number, and undoes what a former instance may have left on it.
+fn adopt(number: RawFd) -> Result<TcpListener, StartError> {
+    let unusable = |error: io::Error| StartError::Inherited(format!("descriptor {number}: {error}"));
+    let listener = TcpListener::from(descriptors::passed(number).map_err(unusable)?);
+    listener.local_addr().map_err(unusable)?;
+    descriptors::ignore_arrivals(&listener, false).map_err(unusable)?;
+    descriptors::signal_this_thread(&listener, false).map_err(unusable)?;
+    Ok(listener)
+}
 
 /// Listens on `address`.
 ///

@@ -204,6 +204,7 @@ impl Listener {
     /// Receives and answers until told to stop, or until tiny_http fails.
     /// Turns that were not taken when it returns stay in `ready`.
     fn receive(&self, server: &Server, ready: &mut Ready, stop: &AtomicBool, replace: &AtomicBool) -> Ended {
+        let mut yielded = false;
         loop {
             // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
             loop {
@@ -215,6 +216,7 @@ impl Listener {
             }
             if let Some(turn) = ready.pop_front() {
                 ready.extend(self.dispatch.serve(turn));
+                yielded = false;
                 continue;
             }
             if stop.load(Ordering::Acquire) {
@@ -223,6 +225,13 @@ impl Listener {
             if replace.swap(false, Ordering::AcqRel) {
                 return Ended::Replaced;
             }
+            // Under load there are threads with a request in hand that wait for a core: after a yield it is there, and nobody
+            // had to be put to sleep and woken for it. With nothing to run a yield comes back at once.
+            if !std::mem::replace(&mut yielded, true) {
+                thread::yield_now();
+                continue;
+            }
+            yielded = false;
             match server.recv() {
                 Ok(request) => self.dispatch.arrive(request, ready),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.

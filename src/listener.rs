@@ -26,6 +26,10 @@ use std::sync::{Mutex, PoisonError};
 /// How long to wait before tiny_http is started anew, when it could not be: descriptors or threads are missing.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// Requests taken before the next is answered: many, so that those which wait are seen to wait; and not all, for a
+/// hundred clients that pipeline as fast as they can send them faster than anyone can take them.
+const AT_ONCE: usize = 64;
+
 /// What the listener needs, and what others need of it.
 pub(crate) struct Listener {
     dispatch: Arc<Dispatch>,
@@ -207,7 +211,7 @@ impl Listener {
         let mut yielded = false;
         loop {
             // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
-            loop {
+            for _ in 0..AT_ONCE {
                 match server.try_recv() {
                     Ok(Some(request)) => self.dispatch.arrive(request, ready),
                     Ok(None) => break,

@@ -25,6 +25,7 @@ use std::time::Instant;
 use socket2::SockRef;
 
 use crate::descriptors::{Found, ignore_arrivals, tcp_facts};
+use crate::http::request::Line;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
@@ -92,6 +93,9 @@ pub(crate) struct Book {
 pub(crate) struct Page {
     pub(crate) peer: SocketAddr,
     pub(crate) opened: Instant,
+    /// Grows with every request that arrives, and with every byte of a body that is read: as long as it does, what
+    /// tiny_http takes from the socket is no endless line.
+    progress: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -118,7 +122,8 @@ struct State {
     fate: Fate,
     unconfirmed: u8,
     held: bool,
-    served: u64,
+    /// The request in flight was told that its time is over.
+    told: bool,
 }
 
 /// What the keeper sees of a page.
@@ -126,7 +131,6 @@ struct State {
 pub(crate) struct Glance {
     pub(crate) busy: bool,
     pub(crate) since: Instant,
-    pub(crate) served: u64,
     pub(crate) waiting: usize,
     pub(crate) fate: Fate,
     pub(crate) line: String,
@@ -162,6 +166,7 @@ impl Book {
                 Arc::new(Page::new(peer, None))
             }))
         };
+        page.progress.fetch_add(1, Ordering::Relaxed);
         let mut state = lock(&page.state);
         if state.fate != Fate::Open {
             self.counts.discarded.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +192,6 @@ impl Book {
     pub(crate) fn finish(&self, page: &Arc<Page>, last: bool) -> Finished {
         let mut state = lock(&page.state);
         state.since = Instant::now();
-        state.served += 1;
         if last {
             state.busy = false;
             if state.fate == Fate::Open {
@@ -329,6 +333,7 @@ impl Page {
         Page {
             peer,
             opened: now,
+            progress: AtomicU64::new(0),
             state: Mutex::new(State {
                 socket,
                 busy: false,
@@ -338,7 +343,7 @@ impl Page {
                 fate: Fate::Open,
                 unconfirmed: 0,
                 held: false,
-                served: 0,
+                told: false,
             }),
         }
     }
@@ -352,7 +357,6 @@ impl Page {
         Glance {
             busy: state.busy,
             since: state.since,
-            served: state.served,
             waiting: state.waiting.len(),
             fate: state.fate,
             line: if state.busy { state.line.clone() } else { String::new() },
@@ -416,11 +420,41 @@ impl Page {
         }
     }
 
-    /// Lets tiny_http see the end of what was received; what it has read already is still handled.
+    /// How far it has come; see the field.
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Whether the request in flight has been told that its time is over.
+    pub(crate) fn has_used_up_its_time(&self) -> bool {
+        lock(&self.state).told
+    }
+
+    /// Lets the request in flight see the end of its body, for its time is over. What tiny_http has read already is
+    /// still handled.
     pub(crate) fn end_input(&self) {
-        if let Some(socket) = self.socket() {
+        let socket = {
+            let mut state = lock(&self.state);
+            state.told = true;
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
             let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // as above
         }
+    }
+}
+
+impl Line for Page {
+    fn progressed(&self, bytes: u64) {
+        self.progress.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn has_ended(&self) -> bool {
+        let (ended, socket) = {
+            let state = lock(&self.state);
+            (state.told || matches!(state.fate, Fate::Ended { .. }), state.socket.clone())
+        };
+        ended || socket.is_none_or(|socket| tcp_facts(&*socket).is_ok_and(|facts| facts.peer_left || facts.closed))
     }
 }
 

@@ -18,15 +18,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
+use socket2::SockRef;
 use tiny_http::HTTPVersion;
 
 use crate::book::{Admission, Book, Ended, Finished, Page};
 use crate::crew::panic_message;
 use crate::http::leftover;
 use crate::http::reply::{Envelope, Reply};
-use crate::http::request::{Request, path_of};
+use crate::http::request::{Line, Request, path_of};
 use crate::http::routes::{Found, Handler, Routes};
-use crate::http::rules::{self, Head, Refusal};
+use crate::http::rules::{self, Framing, Head, Refusal};
 use crate::keeper::Keeper;
 use crate::phase::Current;
 use crate::stop::Stop;
@@ -219,7 +220,8 @@ impl Dispatch {
         let Exchange { page, raw, since, head, found } = exchange;
         let last = head.is_err();
         let head = head.unwrap_or_else(|_| Head::refused(&raw));
-        let mut request = Request::new(raw, head, page.peer, self.stop.clone(), self.max_body);
+        let line: Arc<dyn Line> = Arc::<Page>::clone(&page);
+        let mut request = Request::new(raw, head, page.peer, line, self.stop.clone(), self.max_body);
         request.set_params(found.params);
         let delivery = Delivery { page, request, reply: Reply::empty(500), route: found.route, since, last };
         (delivery, found.handler, found.allow)
@@ -228,6 +230,9 @@ impl Dispatch {
     /// Runs the handler, or finds the reply that needs none.
     fn handle(&self, exchange: Exchange) -> Delivery {
         let refusal = exchange.head.err();
+        if exchange.head.is_ok_and(|head| head.framing == Framing::Chunked) {
+            self.socket_of(&exchange.page); // whether such a body is whole is known from the socket alone
+        }
         let (mut delivery, handler, allow) = self.prepare(exchange);
         delivery.reply = match (refusal, handler) {
             (Some(refusal), _) => self.refuse(&delivery.page, refusal),
@@ -252,6 +257,15 @@ impl Dispatch {
         Reply::error(refusal.status, refusal.reason)
     }
 
+    fn broken_body(&self, page: &Page) -> Reply {
+        self.ways.refused.fetch_add(1, Ordering::Relaxed);
+        if page.has_used_up_its_time() {
+            return Reply::error(408, "the body did not come in time");
+        }
+        self.book.count_ended(Ended::Refused);
+        Reply::error(400, "the body broke off")
+    }
+
     /// Calls a handler. Its panic is no member's end: the policy of `crew` holds here, and the client gets a 500.
     fn call(&self, handler: &Handler, page: &Page, request: &mut Request) -> Reply {
         match catch_unwind(AssertUnwindSafe(|| handler(request))) {
@@ -273,10 +287,18 @@ impl Dispatch {
 
     /// Writes the response, and gives the connection's next request its turn.
     fn deliver(&self, delivery: Delivery) -> Option<Turn> {
-        let Delivery { page, mut request, reply, route, since, last } = delivery;
+        let Delivery { page, mut request, mut reply, route, since, mut last } = delivery;
         let unread = !self.settle_body(&mut request, last);
+        if request.is_body_broken() {
+            // Nobody knows where the next request would begin.
+            last = true;
+            if reply.status() < 400 {
+                // Also where the handler did not care for the body: what was asked has not arrived whole.
+                reply = self.broken_body(&page);
+            }
+        }
         let draining = self.phase.is_draining() && page.is_last_in_line();
-        let close = last || unread || request.head.last || request.is_body_broken() || draining;
+        let close = last || unread || request.head.last || draining;
         let (status, in_memory, left) = (reply.status(), reply.body().is_some(), request.left());
         let (head, method) = (request.head, method_name(request.raw().method()));
         let version = request.raw().http_version().clone();
@@ -300,13 +322,13 @@ impl Dispatch {
             self.keeper.part_with(socket, raw, left);
         } else {
             if unread {
-                leftover::forget(&mut raw, left);
+                leftover::forget(&mut raw, left.unwrap_or(0));
             }
             let mut writer = raw.into_writer();
             sent = respond(reply, &envelope, in_memory, &mut writer);
             if sent.is_err() {
                 page.shut_down(Shutdown::Both);
-            } else if close && !head.last {
+            } else if close && !head.tiny_http_stops {
                 // The end of the stream goes out before tiny_http's own thread can add a word to it. Where all is well
                 // it has no word to add: then the keeper can see to it, in a tick, if the socket is not known yet.
                 if last {
@@ -329,7 +351,7 @@ impl Dispatch {
         for watcher in &self.watchers {
             watcher(&answered);
         }
-        self.finish(&page, close || sent.is_err(), head.last)
+        self.finish(&page, close || sent.is_err(), head.tiny_http_stops)
     }
 
     /// Sees to it that the body is out of the way of the next request; false if it is not, and the connection must be
@@ -368,10 +390,21 @@ impl Dispatch {
         None
     }
 
-    /// Throws a request away, unanswered. `left` says how much of its body is, if some was read.
+    /// Throws a request of a connection that is closing away, unanswered. `left` says how much of its body is, if some
+    /// was read. Never waits for the client, for it is done on the listener's thread.
     fn discard(&self, raw: tiny_http::Request, left: Option<u64>) {
-        let left = left.or(raw.body_length().map(|length| length as u64)).unwrap_or(0);
-        self.keeper.drop_later(raw, left);
+        let head = Head::refused(&raw);
+        if !head.body_at_hand {
+            let left = left.or(raw.body_length().map(|length| length as u64));
+            let page = raw.remote_addr().and_then(|peer| self.book.page(*peer));
+            let Some(socket) = page.and_then(|page| self.socket_of(&page)) else {
+                return leftover::drop_blindly(raw, left.unwrap_or(0));
+            };
+            // Dropping it reads what is left, and comes to its end at once.
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // fails if the peer has left
+            return leftover::drop_unread(raw, left.unwrap_or(0));
+        }
+        drop(raw.into_writer()); // lest `Request` answers 500 by itself
     }
 }
 

@@ -125,9 +125,9 @@ struct Watched {
 struct Watch {
     page: Arc<Page>,
     socket: Arc<OwnedFd>,
-    /// Bytes received when the last request was seen to be over, or in flight.
+    /// Bytes that tiny_http had taken when the last request, or the last byte of a body, was seen to have arrived.
     mark: u64,
-    served: u64,
+    progress: u64,
     /// Whether bytes waited at the last look, and none was ever read.
     starving: bool,
     /// The request in flight has been told that its time is over.
@@ -235,21 +235,6 @@ impl Keeper {
         self.wake();
     }
 
-    /// Drops a request that nobody answers, where that may take no time.
-    pub(crate) fn drop_later(&self, request: tiny_http::Request, left: u64) {
-        const AT_HAND: u64 = 1024; // such bodies are in memory: `rules`
-        if left <= AT_HAND {
-            drop(request.into_writer());
-            return;
-        }
-        let page = request.remote_addr().and_then(|peer| self.book.page(*peer));
-        let socket = page.and_then(|page| page.socket());
-        if let Some(socket) = &socket {
-            let _ = SockRef::from(&**socket).shutdown(Shutdown::Read);
-        }
-        leftover::drop_unread(request, left);
-    }
-
     /// Finds sockets that are not under watch yet. For those who cannot wait for the next tick.
     pub(crate) fn look_now(&self) {
         self.look_through(&mut lock(&self.watched));
@@ -274,7 +259,7 @@ impl Keeper {
             // Fails only for want of memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
             watched.own.insert(socket.as_raw_fd());
-            let watch = Watch { page, socket, mark: 0, served: 0, starving: false, told: false, was_deaf };
+            let watch = Watch { page, socket, mark: 0, progress: 0, starving: false, told: false, was_deaf };
             watched.by_cookie.insert(cookie, watch);
         }
         sighting
@@ -453,11 +438,13 @@ impl Keeper {
         } else if !untouched {
             watch.starving = false;
         }
-        let glance = watch.page.glance();
-        if glance.busy || glance.served != watch.served {
-            watch.served = glance.served;
-            watch.mark = facts.received;
-        } else if facts.received - watch.mark.min(facts.received) > LONGEST_HEAD && glance.fate == Fate::Open {
+        // Also while a request is in flight: tiny_http reads the next head meanwhile, and lines of a chunked body that
+        // may be as endless.
+        let progress = watch.page.progress();
+        let taken = facts.received.saturating_sub(waiting);
+        if std::mem::replace(&mut watch.progress, progress) != progress {
+            watch.mark = taken;
+        } else if taken.saturating_sub(watch.mark) > LONGEST_HEAD && watch.page.glance().fate == Fate::Open {
             self.end(watch, Ended::HeadTooLarge);
         }
         watch.page.release(); // a tick is enough
@@ -482,8 +469,9 @@ impl Keeper {
             Fate::Open => {}
         }
         if glance.busy {
-            // First the rest of the body is cut off, so that there is time to say so; then everything.
-            let notice = (limits.request_timeout / 10).min(Duration::from_millis(500));
+            // First the rest of the body is cut off, so that there is time to say so; then everything. At rest, two looks
+            // are that far apart.
+            let notice = (limits.request_timeout / 4).min(2 * REST);
             if age >= limits.request_timeout {
                 self.end(watch, Ended::RequestTimeout);
             } else if age >= limits.request_timeout - notice && !std::mem::replace(&mut watch.told, true) {

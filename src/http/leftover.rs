@@ -16,21 +16,44 @@ const HARMLESS: u64 = 1024 * 1024;
 ///
 /// Nothing waits for the client here if the read side of its socket is shut down.
 pub(crate) fn drop_unread(mut request: tiny_http::Request, left: u64) {
-    if left > HARMLESS && !forget_what_is_left(&mut request, left) {
-        // Not the tiny_http that this was written for. A thread and two descriptors are lost; better than the process.
-        log::error!("a request with a body of {left} bytes had to be leaked");
-        std::mem::forget(request);
+    if left > HARMLESS && !forget(&mut request, left) {
+        leak(request, left);
         return;
     }
     // Taking the writer and dropping it is what keeps `Request` from answering 500 by itself.
     drop(request.into_writer());
 }
 
-/// Makes dropping a request harmless, whatever is left of its body, also while the client goes on sending it.
-pub(crate) fn forget(request: &mut tiny_http::Request, left: Option<u64>) {
-    if let Some(left) = left.filter(|left| *left > HARMLESS) {
-        forget_what_is_left(request, left);
+/// Drops a request of which `left` bytes of the body were announced and not read, without an answer, where nothing is
+/// known of its socket, so that its client could make us wait.
+pub(crate) fn drop_blindly(mut request: tiny_http::Request, left: u64) {
+    if forget(&mut request, left) {
+        drop(request.into_writer()); // as above
+    } else {
+        leak(request, left);
     }
+}
+
+/// Makes dropping a request harmless, whatever is left of its body, also while the client goes on sending it. False if
+/// that could not be done.
+pub(crate) fn forget(request: &mut tiny_http::Request, left: u64) -> bool {
+    left == 0 || !reads_on_drop(request) || forget_what_is_left(request, left)
+}
+
+/// Not the tiny_http that this was written for. A thread and two descriptors are lost; better than the process.
+fn leak(request: tiny_http::Request, left: u64) {
+    log::error!("a request with a body of {left} bytes had to be leaked");
+    std::mem::forget(request);
+}
+
+/// Whether the request's reader is one that counts, and reads to its end when it is dropped: tiny_http's own rules
+/// (`new_request` in request.rs), to the letter.
+fn reads_on_drop(request: &tiny_http::Request) -> bool {
+    let first = |name: &'static str| request.headers().iter().find(|header| header.field.equiv(name));
+    let for_upgrade =
+        first("Connection").is_some_and(|header| header.value.as_str().to_ascii_lowercase().contains("upgrade"));
+    let in_memory = request.body_length().is_none_or(|length| length <= 1024) && first("Expect").is_none();
+    !for_upgrade && !in_memory && request.body_length().is_some_and(|length| length > 0)
 }
 
 /// Sets the count of tiny_http's `EqualReader` (util/equal_reader.rs), which is behind the request's reader, to nothing:
@@ -43,8 +66,8 @@ fn forget_what_is_left(request: &mut tiny_http::Request, left: u64) -> bool {
     // What comes back is a reader of which only the size can be known: the box that the request holds, or its content.
     let content: &mut dyn Read = if size_of_val(reader) == size_of::<Boxed>() {
         // SAFETY: `Request::as_reader` returns its `Box<dyn Read + Send>` as a reader (request.rs of the version that is
-        // pinned in Cargo.toml); nothing smaller than a counting reader, which has six words at least, is ever in the
-        // box when `left` exceeds what tiny_http reads together with the head, which callers see to.
+        // pinned in Cargo.toml); nothing smaller than a counting reader, which has six words at least, is in the box
+        // where `reads_on_drop`, which callers have asked.
         unsafe { &mut **std::ptr::from_mut(reader).cast::<Boxed>() }
     } else {
         reader

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::reply::Reply;
@@ -15,11 +16,20 @@ pub struct Request {
     raw: tiny_http::Request,
     pub(crate) head: Head,
     peer: SocketAddr,
+    line: Arc<dyn Line>,
     id: String,
     params: Vec<(String, String)>,
     stop: Stop,
     body: Progress,
     max_body: u64,
+}
+
+/// What a request must know of its connection, and tell about it.
+pub(crate) trait Line: Send + Sync {
+    /// So many bytes of a body have been read.
+    fn progressed(&self, bytes: u64);
+    /// Whether the input has ended, by the client's will or by ours.
+    fn has_ended(&self) -> bool;
 }
 
 /// How far the body has been read.
@@ -77,9 +87,16 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    pub(crate) fn new(raw: tiny_http::Request, head: Head, peer: SocketAddr, stop: Stop, max_body: u64) -> Request {
+    pub(crate) fn new(
+        raw: tiny_http::Request,
+        head: Head,
+        peer: SocketAddr,
+        line: Arc<dyn Line>,
+        stop: Stop,
+        max_body: u64,
+    ) -> Request {
         let id = super::request_id(raw.headers());
-        Request { raw, head, peer, id, params: Vec::new(), stop, body: Progress::default(), max_body }
+        Request { raw, head, peer, line, id, params: Vec::new(), stop, body: Progress::default(), max_body }
     }
 
     pub(crate) fn set_params(&mut self, params: Vec<(String, String)>) {
@@ -280,19 +297,30 @@ impl Read for Body<'_> {
         if into.is_empty() || self.request.is_body_done() {
             return Ok(0);
         }
-        let result = self.request.raw.as_reader().read(into);
+        // Where the client asks for another protocol, tiny_http's reader goes on beyond the body.
+        let left = self.request.left().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let most = left.min(into.len());
+        let result = self.request.raw.as_reader().read(&mut into[..most]);
         let body = &mut self.request.body;
         match result {
             Ok(0) => {
                 body.ended = true;
-                if matches!(self.request.head.framing, Framing::Length(length) if self.request.body.read < length) {
-                    self.request.body.broken = true;
+                body.broken = match self.request.head.framing {
+                    Framing::None => false,
+                    Framing::Length(length) => body.read < length,
+                    // tiny_http ends a chunked body alike at its last chunk and where the connection broke off within a
+                    // chunk. A client that has said all, and ended its side already, cannot be told from one that broke
+                    // off: it is not believed.
+                    Framing::Chunked => self.request.line.has_ended(),
+                };
+                if body.broken {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early"));
                 }
                 Ok(0)
             }
             Ok(n) => {
                 body.read += n as u64;
+                self.request.line.progressed(n as u64);
                 Ok(n)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),

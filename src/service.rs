@@ -250,8 +250,13 @@ impl Service {
         }
         let config = self.config;
         let descriptors = descriptors::raise_limit();
+        // Whoever catches the signals is the whole process: to it belongs what was passed to the process.
         let renewable = signals.is_some();
-        let Listening { listener, inherited } = socket::listen(config.listen)?;
+        let Listening { listener, inherited } = if renewable {
+            socket::inherit_or_bind(config.listen)?
+        } else {
+            Listening { listener: socket::bind(config.listen)?, inherited: false }
+        };
         let system = |what| move |error: io::Error| StartError::System(what, error);
         socket::prepare(&listener, config.request_timeout).map_err(system("socket options"))?;
         let gate = Arc::new(Gate::new(&listener).map_err(system("the listening socket"))?);
@@ -396,6 +401,7 @@ struct Assembled {
     engine: Engine,
     pool: Arc<Pool<crate::dispatch::Job>>,
     address: SocketAddr,
+    /// Others hold the listening socket as well.
     inherited: bool,
     renewable: bool,
     grace: Duration,
@@ -446,7 +452,9 @@ impl Assembled {
                 (None, None) => None,
             };
             match self.crew.first_before(until) {
-                Some(Cause::Renewal(why)) if !self.renewable => log::warn!("cannot renew ({why}): not the whole process"),
+                Some(Cause::Renewal(why)) if !self.renewable => {
+                    log::warn!("cannot renew ({why}): not the whole process")
+                }
                 Some(Cause::Renewal(why)) if rehearsal.is_none() => rehearsal = rehearse(why),
                 Some(Cause::Renewal(_)) => {}
                 Some(Cause::Worn(why)) if self.renewable => {

@@ -1,12 +1,17 @@
 //! The listening socket: made here, or inherited, and given the options that every connection inherits from it.
+//!
+//! A socket is inherited from the image before this one (see [`renewal`]), or in systemd's
+//! way (sd_listen_fds(3)), from systemd or from whoever speaks as it does. The variables stay as they are, because changing the environment is not
+//! safe in a process that may have threads; they name this process alone (`LISTEN_PID`), and the descriptors are not
+//! passed on to programs that are run from here.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::descriptors;
 use crate::renewal;
@@ -22,6 +27,17 @@ const RECEIVE_BUFFER: usize = 128 * 1024;
 /// Silence after which the kernel asks whether the peer is still there. Idle connections end earlier; this is for
 /// requests in flight whose client's machine is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// The name (`FileDescriptorName=`) that tells our socket from others that were passed along with it.
+const NAME: &str = "http";
+
+/// A socket that listens.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) listener: TcpListener,
+    /// Others hold it as well: it must not be shut down, and must be left as a new instance wants to find it.
+    pub(crate) inherited: bool,
+}
 
 /// Why a service could not start.
 #[derive(Debug)]
@@ -55,32 +71,89 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// The listening socket, and whether it outlives this service.
-pub(crate) struct Listening {
-    pub(crate) listener: TcpListener,
-    pub(crate) inherited: bool,
-}
-
-/// The socket that was passed to this process, or a new one.
+/// Takes the socket that was passed to this process, or else listens on `address`.
 ///
 /// # Errors
 ///
-/// See [`StartError`].
-pub(crate) fn listen(address: SocketAddr) -> Result<Listening, StartError> {
-    match renewal::inherited() {
-        Some((number, inherited)) => Ok(Listening { listener: adopt(number)?, inherited }),
+/// What was passed cannot be used; or, as [`bind`].
+pub(crate) fn inherit_or_bind(address: SocketAddr) -> Result<Listening, StartError> {
+    if let Some((number, from_outside)) = renewal::inherited() {
+        let listener = adopt(number).map_err(|why| StartError::Inherited(format!("descriptor {number} {why}")))?;
+        return Ok(Listening { listener, inherited: from_outside });
+    }
+    match inherit()? {
+        Some(listener) => Ok(Listening { listener, inherited: true }),
         None => Ok(Listening { listener: bind(address)?, inherited: false }),
     }
 }
 
-/// Takes over a socket by its number, and undoes what a former instance may have left on it.
-fn adopt(number: RawFd) -> Result<TcpListener, StartError> {
-    let unusable = |error: io::Error| StartError::Inherited(format!("descriptor {number}: {error}"));
-    let listener = TcpListener::from(descriptors::passed(number).map_err(unusable)?);
-    listener.local_addr().map_err(unusable)?;
-    descriptors::ignore_arrivals(&listener, false).map_err(unusable)?;
-    descriptors::signal_this_thread(&listener, false).map_err(unusable)?;
-    Ok(listener)
+/// The socket that was passed to this process, if one was.
+fn inherit() -> Result<Option<TcpListener>, StartError> {
+    let unusable = |error: io::Error| StartError::Inherited(format!("LISTEN_FDS: {error}"));
+    let passed: Vec<_> = sd_notify::listen_fds_with_names().map_err(unusable)?.collect();
+    let Some((number, name)) = choose(&passed)? else { return Ok(None) };
+    let refused = |why: String| StartError::Inherited(format!("descriptor {number} ({name}) {why}"));
+    let listener = adopt(*number).map_err(refused)?;
+    log::info!("the socket was passed by the service manager, as descriptor {number} ({name})");
+    Ok(Some(listener))
+}
+
+/// Of several sockets, the one with our name: the others may be for other parts of the program.
+fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, StartError> {
+    if passed.len() <= 1 {
+        return Ok(passed.first());
+    }
+    let mut ours = passed.iter().filter(|(_, name)| name == NAME);
+    match (ours.next(), ours.next()) {
+        (Some(one), None) => {
+            for (number, name) in passed.iter().filter(|(number, _)| *number != one.0) {
+                log::warn!("descriptor {number} ({name}) was passed as well, and is not served");
+            }
+            Ok(Some(one))
+        }
+        _ => {
+            let names: Vec<_> = passed.iter().map(|(_, name)| name.as_str()).collect();
+            Err(StartError::Inherited(format!(
+                "{} were passed ({}), and not exactly one is named {NAME} (FileDescriptorName=)",
+                passed.len(),
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+fn adopt(number: RawFd) -> Result<TcpListener, String> {
+    let descriptor = descriptors::passed(number).map_err(|error| format!("cannot be had: {error}"))?;
+    judge(descriptor)
+}
+
+/// Makes a descriptor of whatever kind our listening socket, or says what is wrong with it.
+fn judge(descriptor: OwnedFd) -> Result<TcpListener, String> {
+    let socket = Socket::from(descriptor);
+    let Ok(domain) = socket.domain() else { return Err("is no socket".to_owned()) };
+    if domain != Domain::IPV4 && domain != Domain::IPV6 {
+        let kind = if domain == Domain::UNIX { "a Unix socket" } else { "of another family" };
+        return Err(format!("is {kind}, and only TCP over IPv4 or IPv6 is served"));
+    }
+    let is_tcp = socket.r#type().is_ok_and(|kind| kind == Type::STREAM)
+        && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::TCP));
+    if !is_tcp {
+        return Err("is no TCP socket".to_owned());
+    }
+    if !socket.is_listener().unwrap_or(false) {
+        return Err("does not listen (one connection each is what Accept=yes passes)".to_owned());
+    }
+    renew(&socket).map_err(|error| format!("cannot be set up: {error}"))?;
+    Ok(socket.into())
+}
+
+/// Undoes what a former holder may have left on a socket, and what would end `accept`.
+fn renew(socket: &Socket) -> io::Result<()> {
+    descriptors::ignore_arrivals(socket, false)?;
+    descriptors::signal_this_thread(socket, false)?;
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(None)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)
 }
 
 /// Listens on `address`.
@@ -117,4 +190,63 @@ pub(crate) fn prepare(listener: &TcpListener, request_timeout: Duration) -> io::
     // Bounds the wait for a client that never reads, where the keeper cannot. SO_RCVTIMEO must not be set: it ends accept.
     socket.set_write_timeout(Some(request_timeout))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpStream, UdpSocket};
+    use std::os::unix::net::UnixListener;
+
+    fn refused(descriptor: impl Into<OwnedFd>) -> String {
+        judge(descriptor.into()).expect_err("it is of the wrong kind")
+    }
+
+    #[test]
+    fn only_a_listening_tcp_socket_is_adopted() {
+        let path = std::env::temp_dir().join(format!("allout-socket-test-{}", std::process::id()));
+        let unix = UnixListener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(refused(unix).contains("Unix socket"));
+        assert!(refused(UdpSocket::bind("127.0.0.1:0").unwrap()).contains("no TCP socket"));
+        assert!(refused(std::fs::File::open("/dev/null").unwrap()).contains("no socket"));
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            assert!(refused(client).contains("does not listen"));
+            judge(listener.into()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_former_holder_left_on_the_socket_is_undone() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            descriptors::ignore_arrivals(&listener, true).unwrap();
+            descriptors::signal_this_thread(&listener, true).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+
+            let adopted = judge(listener.into()).unwrap();
+            assert!(!descriptors::ignores_arrivals(&adopted));
+            let flags = rustix::fs::fcntl_getfl(&adopted).unwrap();
+            let unwanted = u32::try_from(libc::O_ASYNC | libc::O_NONBLOCK).unwrap();
+            assert_eq!(flags.bits() & unwanted, 0);
+            assert_eq!(SockRef::from(&adopted).read_timeout().unwrap(), None);
+            TcpStream::connect_timeout(&adopted.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+            adopted.accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn of_several_the_one_with_our_name_is_taken() {
+        let passed = |names: &[&str]| (3..).zip(names.iter().map(|&name| name.to_owned())).collect::<Vec<_>>();
+        let chosen = |names: &[&str]| choose(&passed(names)).map(|one| one.map(|(number, _)| *number));
+        assert_eq!(chosen(&[]).unwrap(), None);
+        assert_eq!(chosen(&["whatever"]).unwrap(), Some(3));
+        assert_eq!(chosen(&["admin", "http"]).unwrap(), Some(4));
+        assert!(chosen(&["admin", "debug"]).is_err());
+        let error = chosen(&["http", "http"]).unwrap_err().to_string();
+        assert!(error.contains("2 were passed (http, http)"), "{error}");
+    }
 }

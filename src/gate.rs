@@ -6,7 +6,7 @@
 //! closed gate inherits the deafness, and loses it when the keeper finds it.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -87,6 +87,17 @@ impl Gate {
         self.connect(&own)
     }
 
+    /// A connection to ourselves, of the kind that clients have.
+    ///
+    /// # Errors
+    ///
+    /// There was none within `limit`.
+    pub(crate) fn call(&self, limit: Duration) -> io::Result<TcpStream> {
+        let own = self.socket_to_self()?;
+        own.connect_timeout(&SockAddr::from(to_self(self.address)), limit)?;
+        Ok(own.into())
+    }
+
     fn socket_to_self(&self) -> io::Result<Socket> {
         let own = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
@@ -120,7 +131,6 @@ pub(crate) fn to_self(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::TcpStream;
 
     /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
     const SOON: Duration = Duration::from_millis(300);

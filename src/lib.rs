@@ -21,6 +21,7 @@ mod service;
 mod signals;
 mod socket;
 mod stop;
+mod systemd;
 mod workers;
 
 pub use crossbeam_channel as channel;

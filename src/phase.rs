@@ -1,9 +1,11 @@
 //! In which phase a service is: one word that everyone may read, and that only the drain writes.
 
 use std::fmt;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 /// The phases, in the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +43,8 @@ impl fmt::Display for Phase {
 pub(crate) struct Current {
     phase: AtomicU8,
     finishing: OnceLock<Instant>,
+    renewing: AtomicBool,
+    watchers: Mutex<Vec<Sender<Phase>>>,
 }
 
 impl Current {
@@ -53,7 +57,27 @@ impl Current {
         if phase >= Phase::Finishing {
             self.finishing.get_or_init(Instant::now);
         }
-        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        let former = self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        if former < phase as u8 {
+            let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+            watchers.retain(|watcher| watcher.send(phase).is_ok()); // unbounded: never waits
+        }
+    }
+
+    /// Each phase that comes from now on, for those who watch.
+    pub(crate) fn changes(&self) -> Receiver<Phase> {
+        let (sender, receiver) = unbounded();
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        receiver
+    }
+
+    /// The drain is for a new instance that takes over. To be said before the drain begins.
+    pub(crate) fn set_renewing(&self) {
+        self.renewing.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_renewing(&self) -> bool {
+        self.renewing.load(Ordering::Acquire)
     }
 
     /// For how long new connections have been ignored.

@@ -27,6 +27,7 @@ use crate::renewal::{self, Rehearsal, WORN_AGAIN};
 use crate::signals;
 use crate::socket::{self, Listening, StartError};
 use crate::stop::Stop;
+use crate::systemd::{self, Watch};
 use crate::workers::Pool;
 
 /// How often the rehearsal of a renewal is looked after.
@@ -250,7 +251,7 @@ impl Service {
         }
         let config = self.config;
         let descriptors = descriptors::raise_limit();
-        // Whoever catches the signals is the whole process: to it belongs what was passed to the process.
+        // Whoever catches the signals is the whole process: what was passed to it, and what it tells systemd.
         let renewable = signals.is_some();
         let Listening { listener, inherited } = if renewable {
             socket::inherit_or_bind(config.listen)?
@@ -315,6 +316,8 @@ impl Service {
             let stop = stop.clone();
             crew.spawn(&name, move || body(stop)).map_err(system("a member's thread"))?;
         }
+        // Before somebody can ask for a change.
+        let changes = (renewable && systemd::is_asked()).then(|| phase.changes());
         // Last, since from here on requests arrive.
         let engine = Engine::start(gate.listener()).map_err(system("tiny_http"))?;
         let listening = Arc::new(Listener::new(Arc::clone(&dispatch), Arc::clone(&gate), Arc::clone(&keeper), &engine));
@@ -326,6 +329,19 @@ impl Service {
             let (of_thread, of_interrupt) = (Arc::clone(&listening), Arc::clone(&listening));
             crew.spawn_with("listener", move || of_interrupt.stop(), move || of_thread.run())
                 .map_err(system("the listener's thread"))?;
+        }
+        if let Some(changes) = changes {
+            let watch = Watch {
+                book: Arc::clone(&book),
+                gate: Arc::clone(&gate),
+                keeper: Arc::clone(&keeper),
+                phase: Arc::clone(&phase),
+                pool: Arc::clone(&pool),
+                changes,
+                request_timeout: config.request_timeout,
+                grace: config.grace,
+            };
+            crew.spawn("systemd", move || watch.run()).map_err(system("the thread that tells systemd"))?;
         }
         let address = gate.address();
         log::info!("listening on http://{address}");
@@ -415,6 +431,9 @@ impl Assembled {
         let renews = matches!(cause, Cause::Renewal(_));
         self.drain.handover |= renews;
         let mut departure = Departure::new(cause, self.grace);
+        if renews {
+            self.drain.phase.set_renewing();
+        }
         self.drain.run(&mut self.crew, &mut departure, self.before, self.after);
         if departure.forced.is_none() && departure.abandoned.is_empty() {
             self.pool.join();

@@ -13,8 +13,9 @@ const SERVICE: &str = "\
 [Unit]
 Description=allout HTTP service: one out, all out
 After=network.target
-StartLimitIntervalSec=60s
-StartLimitBurst=5
+# So many are a loop that somebody must look at, and more than anybody restarts by hand.
+StartLimitIntervalSec=10s
+StartLimitBurst=10
 
 [Service]
 Type=notify

@@ -1,0 +1,410 @@
+//! At home under systemd: a real one, process 1 of a machine within the machine, and the unit as it is printed.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+mod common;
+
+use common::http::{Connection, Response};
+use common::{LIMIT, Speak as _, wait_until};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where the printed unit serves.
+const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8088);
+
+/// A machine of its own, with systemd and nothing else; it ends with the test. The test's thread is in its network.
+struct Machine {
+    unshare: Child,
+    init: u32,
+}
+
+impl Machine {
+    fn boot() -> Machine {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_allout"));
+        let faulty = program.with_file_name("examples").join("faulty");
+        let mut command = Command::new("unshare");
+        command.args(["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup"]);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/systemd/init.sh")).args([&program, &faulty]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let mut unshare = command.spawn().expect("unshare starts");
+        let path = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let mut init = 0;
+        wait_until(LIMIT, "systemd to be started", || {
+            assert!(unshare.try_wait().expect("a child can be asked").is_none(), "init.sh failed");
+            init = fs::read_to_string(&path).ok().and_then(|pids| pids.trim().parse().ok()).unwrap_or(0);
+            init != 0 && fs::read_to_string(format!("/proc/{init}/comm")).is_ok_and(|name| name.trim() == "systemd")
+        });
+        let machine = Machine { unshare, init };
+        wait_until(LIMIT, "systemd to be up", || machine.try_run("systemctl is-active quiet.target").status.success());
+        let network = File::open(format!("/proc/{init}/ns/net")).expect("systemd has a network");
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).expect("a thread can move");
+        machine
+    }
+
+    /// With the service installed as the README says, and with these lines added to its `[Service]`.
+    fn with_service(lines: &str) -> Machine {
+        let machine = Machine::boot();
+        machine.run("allout --systemd-unit > /etc/systemd/system/allout.service");
+        machine.add("allout.service", &format!("[Service]\n{lines}"));
+        machine
+    }
+
+    /// As [`with_service`](Machine::with_service), running the faulty one under the same unit.
+    fn with_faulty(lines: &str) -> Machine {
+        Machine::with_service(&format!("ExecStart=\nExecStart=/usr/local/bin/faulty {HERE}\n{lines}"))
+    }
+
+    /// Adds to a unit.
+    fn add(&self, unit: &str, lines: &str) {
+        let place = format!("/etc/systemd/system/{unit}.d");
+        self.run(&format!(
+            "mkdir -p {place} && cat > {place}/test.conf <<'END'\n{lines}\nEND\nsystemctl daemon-reload"
+        ));
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init.to_string(), "--all", "sh", "-c", line]).stdin(Stdio::null());
+        command
+    }
+
+    fn try_run(&self, line: &str) -> Output {
+        self.command(line).output().expect("nsenter starts")
+    }
+
+    /// What a command says that must succeed.
+    #[track_caller]
+    fn run(&self, line: &str) -> String {
+        let output = self.try_run(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Starts a command, and does not wait for it.
+    fn begin(&self, line: &str) -> Child {
+        self.command(line).spawn().expect("nsenter starts")
+    }
+
+    /// Properties of the service, `Name=value` each.
+    fn show(&self, names: &str) -> String {
+        self.run(&format!("systemctl show allout --property={names}")).replace('\n', " ")
+    }
+
+    fn is(&self, names: &str, values: &str) -> bool {
+        self.show(names) == values
+    }
+
+    #[track_caller]
+    fn wait_for(&self, names: &str, values: &str) {
+        wait_until(LIMIT, &format!("{values}, it is {}", self.show(names)), || self.is(names, values));
+    }
+
+    #[track_caller]
+    fn wait_for_status(&self, part: &str) -> String {
+        let mut status = String::new();
+        wait_until(LIMIT, &format!("the status {part:?}"), || {
+            status = self.show("StatusText");
+            status.contains(part)
+        });
+        status
+    }
+
+    fn journal(&self, options: &str) -> String {
+        self.run(&format!("journalctl --sync && journalctl --no-pager {options}"))
+    }
+
+    /// What the service itself has said, at this priority or above.
+    fn said(&self, priority: &str) -> String {
+        self.journal(&format!("-o cat -u allout -p {priority} _SYSTEMD_UNIT=allout.service"))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let last_words = self.try_run("systemctl status allout --no-pager; journalctl --no-pager -n 100");
+            eprintln!("--- {}\n---", String::from_utf8_lossy(&last_words.stdout));
+        }
+        let _ = self.unshare.kill(); // systemd goes with it, and all processes with systemd
+        let _ = self.unshare.wait();
+    }
+}
+
+#[track_caller]
+fn connect() -> Connection {
+    Connection::open(HERE, LIMIT).unwrap_or_else(|e| panic!("connecting to {HERE}: {e}"))
+}
+
+#[track_caller]
+fn get(path: &str) -> Response {
+    connect().ask("GET", path)
+}
+
+/// A request that a worker has by now, or soon will.
+fn in_flight(path: &str) -> Connection {
+    let mut connection = connect();
+    connection.request("GET", path);
+    // Received in order: what comes after it on another connection is answered after it was received.
+    connect().ask("GET", "/livez");
+    connection
+}
+
+const ENDED: &str = "Result,NRestarts,ExecMainStatus,ActiveState,SubState";
+const ENDED_WELL: &str = "Result=success NRestarts=0 ExecMainStatus=0 ActiveState=inactive SubState=dead";
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn it_says_when_it_serves_and_a_stop_takes_milliseconds() {
+    let machine = Machine::with_service("");
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        machine.run("systemctl start allout");
+        assert_eq!(get("/").status, 200, "started means that it serves");
+        assert!(machine.show("StatusText").contains("serving, "), "{}", machine.show("StatusText"));
+        let began = Instant::now();
+        machine.run("systemctl stop allout");
+        took.push(began.elapsed());
+        assert_eq!(machine.show(ENDED), ENDED_WELL);
+    }
+    eprintln!("systemctl stop, idle: {took:?}");
+    let own: Vec<_> =
+        machine.said("info").lines().filter(|line| line.contains("all out after")).map(str::to_owned).collect();
+    eprintln!("of which its own: {own:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
+    assert_eq!(machine.said("warning"), "");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_stop_takes_as_long_as_the_requests_in_flight() {
+    let machine = Machine::with_service("Environment=ALLOUT_TIMEOUT_DELAY=2s");
+    machine.run("systemctl start allout");
+    let asked = Instant::now();
+    let mut connection = in_flight("/timeout");
+    let began = Instant::now();
+    let mut stop = machine.begin("systemctl stop allout");
+    machine.wait_for_status("draining: 1 request, ");
+    assert_eq!(connection.hear("GET").status, 200);
+    let answered = asked.elapsed();
+    assert!(stop.wait().expect("systemctl ends").success());
+    eprintln!("answered after {answered:?}; systemctl stop took {:?}", began.elapsed());
+    assert!(began.elapsed() < answered + Duration::from_secs(1));
+    assert_eq!(machine.show(ENDED), ENDED_WELL);
+}
+
+/// A drain of 6 s, where systemd has patience for 2 s only, and so has its watchdog.
+fn outlives_the_patience_of_systemd(how: impl FnOnce(&Machine)) {
+    let machine = Machine::with_service("Environment=ALLOUT_TIMEOUT_DELAY=6s\nTimeoutStopSec=2s\nWatchdogSec=2s");
+    machine.run("systemctl start allout");
+    let mut connection = in_flight("/timeout");
+    how(&machine);
+    assert_eq!(connection.hear("GET").status, 200);
+    machine.wait_for(ENDED, ENDED_WELL);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_drain_within_its_grace_outlives_the_patience_of_systemd_after_a_stop() {
+    outlives_the_patience_of_systemd(|machine| machine.run("systemctl stop --no-block allout").clear());
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_drain_within_its_grace_outlives_the_patience_of_systemd_after_a_shutdown() {
+    outlives_the_patience_of_systemd(|_| assert_eq!(get("/shutdown").status, 200));
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_shutdown_leaves_it_stopped() {
+    let machine = Machine::with_service("");
+    machine.run("systemctl start allout");
+    assert_eq!(get("/shutdown").status, 200);
+    machine.wait_for(ENDED, ENDED_WELL);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn what_was_abandoned_is_seen_and_no_reason_to_restart() {
+    let machine = Machine::with_faulty("");
+    machine.run("systemctl start allout");
+    let _connection = in_flight("/stuck-worker");
+    machine.run("systemctl stop allout");
+    let ended = "Result=exit-code NRestarts=0 ExecMainStatus=3 ActiveState=failed SubState=failed";
+    assert_eq!(machine.show(ENDED), ended);
+    let status = machine.try_run("systemctl status --no-pager allout").stdout;
+    assert!(String::from_utf8_lossy(&status).contains("status=3"));
+
+    machine.run("systemctl reset-failed allout && systemctl start allout");
+    let _connection = in_flight("/stuck-worker");
+    assert_eq!(get("/shutdown").status, 200);
+    machine.wait_for(ENDED, ended);
+    std::thread::sleep(Duration::from_secs(1)); // twice as long as a restart would wait
+    assert_eq!(machine.show(ENDED), ended);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_failure_is_a_reason_to_restart() {
+    let machine = Machine::with_faulty("");
+    machine.run("systemctl start allout");
+    assert_eq!(get("/fail").status, 200);
+    machine.wait_for("NRestarts,ActiveState", "NRestarts=1 ActiveState=active");
+    assert_eq!(get("/").status, 200);
+    assert!(machine.said("info").contains("fragile failed: it was asked to"), "{}", machine.said("info"));
+
+    machine.run("systemctl kill --signal=KILL allout");
+    machine.wait_for("NRestarts,ActiveState", "NRestarts=2 ActiveState=active");
+    assert_eq!(get("/").status, 200);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_watchdog_leaves_alone_what_answers() {
+    let machine = Machine::with_service("WatchdogSec=1s");
+    machine.run("systemctl start allout");
+    let _connections: Vec<_> = (0..3).map(|_| in_flight("/")).collect();
+    machine.wait_for_status("serving, 3 connections");
+    std::thread::sleep(Duration::from_secs(4)); // four times as long as it would take
+    assert_eq!(machine.show("NRestarts,ActiveState"), "NRestarts=0 ActiveState=active");
+    assert_eq!(machine.said("warning"), "");
+}
+
+/// Systemd restarts it once `wedge` has wedged it, and it serves again.
+#[track_caller]
+fn the_watchdog_restarts(machine: &Machine, wedge: impl FnOnce(&Machine)) {
+    machine.run("systemctl start allout");
+    assert_eq!(get("/").status, 200);
+    let began = Instant::now();
+    wedge(machine);
+    machine.wait_for("NRestarts,ActiveState", "NRestarts=1 ActiveState=active");
+    eprintln!("restarted {:?} after it was wedged", began.elapsed());
+    assert_eq!(get("/").status, 200);
+    assert!(machine.journal("-u allout").contains("Watchdog timeout"));
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_watchdog_restarts_what_is_frozen() {
+    let machine = Machine::with_service("WatchdogSec=2s\nTimeoutAbortSec=1s");
+    the_watchdog_restarts(&machine, |machine| {
+        machine.run("systemctl kill --kill-whom=main --signal=STOP allout");
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_watchdog_restarts_what_does_not_answer() {
+    let machine = Machine::with_faulty("WatchdogSec=2s\nTimeoutAbortSec=1s");
+    let mut connection = None;
+    the_watchdog_restarts(&machine, |_| {
+        let mut asked = connect();
+        asked.request("GET", "/stuck-listener");
+        connection = Some(asked);
+    });
+    assert!(machine.said("info").contains("GET /livez is not answered"), "{}", machine.said("info"));
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_watchdog_restarts_what_has_no_worker_left() {
+    let machine = Machine::with_faulty("WatchdogSec=2s\nTimeoutAbortSec=1s");
+    let mut connection = None;
+    the_watchdog_restarts(&machine, |_| connection = Some(in_flight("/stuck-worker")));
+    assert!(machine.said("info").contains("1 worker stuck"), "{}", machine.said("info"));
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_socket_of_systemd_is_served_and_outlives_the_service() {
+    let machine = Machine::with_service("");
+    machine.run("allout --systemd-unit=socket > /etc/systemd/system/allout.socket && systemctl daemon-reload");
+    machine.run("systemctl start allout.socket");
+    assert!(machine.is("ActiveState", "ActiveState=inactive"));
+    for round in 0..3 {
+        assert_eq!(get("/?user=socket").text(), "hello, socket", "round {round}: the first request starts it");
+        assert!(machine.is("ActiveState", "ActiveState=active"));
+        machine.run("systemctl restart allout");
+        assert_eq!(get("/").status, 200);
+        machine.run("systemctl stop allout.service");
+        assert!(machine.is(ENDED, ENDED_WELL));
+    }
+    assert!(machine.said("info").contains("as descriptor 3 (http)"));
+    // Of several, the one with the name.
+    machine.run("systemctl stop allout.socket");
+    let other = "[Socket]\nListenStream=127.0.0.1:9000\nService=allout.service\nFileDescriptorName=admin";
+    machine.run(&format!("echo '{other}' > /etc/systemd/system/admin.socket && systemctl daemon-reload"));
+    machine.add("allout.service", "[Service]\nSockets=admin.socket allout.socket");
+    machine.run("systemctl start admin.socket allout.socket");
+    assert_eq!(get("/").status, 200);
+    assert!(machine.said("warning").contains("(admin) was passed as well"), "{}", machine.said("warning"));
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_socket_of_another_kind_is_one_clear_error() {
+    let machine = Machine::with_service("Restart=no");
+    for (kind, why) in [
+        ("ListenDatagram=127.0.0.1:8088", "is no TCP socket"),
+        ("ListenStream=/run/allout.sock", "is a Unix socket"),
+        ("ListenFIFO=/run/allout.fifo", "is no socket"),
+        ("ListenStream=127.0.0.1:8088\nListenStream=127.0.0.1:8089", "2 were passed (http, http)"),
+    ] {
+        let unit = format!("[Socket]\n{kind}\nFileDescriptorName=http\n");
+        machine.run(&format!("printf '{unit}' > /etc/systemd/system/allout.socket && systemctl daemon-reload"));
+        machine.run("systemctl start allout.socket");
+        assert!(!machine.try_run("systemctl start allout.service").status.success());
+        // What is new.
+        let said = machine.journal("--cursor-file=/run/cursor -o cat _SYSTEMD_UNIT=allout.service");
+        let [line] = said.lines().collect::<Vec<_>>()[..] else { panic!("more than one line: {said}") };
+        assert!(line.contains("the socket that was passed cannot be used") && line.contains(why), "{line}");
+        assert!(machine.show("ExecMainStatus").ends_with("=1"));
+        machine.run("systemctl stop allout.socket; systemctl reset-failed allout");
+    }
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_journal_has_levels_and_no_times() {
+    let machine = Machine::with_service("Environment=RUST_LOG=nonsense=nonsense");
+    machine.run("systemctl start allout && systemctl stop allout");
+    let warnings = machine.said("warning");
+    let [line] = warnings.lines().collect::<Vec<_>>()[..] else { panic!("more than one warning: {warnings}") };
+    assert!(line.starts_with("RUST_LOG is ignored"), "{line}");
+    let all = machine.said("debug");
+    assert!(all.lines().any(|line| line == format!("listening on http://{HERE}")), "{all}");
+    assert!(all.lines().any(|line| line.starts_with("SIGTERM: all out after ")), "{all}");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_units_are_hardened_and_systemd_has_nothing_to_say_about_them() {
+    let machine = Machine::boot();
+    machine.run("cd /etc/systemd/system && allout --systemd-unit > allout.service");
+    machine.run("cd /etc/systemd/system && allout --systemd-unit=socket > allout.socket");
+    let verified = machine.try_run("cd /etc/systemd/system && systemd-analyze verify allout.service allout.socket");
+    let said = [verified.stdout.as_slice(), verified.stderr.as_slice()].concat();
+    assert!(verified.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    // In tenths.
+    machine.run("systemctl daemon-reload && systemd-analyze security --threshold=10 --no-pager allout.service");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_reload_keeps_the_process_and_its_state() {
+    let machine = Machine::with_service("");
+    machine.run("systemctl start allout");
+    let before = machine.show("MainPID,NRestarts");
+    machine.run("systemctl reload allout");
+    wait_until(LIMIT, "the renewal", || machine.said("info").matches("listening on http://").count() == 2);
+    machine.wait_for("ActiveState,SubState", "ActiveState=active SubState=running");
+    assert_eq!(get("/").status, 200);
+    assert_eq!(machine.show("MainPID,NRestarts"), before);
+    machine.run("systemctl stop allout");
+    assert_eq!(machine.show(ENDED), ENDED_WELL);
+}

@@ -189,6 +189,7 @@ impl Book {
     /// Ends a request in flight, and gives the next of its connection, which is then in flight.
     ///
     /// With `last`, nothing follows: what waits is handed back to be thrown away.
+    #[allow(clippy::single_match_else, reason = "two ways on, of the same weight")]
     pub(crate) fn finish(&self, page: &Arc<Page>, last: bool) -> Finished {
         let mut state = lock(&page.state);
         state.since = Instant::now();
@@ -465,14 +466,13 @@ pub(crate) fn unread(socket: &OwnedFd) -> u64 {
 
 impl State {
     fn take(&mut self, request: &tiny_http::Request) {
+        const LONGEST: usize = 200; // enough to know it by; a target may have 8 KB
         self.busy = true;
         self.since = Instant::now();
         self.line.clear();
         self.line
             .extend(request.method().as_str().chars().take(20).map(|c| if c.is_ascii_graphic() { c } else { '?' }));
         self.line.push(' ');
-        // Enough to know it by; a target may have 8 KB.
-        const LONGEST: usize = 200;
         let target = request.url();
         let end = (0..=LONGEST.min(target.len())).rev().find(|at| target.is_char_boundary(*at)).unwrap_or(0);
         self.line.extend(target[..end].chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }));

@@ -60,7 +60,7 @@ impl Default for Config {
             drain_delay: Duration::ZERO,
             linger: Duration::from_millis(50),
             idle_timeout: Duration::from_secs(30),
-            request_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_mins(1),
             max_body: 1024 * 1024,
         }
     }

@@ -430,13 +430,14 @@ impl Departure {
 
     fn regular_end(&self) -> Instant {
         // A grace period that the clock cannot count to has no end worth the name: a century will do.
-        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
         self.began.checked_add(self.grace).unwrap_or_else(|| self.began + CENTURY)
     }
 
     /// When those who can listen are told that it soon will be.
     pub(crate) fn notice(&self) -> Instant {
-        self.end() - (self.grace / 10).min(LONGEST_NOTICE)
+        let end = self.end();
+        end.checked_sub((self.grace / 10).min(LONGEST_NOTICE)).unwrap_or(end)
     }
 
     pub(crate) fn outcome(self) -> Outcome {

@@ -122,7 +122,7 @@ pub(crate) fn are_short(in_use: u64) -> bool {
     limit.saturating_sub(in_use) < (limit / 8).clamp(32, 1024)
 }
 
-/// How many numbers the table can hold at present, from `/proc/self/status` (`FDSize`, proc_pid_status(5)).
+/// How many numbers the table can hold at present, from `/proc/self/status` (`FDSize`, `proc_pid_status(5)`).
 fn table_size() -> Option<RawFd> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix("FDSize:"))?.trim().parse().ok()
@@ -232,7 +232,7 @@ fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 /// have (`IP_MINTTL`, ip(7); `IPV6_MINHOPCOUNT`). Packets start with 64 on Linux, so that 255 ignores all but those of a
 /// sender who asks for 255. No privilege is needed, as it is for a socket filter on TCP since Linux 6.18.
 ///
-/// On a listening socket: no new connection, while a handshake that has begun goes on (net/ipv4/tcp_ipv4.c,
+/// On a listening socket: no new connection, while a handshake that has begun goes on (`net/ipv4/tcp_ipv4.c`,
 /// `tcp_v4_rcv`, looks at it where a listening or established socket was found, not for one half open).
 ///
 /// # Errors

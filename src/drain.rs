@@ -20,7 +20,7 @@
 //! * between that queue and a descriptor: for a few instructions of the accept thread, hence two quiet looks in a row;
 //! * in a connection's receive buffer: `FIONREAD` counts its bytes, and input is ended only where there are none; what
 //!   arrives after the look and before the end is still read, since the kernel gives out what it has received before it
-//!   reports the end (tcp_recvmsg looks at the queue before `RCV_SHUTDOWN`);
+//!   reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
 //! * in tiny_http, read and not yet received by the listener: its connection's descriptor is open until the request is
 //!   dropped, and no connection counts as gone while its descriptor is open;
 //! * on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
@@ -65,7 +65,9 @@ impl Drain {
     pub(crate) fn run(&self, crew: &mut Crew, departure: &mut Departure, before: Vec<Hook>, after: Vec<Hook>) {
         self.phase.advance(Phase::DrainDelay);
         log::info!("{}: one out, all out: {}", departure.cause, self.what_is_left());
-        before.into_iter().for_each(|hook| hook());
+        for hook in before {
+            hook();
+        }
         if !self.delay.is_zero() {
             log::info!("drain delay: serving as before for {}", in_words(self.delay));
             let until = departure.began + self.delay;
@@ -94,7 +96,9 @@ impl Drain {
                 departure.excused = vec!["workers"];
             }
         }
-        after.into_iter().for_each(|hook| hook());
+        for hook in after {
+            hook();
+        }
         self.phase.advance(Phase::Leaving);
         departure.not_before(Instant::now() + LAST_CALL);
         crew.dismiss(departure);

@@ -474,7 +474,8 @@ impl Keeper {
             let notice = (limits.request_timeout / 4).min(2 * REST);
             if age >= limits.request_timeout {
                 self.end(watch, Ended::RequestTimeout);
-            } else if age >= limits.request_timeout - notice && !std::mem::replace(&mut watch.told, true) {
+            } else if age >= limits.request_timeout.saturating_sub(notice) && !std::mem::replace(&mut watch.told, true)
+            {
                 watch.page.end_input();
             }
             return false;
@@ -642,6 +643,7 @@ struct Bell {
     handler: SigId,
 }
 
+#[allow(clippy::unused_self, reason = "only who has a bell may hang it: SIGIO without its handler ends the process")]
 impl Bell {
     fn new() -> io::Result<Bell> {
         let (rings, striker) = UnixStream::pair()?;
@@ -672,6 +674,7 @@ impl Drop for Bell {
 
 /// What the keeper remembers from one look to the next.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; no two of them are one state")]
 struct Rounds {
     next_round: Option<Instant>,
     next_eviction: Option<Instant>,

@@ -37,6 +37,7 @@ impl Registered {
     }
 
     /// The signal thread's life: until its handle is closed.
+    #[allow(clippy::unnecessary_wraps, reason = "a member's body returns a result")]
     pub(crate) fn listen(mut self, stopper: &Stopper, report: impl Fn()) -> Result<(), Infallible> {
         for signal in self.0.forever() {
             match signal {

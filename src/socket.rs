@@ -26,7 +26,7 @@ const RECEIVE_BUFFER: usize = 128 * 1024;
 
 /// Silence after which the kernel asks whether the peer is still there. Idle connections end earlier; this is for
 /// requests in flight whose client's machine is gone.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// The name (`FileDescriptorName=`) that tells our socket from others that were passed along with it.
 const NAME: &str = "http";

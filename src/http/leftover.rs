@@ -56,9 +56,10 @@ fn reads_on_drop(request: &tiny_http::Request) -> bool {
     !for_upgrade && !in_memory && request.body_length().is_some_and(|length| length > 0)
 }
 
-/// Sets the count of tiny_http's `EqualReader` (util/equal_reader.rs), which is behind the request's reader, to nothing:
+/// Sets the count of tiny_http's `EqualReader` (`util/equal_reader.rs`), which is behind the request's reader, to nothing:
 /// the state that it would have come to had all been read. False, and nothing was done, unless exactly one word in that
 /// object says `left`.
+#[allow(clippy::cast_ptr_alignment, reason = "a box is aligned as one; the other pointer is asked before it is used")]
 fn forget_what_is_left(request: &mut tiny_http::Request, left: u64) -> bool {
     type Boxed = Box<dyn Read + Send>;
     let Ok(left) = usize::try_from(left) else { return false };

@@ -70,14 +70,13 @@ impl Routes {
             return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
         }
         let known = self.places.iter().position(|place| &*place.pattern == path);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let at = self.places.len();
-                self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
-                self.places.push(Place { pattern: Arc::from(path), entries: Vec::new(), allow: Arc::from("") });
-                at
-            }
+        let at = if let Some(at) = known {
+            at
+        } else {
+            let at = self.places.len();
+            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
+            self.places.push(Place { pattern: Arc::from(path), entries: Vec::new(), allow: Arc::from("") });
+            at
         };
         let place = &mut self.places[at];
         if place.entries.iter().any(|entry| entry.method == method) {

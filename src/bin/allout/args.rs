@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(args.drain_delay, Duration::ZERO);
         assert_eq!(args.linger, Duration::from_millis(50));
         assert_eq!(args.idle_timeout, Duration::from_secs(30));
-        assert_eq!(args.request_timeout, Duration::from_secs(60));
+        assert_eq!(args.request_timeout, Duration::from_mins(1));
         assert_eq!(args.timeout_delay, Duration::from_secs(20));
         assert_eq!(args.log_format, LogFormat::Text);
         assert!(!args.access_log.is_on());

@@ -629,8 +629,8 @@ mod tests {
 
     fn read_lines(reader: &mut PipeReader, count: usize) -> String {
         let mut bytes = Vec::new();
-        while bytes.iter().filter(|byte| **byte == b'\n').count() < count {
-            let mut chunk = [0; 65536];
+        while bytes.split(|byte| *byte == b'\n').count() <= count {
+            let mut chunk = [0; 16 * 1024];
             let read = reader.read(&mut chunk).unwrap();
             bytes.extend_from_slice(&chunk[..read]);
         }

@@ -18,6 +18,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -137,6 +138,28 @@ impl Stopper {
     }
 }
 
+/// Who is in and who is out, as seen from other threads than the one that runs the crew.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roster(Arc<Mutex<Vec<Entry>>>);
+
+/// A member on the roster.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) since: Instant,
+    pub(crate) out: Option<How>,
+}
+
+impl Roster {
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 type Interrupt = Box<dyn FnOnce() + Send>;
 
 /// One member as the crew sees it.
@@ -169,6 +192,7 @@ pub struct Crew {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
     seats: Vec<Seat>,
+    roster: Roster,
     stop: Stop,
     grace: Duration,
 }
@@ -190,7 +214,14 @@ impl Crew {
     /// A crew without members, with a grace period of 30 s.
     pub fn new() -> Crew {
         let (sender, receiver) = unbounded();
-        Crew { sender, receiver, seats: Vec::new(), stop: Stop::new(), grace: crate::config::GRACE }
+        Crew {
+            sender,
+            receiver,
+            seats: Vec::new(),
+            roster: Roster::default(),
+            stop: Stop::new(),
+            grace: crate::config::GRACE,
+        }
     }
 
     /// How long members have to leave, from the first message on.
@@ -203,6 +234,11 @@ impl Crew {
     /// What tells members to leave. A member that does not look at it is abandoned when grace is over.
     pub fn stop(&self) -> Stop {
         self.stop.clone()
+    }
+
+    /// Who is in and who is out, for other threads.
+    pub(crate) fn roster(&self) -> Roster {
+        self.roster.clone()
     }
 
     /// Asks this crew to stop.
@@ -253,6 +289,7 @@ impl Crew {
             }
             Err(refused) => {
                 self.seats.pop();
+                self.roster.lock().pop();
                 Err(refused)
             }
         }
@@ -261,6 +298,7 @@ impl Crew {
     /// A seat for a member that is not one thread of ours (a pool): it is out when it says so.
     pub(crate) fn seat(&mut self, name: &str, interrupt: impl FnOnce() + Send + 'static) -> Reporter {
         let seat = self.seats.len();
+        self.roster.lock().push(Entry { name: name.to_owned(), since: Instant::now(), out: None });
         self.seats.push(Seat { name: name.to_owned(), thread: None, interrupt: Some(Box::new(interrupt)), out: None });
         Reporter { seat, sender: self.sender.clone(), reported: AtomicBool::new(false) }
     }
@@ -372,13 +410,16 @@ impl Crew {
         self.seats.iter().any(|seat| seat.name == name && seat.out.is_none())
     }
 
-    fn count_home(&mut self, seat: usize, how: &How) {
-        let seat = &mut self.seats[seat];
+    fn count_home(&mut self, number: usize, how: &How) {
+        let seat = &mut self.seats[number];
         match how {
             How::Finished => log::info!("out: {}", seat.name),
             how => log::error!("out: {}, which {how}", seat.name),
         }
         seat.out = Some(how.clone());
+        if let Some(entry) = self.roster.lock().get_mut(number) {
+            entry.out = Some(how.clone());
+        }
         if let Some(thread) = seat.thread.take() {
             // It has reported, which is the last thing that it does; its panics were caught before.
             let _ = thread.join();

@@ -26,7 +26,7 @@ use crate::crew::panic_message;
 use crate::http::leftover;
 use crate::http::reply::{Envelope, Reply};
 use crate::http::request::{Line, Request, path_of};
-use crate::http::routes::{Found, Handler, Routes};
+use crate::http::routes::{Found, Handler, Route, Routes};
 use crate::http::rules::{self, Framing, Head, Refusal};
 use crate::keeper::Keeper;
 use crate::phase::Current;
@@ -39,10 +39,12 @@ const KEPT_BUFFER: usize = 16 * 1024;
 /// What watchers are told of each response.
 #[derive(Debug)]
 pub(crate) struct Answered<'a> {
-    pub(crate) route: &'a str,
-    pub(crate) method: &'a str,
-    /// Empty, unless somebody wants it (see [`Dispatch::keep_targets`]).
-    pub(crate) target: &'a str,
+    pub(crate) route: &'a Route,
+    /// One of a few names, whatever the client says.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics count by it"))]
+    pub(crate) method: &'static str,
+    /// Method and target as they were sent; empty, unless somebody wants them (see [`Dispatch::keep_targets`]).
+    pub(crate) asked: (&'a str, &'a str),
     pub(crate) status: u16,
     pub(crate) bytes: u64,
     pub(crate) took: Duration,
@@ -73,7 +75,7 @@ struct Delivery {
     page: Arc<Page>,
     request: Request,
     reply: Reply,
-    route: Arc<str>,
+    route: Route,
     since: Instant,
     /// The connection must not go on after it.
     last: bool,
@@ -139,7 +141,7 @@ pub(crate) struct Dispatch {
     /// Whether a watcher wants each request's target, which is copied for it.
     pub(crate) keep_targets: bool,
     pub(crate) max_body: u64,
-    pub(crate) ways: Ways,
+    pub(crate) ways: Arc<Ways>,
 }
 
 thread_local! {
@@ -302,7 +304,8 @@ impl Dispatch {
         let (status, in_memory, left) = (reply.status(), reply.body().is_some(), request.left());
         let (head, method) = (request.head, method_name(request.raw().method()));
         let version = request.raw().http_version().clone();
-        let target = if self.keep_targets { request.target().to_owned() } else { String::new() };
+        let as_sent = |text: &str| if self.keep_targets { text.to_owned() } else { String::new() };
+        let asked = (as_sent(request.method()), as_sent(request.target()));
         let (mut raw, id) = request.into_parts();
         let envelope = Envelope {
             // Whoever speaks neither 1.0 nor 1.1 is refused in the words of 1.1.
@@ -341,7 +344,7 @@ impl Dispatch {
         let answered = Answered {
             route: &route,
             method,
-            target: &target,
+            asked: (&asked.0, &asked.1),
             status,
             bytes: *sent.as_ref().unwrap_or(&0),
             took: since.elapsed(),
@@ -408,21 +411,26 @@ impl Dispatch {
     }
 }
 
+/// The methods that have a name of their own for those who count; all others share the last.
+pub(crate) const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE", "other"];
+
 /// The method for metrics: one of a few, whatever the client says.
 fn method_name(method: &tiny_http::Method) -> &'static str {
     use tiny_http::Method;
-    match method {
-        Method::Get => "GET",
-        Method::Head => "HEAD",
-        Method::Post => "POST",
-        Method::Put => "PUT",
-        Method::Delete => "DELETE",
-        Method::Options => "OPTIONS",
-        Method::Patch => "PATCH",
-        Method::Connect => "CONNECT",
-        Method::Trace => "TRACE",
-        Method::NonStandard(_) => "other",
-    }
+    let number = match method {
+        Method::Get => 0,
+        Method::Head => 1,
+        Method::Post => 2,
+        Method::Put => 3,
+        Method::Delete => 4,
+        Method::Options => 5,
+        Method::Patch => 6,
+        Method::Connect => 7,
+        Method::Trace => 8,
+        Method::NonStandard(_) => 9,
+    };
+    METHODS[number]
 }
 
 /// Writes a response, in one write if it is in memory; gives its length.

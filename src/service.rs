@@ -11,7 +11,7 @@ use crate::book::Book;
 use crate::config::Config;
 use crate::crew::{Crew, Departure, Stopper, panic_message};
 use crate::descriptors;
-use crate::dispatch::{Dispatch, Watcher, Ways};
+use crate::dispatch::{Dispatch, Watcher};
 use crate::drain::{Drain, Hook};
 use crate::engine::{self, Engine};
 use crate::gate::Gate;
@@ -298,7 +298,7 @@ impl Service {
             watchers,
             keep_targets: false,
             max_body: config.max_body,
-            ways: Ways::default(),
+            ways: Arc::default(),
         });
 
         let system = |what| move |error: io::Error| StartError::System(what, error);

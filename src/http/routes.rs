@@ -22,6 +22,16 @@ impl fmt::Display for BadRoute {
 
 impl std::error::Error for BadRoute {}
 
+/// Which route a request took.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    /// The pattern, never the path: what a client can send is without end, and so would be what is counted by it.
+    pub(crate) pattern: Arc<str>,
+    /// Its place among [`Routes::patterns`]; beyond their end for what no route claims.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics count by it"))]
+    pub(crate) number: usize,
+}
+
 /// One method of one path.
 #[derive(Clone)]
 struct Entry {
@@ -36,6 +46,8 @@ struct Place {
     pattern: Arc<str>,
     entries: Vec<Entry>,
     allow: Arc<str>,
+    /// Answered as if it were not there, whatever the fallback is.
+    absent: bool,
 }
 
 /// The table of routes.
@@ -48,8 +60,7 @@ pub(crate) struct Routes {
 
 /// Where a request goes.
 pub(crate) struct Found {
-    /// The route's pattern, for metrics: never the path.
-    pub(crate) route: Arc<str>,
+    pub(crate) route: Route,
     pub(crate) handler: Option<Handler>,
     pub(crate) quick: bool,
     pub(crate) params: Vec<(String, String)>,
@@ -60,7 +71,7 @@ pub(crate) struct Found {
 impl Found {
     /// For a request that is refused before anyone asks where it goes.
     pub(crate) fn refused() -> Found {
-        Found { route: fallback_name(), handler: None, quick: true, params: Vec::new(), allow: None }
+        Found { route: elsewhere(), handler: None, quick: true, params: Vec::new(), allow: None }
     }
 }
 
@@ -69,16 +80,7 @@ impl Routes {
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
             return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
         }
-        let known = self.places.iter().position(|place| &*place.pattern == path);
-        let at = if let Some(at) = known {
-            at
-        } else {
-            let at = self.places.len();
-            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
-            self.places.push(Place { pattern: Arc::from(path), entries: Vec::new(), allow: Arc::from("") });
-            at
-        };
-        let place = &mut self.places[at];
+        let place = self.place(path)?;
         if place.entries.iter().any(|entry| entry.method == method) {
             return Err(BadRoute(format!("{method} {path} has a handler already")));
         }
@@ -91,6 +93,23 @@ impl Routes {
         Ok(())
     }
 
+    /// Has `path` answered with 404, whatever the method, even where a fallback answers everything else.
+    pub(crate) fn add_absent(&mut self, path: &str) -> Result<(), BadRoute> {
+        self.place(path)?.absent = true;
+        Ok(())
+    }
+
+    fn place(&mut self, path: &str) -> Result<&mut Place, BadRoute> {
+        let known = self.places.iter().position(|place| &*place.pattern == path);
+        let at = known.unwrap_or(self.places.len());
+        if known.is_none() {
+            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
+            let (pattern, allow) = (Arc::from(path), Arc::from(""));
+            self.places.push(Place { pattern, entries: Vec::new(), allow, absent: false });
+        }
+        Ok(&mut self.places[at])
+    }
+
     pub(crate) fn set_fallback(&mut self, quick: bool, handler: Handler) {
         self.fallback = Some((handler, quick));
     }
@@ -99,10 +118,10 @@ impl Routes {
         self.places.iter().any(|place| &*place.pattern == path)
     }
 
-    /// All patterns, and the name under which everything else is counted.
+    /// All patterns, in the order of their routes' numbers.
     #[cfg(feature = "metrics")]
-    pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
-        self.places.iter().map(|place| &*place.pattern)
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.places.iter().map(|place| &place.pattern)
     }
 
     /// Where a request of this method on this path goes. `HEAD` goes where `GET` does.
@@ -112,16 +131,16 @@ impl Routes {
             let get = || place.entries.iter().find(|entry| method == "HEAD" && entry.method == "GET");
             let entry = place.entries.iter().find(|entry| entry.method == method).or_else(get);
             return Found {
-                route: Arc::clone(&place.pattern),
+                route: Route { pattern: Arc::clone(&place.pattern), number: *matched.value },
                 handler: entry.map(|entry| Arc::clone(&entry.handler)),
                 quick: entry.is_none_or(|entry| entry.quick),
                 params: matched.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect(),
-                allow: entry.is_none().then(|| Arc::clone(&place.allow)),
+                allow: (entry.is_none() && !place.absent).then(|| Arc::clone(&place.allow)),
             };
         }
         let fallback = self.fallback.as_ref();
         Found {
-            route: fallback_name(),
+            route: elsewhere(),
             handler: fallback.map(|(handler, _)| Arc::clone(handler)),
             quick: fallback.is_none_or(|(_, quick)| *quick),
             params: Vec::new(),
@@ -133,10 +152,10 @@ impl Routes {
 /// The name under which requests that no path claims are counted.
 pub(crate) const FALLBACK: &str = "*";
 
-fn fallback_name() -> Arc<str> {
+fn elsewhere() -> Route {
     use std::sync::OnceLock;
     static NAME: OnceLock<Arc<str>> = OnceLock::new();
-    Arc::clone(NAME.get_or_init(|| Arc::from(FALLBACK)))
+    Route { pattern: Arc::clone(NAME.get_or_init(|| Arc::from(FALLBACK))), number: usize::MAX }
 }
 
 fn decode(segment: &str) -> String {
@@ -169,7 +188,7 @@ mod tests {
     fn parameters_are_decoded_and_the_route_is_named_by_its_pattern() {
         let found = routes().find("GET", "/hello/J%C3%BCrgen");
         assert_eq!(found.params, [("name".to_owned(), "Jürgen".to_owned())]);
-        assert_eq!(&*found.route, "/hello/{name}");
+        assert_eq!((&*found.route.pattern, found.route.number), ("/hello/{name}", 1));
     }
 
     #[test]
@@ -179,7 +198,11 @@ mod tests {
         routes.set_fallback(true, Arc::new(|_| Reply::text("else")));
         let found = routes.find("DELETE", "/else");
         assert!(found.handler.is_some() && found.quick);
-        assert_eq!(&*found.route, FALLBACK);
+        assert_eq!(&*found.route.pattern, FALLBACK);
+
+        routes.add_absent("/gone").unwrap();
+        let found = routes.find("DELETE", "/gone");
+        assert!(found.handler.is_none() && found.allow.is_none() && found.quick);
     }
 
     #[test]

@@ -164,18 +164,24 @@ fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
 
 /// The path and query of a target in absolute form (`http://host/path`).
 pub(crate) fn absolute_path(target: &str) -> Option<&str> {
+    let (_, rest) = split_absolute(target)?;
+    Some(if rest.starts_with('/') { rest } else { "/" })
+}
+
+/// Host and port of a target in absolute form.
+pub(crate) fn authority(target: &str) -> Option<&str> {
+    split_absolute(target).map(|(authority, _)| authority)
+}
+
+fn split_absolute(target: &str) -> Option<(&str, &str)> {
     let scheme_end = target.find("://")?;
     let scheme = &target[..scheme_end];
     if !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")) {
         return None;
     }
     let rest = &target[scheme_end + 3..];
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let authority = &rest[..authority_end];
-    if check_host(authority).is_err() {
-        return None;
-    }
-    Some(if rest[authority_end..].starts_with('/') { &rest[authority_end..] } else { "/" })
+    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    check_host(authority).is_ok().then_some((authority, rest))
 }
 
 /// RFC 9110, section 7.2: `uri-host [ ":" port ]`, of a scheme whose host must not be empty (section 4.2.1).

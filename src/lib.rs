@@ -2,6 +2,7 @@
 //! nothing on the way out. No async runtime.
 #![deny(missing_docs)]
 
+mod access_log;
 mod book;
 mod config;
 mod crew;
@@ -13,11 +14,15 @@ mod gate;
 mod http;
 mod keeper;
 mod listener;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod operations;
 mod outcome;
 mod phase;
 mod renewal;
+mod report;
 mod service;
+mod shutdown;
 mod signals;
 mod socket;
 mod stop;

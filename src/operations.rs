@@ -1,17 +1,99 @@
-//! The operational routes: health, readiness, liveness, and the way out.
+//! The operational routes: health, readiness, liveness, the way out, and metrics.
 
+#[cfg(feature = "metrics")]
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::access_log;
+use crate::book::Book;
 use crate::crew::Stopper;
+use crate::dispatch::{Job, Watcher, Ways};
 use crate::http::reply::Reply;
 use crate::http::request::Request;
 use crate::http::routes::{BadRoute, Handler, Routes};
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
 use crate::phase::{Current, Phase};
+use crate::shutdown::Guard;
+use crate::socket::StartError;
+use crate::workers::Pool;
 
-/// Adds the operational routes that the service itself does not have.
+/// The paths that are ours, unless the service has a route of its own there.
+const SHUTDOWN: &str = "/shutdown";
+#[cfg(feature = "metrics")]
+const METRICS: &str = "/metrics";
+
+/// What of all this a service wants.
+pub(crate) struct Operations {
+    /// Any of the routes.
+    pub(crate) routes: bool,
+    pub(crate) shutdown: bool,
+    pub(crate) token: Option<String>,
+    pub(crate) access_log: bool,
+}
+
+impl Default for Operations {
+    fn default() -> Operations {
+        Operations { routes: true, shutdown: true, token: None, access_log: false }
+    }
+}
+
+/// What can be told of a service, and is told by `/metrics` and by the state report.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) book: Arc<Book>,
+    pub(crate) pool: Arc<Pool<Job>>,
+    pub(crate) phase: Arc<Current>,
+    pub(crate) ways: Arc<Ways>,
+    pub(crate) queue: usize,
+    pub(crate) max_connections: usize,
+}
+
+impl Operations {
+    /// What those should know who let others than this machine reach the service.
+    pub(crate) fn exposure(&self, address: SocketAddr) -> Option<String> {
+        if address.ip().to_canonical().is_loopback() {
+            return None;
+        }
+        let reach = format!("{address} can be reached from other machines: whoever connects to it may use every route");
+        Some(match (self.routes, self.shutdown, &self.token) {
+            (false, ..) => reach,
+            (true, false, _) => format!("{reach}, /metrics included; there is no /shutdown"),
+            (true, true, None) => format!("{reach}, /metrics included; /shutdown is for this machine only"),
+            (true, true, Some(_)) => {
+                format!("{reach}, /metrics included; /shutdown is for this machine and for who has the token")
+            }
+        })
+    }
+
+    /// Adds the routes that the service itself does not have, and gives those who watch its responses.
+    pub(crate) fn add_to(
+        self,
+        routes: &mut Routes,
+        sources: &Sources,
+        stopper: &Stopper,
+        address: SocketAddr,
+    ) -> Result<Vec<Watcher>, StartError> {
+        let mut watchers = Vec::new();
+        if self.access_log {
+            watchers.push(access_log::watcher());
+        }
+        if self.routes {
+            let guard = self.shutdown.then(|| Guard { token: self.token, listening: address.ip() });
+            add(routes, &sources.phase, stopper, guard).map_err(StartError::Route)?;
+            #[cfg(feature = "metrics")]
+            watchers.push(add_metrics(routes, sources)?);
+        }
+        Ok(watchers)
+    }
+}
+
+/// Adds the routes that need nothing but the phase and the way out; `/shutdown` only with a guard.
 ///
 /// All are quick: they answer while anything at all is alive, whatever the other routes are doing.
-pub(crate) fn add(routes: &mut Routes, phase: &Arc<Current>, stopper: &Stopper) -> Result<(), BadRoute> {
+fn add(routes: &mut Routes, phase: &Arc<Current>, stopper: &Stopper, guard: Option<Guard>) -> Result<(), BadRoute> {
+    let removed = guard.is_none() && !routes.has(SHUTDOWN);
     let mut quick = |methods: &[&str], path: &str, handler: Handler| -> Result<(), BadRoute> {
         if routes.has(path) {
             return Ok(()); // the service's own counts
@@ -21,27 +103,61 @@ pub(crate) fn add(routes: &mut Routes, phase: &Arc<Current>, stopper: &Stopper) 
     let ready: Handler = {
         let phase = Arc::clone(phase);
         Arc::new(move |_| {
-            let reply = if phase.is_draining() {
+            fresh(if phase.is_draining() {
                 Reply::text("draining\n").with_status(503).with_header("Retry-After", "1")
             } else {
                 Reply::text("ok\n")
-            };
-            reply.with_header("Cache-Control", "no-store")
+            })
         })
     };
     quick(&["GET"], "/healthz", Arc::clone(&ready))?;
     quick(&["GET"], "/readyz", ready)?;
-    quick(&["GET"], "/livez", Arc::new(|_| Reply::text("ok\n").with_header("Cache-Control", "no-store")))?;
-    let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
-    quick(&["GET", "POST"], "/shutdown", Arc::new(move |request| shutdown(request, &stopper, &phase)))
+    quick(&["GET"], "/livez", Arc::new(|_| fresh(Reply::text("ok\n"))))?;
+    if let Some(guard) = guard {
+        let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
+        let handler: Handler = Arc::new(move |request| fresh(shutdown(request, &guard, &stopper, &phase)));
+        quick(&["GET", "POST"], SHUTDOWN, handler)?;
+    }
+    // Not the fallback: a greeting would tell whoever relies on the route that it has worked.
+    if removed { routes.add_absent(SHUTDOWN) } else { Ok(()) }
 }
 
-fn shutdown(request: &mut Request, stopper: &Stopper, phase: &Current) -> Reply {
-    if !request.peer().ip().to_canonical().is_loopback() {
-        log::warn!("{} asked to shut down, and may not", request.peer());
-        return Reply::error(403, "Forbidden");
+/// Adds `/metrics`, unless the service has its own, and gives who counts for it. Not quick: it reads files of the kernel.
+#[cfg(feature = "metrics")]
+fn add_metrics(routes: &mut Routes, sources: &Sources) -> Result<Watcher, StartError> {
+    let known = routes.patterns().cloned();
+    let is_ours = !routes.has(METRICS);
+    let metrics = Metrics::new(known.chain(is_ours.then(|| Arc::from(METRICS))), sources.clone());
+    let metrics = metrics.map_err(|error| StartError::System("metrics", io::Error::other(error)))?;
+    let watcher = metrics.watcher();
+    if is_ours {
+        let handler: Handler = Arc::new(move |_| {
+            fresh(match metrics.print() {
+                // The format's own name, and the charset that it always has.
+                Some(text) => Reply::text(text).with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),
+                None => Reply::error(500, "Internal Server Error"),
+            })
+        });
+        routes.add("GET", METRICS, false, handler).map_err(StartError::Route)?;
     }
-    phase.advance(Phase::DrainDelay); // so that this very response says that it is the last
-    stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
-    Reply::text("one out, all out\n").with_header("Cache-Control", "no-store")
+    Ok(watcher)
+}
+
+/// What is true now is not to be kept for later.
+fn fresh(reply: Reply) -> Reply {
+    reply.with_header("Cache-Control", "no-store")
+}
+
+fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Current) -> Reply {
+    let headers: Vec<_> = request.headers().collect();
+    if let Err(reason) = guard.admit(request.peer().ip(), request.target(), &headers) {
+        log::warn!("{} asked to shut down, and may not: {reason} (id {})", request.peer(), request.id());
+        return Reply::error(403, reason);
+    }
+    // HEAD asks what GET would answer, and no more.
+    if request.method() != "HEAD" {
+        phase.advance(Phase::DrainDelay); // so that this very response says that it is the last
+        stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
+    }
+    Reply::text("one out, all out\n")
 }

@@ -11,7 +11,7 @@ use crate::book::Book;
 use crate::config::Config;
 use crate::crew::{Crew, Departure, Stopper, panic_message};
 use crate::descriptors;
-use crate::dispatch::{Dispatch, Watcher};
+use crate::dispatch::Dispatch;
 use crate::drain::{Drain, Hook};
 use crate::engine::{self, Engine};
 use crate::gate::Gate;
@@ -20,10 +20,11 @@ use crate::http::request::Request;
 use crate::http::routes::{BadRoute, Handler, Routes};
 use crate::keeper::{Keeper, Limits};
 use crate::listener::Listener;
-use crate::operations;
+use crate::operations::{Operations, Sources};
 use crate::outcome::{Cause, Outcome, in_words};
 use crate::phase::Current;
 use crate::renewal::{self, Rehearsal, WORN_AGAIN};
+use crate::report::Report;
 use crate::signals;
 use crate::socket::{self, Listening, StartError};
 use crate::stop::Stop;
@@ -54,7 +55,7 @@ pub struct Service {
     members: Vec<(String, Body)>,
     before_drain: Vec<Hook>,
     after_last_request: Vec<Hook>,
-    operations: bool,
+    operations: Operations,
     bad: Option<BadRoute>,
 }
 
@@ -84,7 +85,7 @@ impl Service {
             members: Vec::new(),
             before_drain: Vec::new(),
             after_last_request: Vec::new(),
-            operations: true,
+            operations: Operations::default(),
             bad: None,
         }
     }
@@ -199,7 +200,32 @@ impl Service {
 
     /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`).
     pub fn without_operations(mut self) -> Service {
-        self.operations = false;
+        self.operations.routes = false;
+        self
+    }
+
+    /// Lets whoever shows this token use `/shutdown`, from wherever: `Authorization: Bearer TOKEN`.
+    ///
+    /// Without it `/shutdown` answers only to this machine: to loopback peers, for loopback hosts, and not to what came
+    /// through a proxy or from a web page of others. Who shows a wrong token is refused in any case; an empty one lets
+    /// nobody in.
+    pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
+        self.operations.token = Some(token.into());
+        self
+    }
+
+    /// Has no `/shutdown`: it is answered with 404, whatever the [fallback](Service::fallback) is.
+    pub fn without_shutdown(mut self) -> Service {
+        self.operations.shutdown = false;
+        self
+    }
+
+    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,
+    /// `route`, `status`, `bytes`, `duration_us`, `peer` and `id`, as fields of the `log` crate. Off unless asked for.
+    ///
+    /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
+    pub fn access_log(mut self, on: bool) -> Service {
+        self.operations.access_log = on;
         self
     }
 
@@ -284,10 +310,18 @@ impl Service {
         closing.set(&pool);
 
         let mut routes = self.routes;
-        if self.operations {
-            operations::add(&mut routes, &phase, &stopper).map_err(StartError::Route)?;
-        }
-        let watchers: Vec<Watcher> = Vec::new();
+        let sources = Sources {
+            book: Arc::clone(&book),
+            pool: Arc::clone(&pool),
+            phase: Arc::clone(&phase),
+            ways: Arc::default(),
+            queue: config.queue,
+            max_connections,
+        };
+        let address = gate.address();
+        let keep_targets = self.operations.access_log;
+        let exposure = self.operations.exposure(address);
+        let watchers = self.operations.add_to(&mut routes, &sources, &stopper, address)?;
         let dispatch = Arc::new(Dispatch {
             book: Arc::clone(&book),
             routes,
@@ -296,16 +330,18 @@ impl Service {
             phase: Arc::clone(&phase),
             stop: stop.clone(),
             watchers,
-            keep_targets: false,
+            keep_targets,
             max_body: config.max_body,
-            ways: Arc::default(),
+            ways: Arc::clone(&sources.ways),
         });
 
         let system = |what| move |error: io::Error| StartError::System(what, error);
         if let Some(registered) = signals {
             let (handle, stopper) = (registered.handle(), stopper.clone());
-            crew.spawn_with("signals", move || handle.close(), move || registered.listen(&stopper, || {}))
-                .map_err(system("the signal thread"))?;
+            let (roster, gate) = (crew.roster(), Arc::clone(&gate));
+            let report = Report { began: Instant::now(), roster, gate, sources };
+            let listen = move || registered.listen(&stopper, || report.log());
+            crew.spawn_with("signals", move || handle.close(), listen).map_err(system("the signal thread"))?;
         }
         {
             let (of_thread, of_interrupt) = (Arc::clone(&keeper), Arc::clone(&keeper));
@@ -343,8 +379,10 @@ impl Service {
             };
             crew.spawn("systemd", move || watch.run()).map_err(system("the thread that tells systemd"))?;
         }
-        let address = gate.address();
         log::info!("listening on http://{address}");
+        if let Some(exposure) = exposure {
+            log::warn!("{exposure}");
+        }
         log::info!(
             "at most {} workers, {} requests in the queue, {max_connections} connections",
             config.workers,

@@ -332,7 +332,7 @@ pub trait Speak {
     fn say(&mut self, raw: impl AsRef<[u8]>);
     /// The whole response to a request of this method.
     fn hear(&mut self, method: &str) -> Response;
-    /// Sends a request without a body.
+    /// Sends a request without a body, for a host that is this machine's: `/shutdown` asks for that.
     fn request(&mut self, method: &str, path: &str);
     /// A request without a body, and its response.
     fn ask(&mut self, method: &str, path: &str) -> Response;
@@ -358,7 +358,7 @@ impl Speak for Connection {
 
     #[track_caller]
     fn request(&mut self, method: &str, path: &str) {
-        self.say(format!("{method} {path} HTTP/1.1\r\nHost: allout.test\r\n\r\n"));
+        self.say(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     }
 
     #[track_caller]

@@ -30,7 +30,7 @@ Endpoints:
 Signals:
   TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
   HUP          renew: go on under the same pid with the binary that is on disk now
-  USR1         log who is doing what, and since when
+  USR1         log the state: who is doing what, and since when
 
 Exit codes:
   0      asked to stop, and every request was answered
@@ -42,6 +42,7 @@ Exit codes:
 Logging:
   RUST_LOG chooses what is logged, on stderr: error, warn, info (the default), debug, trace, off,
   or by target: RUST_LOG=info,allout=debug. tiny_http is silent unless named: RUST_LOG=info,tiny_http=debug.
+  The lines of --access-log are at info, with the target allout::access: RUST_LOG=warn,allout::access=info.
 
 Examples:
   allout                                        serve on http://127.0.0.1:8088

@@ -2,15 +2,19 @@
 
 mod args;
 mod logging;
+mod token;
 mod unit;
 
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use allout::{Config, Outcome, Request, Service};
+use allout::{Config, Request, Service};
 
 use args::{Args, Unit};
+
+/// The exit code for arguments that cannot be used, as clap has it: trying again would not help.
+const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::from_process().unwrap_or_else(|error| error.exit());
@@ -26,7 +30,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     logging::install_panic_hook();
-    serve(&args).into()
+    match service(&args) {
+        Ok(service) => service.run().into(),
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::from(UNUSABLE)
+        }
+    }
 }
 
 fn written(result: std::io::Result<()>) -> ExitCode {
@@ -52,12 +62,22 @@ fn print_unit(unit: Unit, listen: std::net::SocketAddr) -> std::io::Result<()> {
     std::io::stdout().write_all(text.as_bytes())
 }
 
-fn serve(args: &Args) -> Outcome {
+/// # Errors
+///
+/// What is unusable.
+fn service(args: &Args) -> Result<Service, String> {
     let delay = args.timeout_delay;
-    Service::with_config(config(args))
+    let service = Service::with_config(config(args))
+        .access_log(args.access_log.is_on())
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
-        .quick_fallback(hello)
-        .run()
+        .quick_fallback(hello);
+    if args.no_shutdown {
+        return Ok(service.without_shutdown());
+    }
+    Ok(match token::of(args)? {
+        Some(token) => service.shutdown_token(token),
+        None => service,
+    })
 }
 
 fn config(args: &Args) -> Config {

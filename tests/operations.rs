@@ -1,0 +1,468 @@
+//! What an operator relies on: who may shut it down, what it counts, what it logs, what it tells of its state.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+mod common;
+
+use allout::{Config, Request, Service};
+use common::http::{Connection, Response};
+use common::{Allout, LIMIT, Serving, Speak as _, wait_until, wait_until_draining};
+use rustix::process::Signal;
+use std::collections::HashSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// A request for a host that is this machine's, with these header lines.
+#[track_caller]
+fn ask_with(server: &Serving, method: &str, path: &str, headers: &str) -> Response {
+    let mut connection = server.connect();
+    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+    connection.say(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
+    connection.hear(method)
+}
+
+/// The value of a sample, by its name and labels as they are printed.
+#[track_caller]
+fn sample(server: &Serving, name: &str) -> Option<f64> {
+    let text = server.get("/metrics").text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))?;
+    Some(line.parse().unwrap_or_else(|e| panic!("no number: {line:?}: {e}")))
+}
+
+/// A count is made after the response was written, so that its reader may come first.
+#[track_caller]
+fn wait_for_sample(server: &Serving, name: &str, expected: f64) {
+    wait_until(LIMIT, &format!("{name} to be {expected}"), || sample(server, name) == Some(expected));
+}
+
+// --- /shutdown
+
+#[test]
+fn shutdown_refuses_what_a_page_or_a_proxy_sends() {
+    let mut server = Allout::new().start();
+    let port = server.addr.port();
+    let refused = [
+        "Host: evil.test\r\n".to_owned(),
+        format!("Host: evil.test:{port}\r\n"),
+        "X-Forwarded-For: 127.0.0.1\r\n".to_owned(),
+        "Forwarded: for=127.0.0.1\r\n".to_owned(),
+        "Via: 1.1 proxy\r\n".to_owned(),
+        "Sec-Fetch-Site: cross-site\r\n".to_owned(),
+        "Origin: http://evil.test\r\n".to_owned(),
+        "Origin: null\r\n".to_owned(),
+        "Referer: http://evil.test/page\r\n".to_owned(),
+        "Sec-Purpose: prefetch;prerender\r\n".to_owned(),
+    ];
+    for (headers, method) in refused.iter().zip(["GET", "POST"].iter().cycle()) {
+        let response = ask_with(&server, method, "/shutdown", headers);
+        assert_eq!(response.status, 403, "{method} {headers:?}: {response:?}");
+        assert_eq!(response.header("cache-control"), Some("no-store"), "{response:?}");
+    }
+    assert_eq!(ask_with(&server, "GET", "http://evil.test/shutdown", "").status, 403);
+    server.wait_for_line("asked to shut down, and may not: through a proxy", LIMIT);
+    assert_eq!(server.get("/healthz").status, 200);
+    let own = format!("Host: localhost:{port}\r\nOrigin: http://localhost:{port}\r\nSec-Fetch-Site: same-origin\r\n");
+    assert_eq!(ask_with(&server, "POST", "/shutdown", &own).status, 200);
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn shutdown_works_with_what_curl_sends() {
+    let mut server = Allout::new().start();
+    let headers = format!("Host: {}\r\nUser-Agent: curl/8.0.0\r\nAccept: */*\r\n", server.addr);
+    assert_eq!(ask_with(&server, "GET", "/shutdown", &headers).text(), "one out, all out");
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn head_asks_what_shutdown_would_answer_and_no_more() {
+    let server = Allout::new().start();
+    assert_eq!(server.ask("HEAD", "/shutdown").status, 200);
+    assert_eq!(ask_with(&server, "HEAD", "/shutdown", "Via: x\r\n").status, 403);
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_token_lets_in_whoever_has_it() {
+    let path = std::env::temp_dir().join(format!("allout-test-token-{}", std::process::id()));
+    std::fs::write(&path, "from-the-file\n").expect("a file for the token");
+    let file = path.to_string_lossy().into_owned();
+    // The file goes first.
+    let mut server =
+        Allout::new().args(["--shutdown-token-file", &file]).env("ALLOUT_SHUTDOWN_TOKEN", "from-elsewhere").start();
+    let with = |token: &str| {
+        let headers = format!("Host: evil.test\r\nX-Forwarded-For: 192.0.2.1\r\nAuthorization: {token}\r\n");
+        ask_with(&server, "POST", "/shutdown", &headers)
+    };
+    for wrong in
+        ["Bearer from-elsewhere", "Bearer from-the-fil", "Bearer from-the-file1", "Basic from-the-file", "Bearer"]
+    {
+        assert_eq!(with(wrong).status, 403, "{wrong}");
+    }
+    assert_eq!(with("Bearer from-the-file").status, 200);
+    server.assert_exit(0, LIMIT);
+    assert!(!server.log().contains("from-the-file"), "the token is in the log:\n{}", server.log());
+    std::fs::remove_file(&path).expect("the file is there");
+}
+
+#[test]
+fn an_unusable_token_is_an_unusable_argument() {
+    for (args, expected) in [
+        (["--shutdown-token-file", "/nonexistent/token"], "/nonexistent/token"),
+        (["--shutdown-token-file", "/dev/null"], "the token is empty"),
+        (["--shutdown-token", "two words"], "without spaces"),
+    ] {
+        let mut process = Allout::new().args(args).spawn();
+        process.assert_exit(2, LIMIT);
+        assert!(process.log().contains(expected), "{}", process.log());
+        assert_eq!(process.log().lines().count(), 1, "{}", process.log());
+    }
+}
+
+#[test]
+fn without_shutdown_there_is_no_such_route() {
+    let server = Allout::new().args(["--no-shutdown", "--shutdown-token", "s3cret"]).start();
+    for method in ["GET", "POST", "HEAD", "DELETE", "BREW"] {
+        let response = ask_with(&server, method, "/shutdown", "Authorization: Bearer s3cret\r\n");
+        assert_eq!(response.status, 404, "{method}: {response:?}");
+    }
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn what_can_be_reached_from_elsewhere_is_said() {
+    for (args, expected) in [
+        (&["--listen", "0.0.0.0:0"][..], "/shutdown is for this machine only"),
+        (&["--listen", "0.0.0.0:0", "--shutdown-token", "s3cret"], "/shutdown is for this machine and for who has"),
+        (&["--listen", "0.0.0.0:0", "--no-shutdown"], "there is no /shutdown"),
+    ] {
+        let mut process = Allout::new().args(args.iter().copied()).spawn();
+        let line = process.wait_for_line("can be reached from other machines", LIMIT);
+        assert!(line.contains("WARN") && line.contains(expected) && !line.contains("s3cret"), "{line}");
+        process.signal(Signal::TERM);
+        process.assert_exit(0, LIMIT);
+        assert!(process.log().lines().next().is_some_and(|first| first.contains("listening on")), "{}", process.log());
+    }
+    let mut process = Allout::new().start();
+    process.signal(Signal::TERM);
+    process.assert_exit(0, LIMIT);
+    assert!(!process.log().contains("other machines"), "{}", process.log());
+}
+
+// --- /metrics
+
+#[test]
+fn requests_are_counted_by_route_and_never_by_path() {
+    let server = Allout::new().args(["--timeout-delay", "1ms"]).start();
+    for path in ["/", "/secret-path", "/a\"b", "/healthz", "/healthz?secret-query", "/timeout"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    server.ask("DELETE", "/healthz");
+    server.ask("SECRETMETHOD", "/");
+    assert_eq!(ask_with(&server, "GET", "/secret-path", "Content-Length: x\r\n").status, 400);
+    let count = |route: &str, method: &str, code: u16| {
+        format!("allout_http_requests_total{{code=\"{code}\",method=\"{method}\",route=\"{route}\"}}")
+    };
+    wait_for_sample(&server, &count("*", "GET", 200), 3.0);
+    wait_for_sample(&server, &count("*", "other", 200), 1.0);
+    wait_for_sample(&server, &count("*", "GET", 400), 1.0);
+    wait_for_sample(&server, &count("/healthz", "GET", 200), 2.0);
+    wait_for_sample(&server, &count("/healthz", "DELETE", 405), 1.0);
+    wait_for_sample(&server, &count("/timeout", "GET", 200), 1.0);
+    wait_for_sample(&server, "allout_http_request_duration_seconds_count{route=\"/healthz\"}", 3.0);
+    wait_for_sample(&server, "allout_http_requests_refused_total", 1.0);
+    wait_for_sample(&server, "allout_connections_closed_total{cause=\"refused\"}", 1.0);
+    let text = server.get("/metrics").text();
+    assert!(!text.to_lowercase().contains("secret"), "{text}");
+}
+
+#[test]
+fn what_goes_on_is_measured() {
+    let server = Allout::new().args(["--timeout-delay", "60s", "--workers", "2", "--grace", "1ms"]).start();
+    let mut waiting = server.connect();
+    waiting.request("GET", "/timeout");
+    // Itself is one of the two.
+    wait_for_sample(&server, "allout_workers{state=\"busy\"}", 2.0);
+    wait_for_sample(&server, "allout_http_requests_in_flight", 2.0);
+    wait_for_sample(&server, "allout_workers_limit", 2.0);
+    wait_for_sample(&server, "allout_drain_phase{phase=\"serving\"}", 1.0);
+    for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"] {
+        assert!(sample(&server, name).is_some_and(|value| value > 1.0), "{name}");
+    }
+    assert!(sample(&server, "allout_connections_open").is_some_and(|open| open >= 2.0));
+}
+
+#[test]
+fn the_phase_of_a_drain_is_told() {
+    let mut server = Allout::new().args(["--drain-delay", "30s", "--grace", "30s"]).start();
+    server.signal(Signal::TERM);
+    wait_until_draining(|| server.connect());
+    wait_for_sample(&server, "allout_drain_phase{phase=\"drain_delay\"}", 1.0);
+    wait_for_sample(&server, "allout_drain_phase{phase=\"serving\"}", 0.0);
+    server.signal(Signal::TERM);
+    server.wait_exit(LIMIT);
+}
+
+#[test]
+fn promtool_has_nothing_to_say() {
+    let server = Allout::new().start();
+    assert_eq!(server.get("/").status, 200);
+    let text = server.get("/metrics").body;
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = promtool else {
+        eprintln!("this machine has no promtool");
+        return;
+    };
+    promtool.stdin.take().expect("stdin is piped").write_all(&text).expect("promtool reads");
+    let output = promtool.wait_with_output().expect("promtool ends");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn panics_are_counted_and_names_of_routes_are_escaped() {
+    let mut config = Config::default();
+    config.listen = ([127, 0, 0, 1], 0).into();
+    let service = Service::with_config(config)
+        .get("/panic", |_| -> &str { panic!("on purpose") })
+        .get("/a\"b\\c", |_| "odd")
+        .get("/id", |request: &mut Request| request.id().to_owned())
+        .start()
+        .expect("it starts");
+    let get = |path: &str, headers: &str| {
+        let mut connection = Connection::open(service.address(), LIMIT).expect("it listens");
+        connection.say(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        connection.hear("GET")
+    };
+    assert_eq!(get("/panic", "").status, 500);
+    assert_eq!(get("/a\"b\\c", "").status, 200);
+    wait_until(LIMIT, "both to be counted", || {
+        let text = get("/metrics", "").text();
+        text.contains("\nallout_handler_panics_total 1\n")
+            && text.contains("{code=\"500\",method=\"GET\",route=\"/panic\"} 1\n")
+            && text.contains("{code=\"200\",method=\"GET\",route=\"/a\\\"b\\\\c\"} 1\n")
+    });
+
+    // A handler sees the request's id: the one that the response carries.
+    let given = get("/id", "X-Request-Id: given-1\r\n");
+    assert_eq!((given.text().as_str(), given.header("x-request-id")), ("given-1", Some("given-1")));
+    let made = get("/id", "");
+    assert_eq!(made.header("x-request-id"), Some(made.text().as_str()));
+    assert_eq!(service.stop("the test is over").code(), 0);
+}
+
+// --- Request ids and the access log
+
+#[test]
+fn sane_request_ids_are_taken_and_others_are_made() {
+    let server = Allout::new().start();
+    let id_of = |header: &str| {
+        let response = ask_with(&server, "GET", "/", header);
+        response.header("x-request-id").expect("every response has one").to_owned()
+    };
+    for sane in ["a", "0af7651916cd43dd8448eb211c80319c", "A-b_c.d:e/f+g=h@i", &"x".repeat(64)] {
+        assert_eq!(id_of(&format!("X-Request-Id: {sane}\r\n")), sane);
+        assert_eq!(id_of(&format!("x-request-id: {sane}\r\n")), sane);
+    }
+    let mut made = HashSet::new();
+    for other in ["", "two words", "a\"b", "a;b", "<b>", "%0a", &"x".repeat(65)] {
+        let id = id_of(&format!("X-Request-Id: {other}\r\n"));
+        assert!(id != other && !id.is_empty(), "{other:?}: {id:?}");
+        assert!(made.insert(id.clone()), "{id} was made twice");
+    }
+    assert!(made.insert(id_of("")));
+}
+
+/// The access lines of a process that has ended.
+fn access_lines(process: &Allout) -> Vec<String> {
+    process.log().lines().filter(|line| line.contains("duration_us")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_access_log_is_off_unless_asked_for() {
+    let mut server = Allout::new().env("RUST_LOG", "debug").start();
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert_eq!(access_lines(&server), [""; 0]);
+}
+
+/// What clients may send to break a line, and the status that it gets.
+const HOSTILE: [(&str, u16); 8] = [
+    ("/?user=a%0Aforged", 200),
+    ("/\"},{\"level\":\"error\"", 200),
+    ("/a=b%20c\\n", 200),
+    ("/{}{0}%s%n", 200),
+    ("/x\u{1b}[2J", 400),
+    ("/x%E2%80%A8forged\u{7f}", 400),
+    ("/x\u{0}y", 400),
+    ("no-path", 400),
+];
+
+#[test]
+fn every_response_is_one_line_of_json() {
+    let mut server = Allout::new().args(["--access-log", "on", "--log-format", "json"]).start();
+    for (path, status) in HOSTILE {
+        let response = ask_with(&server, "GET", path, "X-Request-Id: the-id\r\n");
+        assert_eq!(response.status, status, "{path:?}: {response:?}");
+    }
+    server.ask("BREW", "/healthz");
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    let mut seen = Vec::new();
+    for line in server.log().lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        assert!(json["level"] != "error", "{line}");
+        if json["target"] == "allout::access" {
+            assert_eq!(json["msg"], "request", "{line}");
+            assert!(json["bytes"].as_u64().is_some_and(|bytes| bytes > 100), "{line}");
+            assert!(json["duration_us"].is_u64(), "{line}");
+            assert!(json["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{line}");
+            assert!(json["id"].is_string() && json["route"].is_string(), "{line}");
+            seen.push((json["uri"].as_str().expect("a text").to_owned(), json["status"].clone()));
+        }
+        assert_eq!(json["target"] == "allout::access", json["uri"].is_string(), "{line}");
+    }
+    let escaped = |path: &str| {
+        let escape = |byte: u8| {
+            if byte.is_ascii_graphic() { char::from(byte).to_string() } else { format!("\\x{byte:02x}") }
+        };
+        path.bytes().map(escape).collect::<String>()
+    };
+    let mut expected: Vec<_> = HOSTILE.iter().map(|(path, status)| (escaped(path), (*status).into())).collect();
+    expected.push(("/healthz".to_owned(), 405.into()));
+    assert_eq!(seen, expected);
+    assert!(server.log().contains("\"method\":\"BREW\""), "{}", server.log());
+}
+
+#[test]
+fn every_response_is_one_line_of_text() {
+    let mut server = Allout::new().args(["--access-log", "on"]).start();
+    for (path, _) in HOSTILE {
+        ask_with(&server, "GET", path, "X-Request-Id: the-id\r\n");
+    }
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    let lines = access_lines(&server);
+    assert_eq!(lines.len(), HOSTILE.len(), "{lines:#?}");
+    for (line, (_, status)) in lines.iter().zip(HOSTILE) {
+        assert!(line.contains("INFO  request method=GET uri="), "{line}");
+        assert!(line.contains(&format!(" status={status} bytes=")) && line.ends_with(" id=the-id"), "{line}");
+    }
+    for line in server.log().split(|c: char| c != '\t' && c.is_control() || c == '\u{2028}') {
+        assert!(line.is_empty() || line.starts_with("20"), "no time at the beginning of {line:?}");
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_allout"))
+        .args(["--listen", "127.0.0.1:0", "--access-log", "on"])
+        .env_remove("RUST_LOG")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut log = BufReader::new(process.stderr.take().expect("stderr is piped"));
+    let mut first = String::new();
+    log.read_line(&mut first).expect("it says where it listens");
+    let addr = first.trim().rsplit("http://").next().and_then(|addr| addr.parse().ok()).expect("an address");
+    // From here on nobody reads: 64 KiB of log are some 400 lines.
+    let mut connection = Connection::open(addr, LIMIT).expect("it listens");
+    for _ in 0..2_000 {
+        assert_eq!(connection.ask("GET", "/").status, 200);
+    }
+    let reader = std::thread::spawn(move || {
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).expect("the log is text");
+        rest
+    });
+    // What follows fits again, and tells how much did not.
+    wait_until(LIMIT, "room in the pipe", || {
+        connection.ask("GET", "/");
+        std::thread::sleep(Duration::from_millis(5));
+        reader.is_finished() || connection.ask("GET", "/shutdown").closes()
+    });
+    let status = process.wait().expect("it ends");
+    let rest = reader.join().expect("the reader does not panic");
+    assert!(status.success(), "{status}");
+    assert!(rest.contains(" log lines were dropped: stderr was full"), "{}", &rest[rest.len().saturating_sub(2000)..]);
+}
+
+// --- SIGUSR1
+
+#[test]
+fn sigusr1_tells_who_is_doing_what() {
+    let server = Allout::new().args(["--timeout-delay", "60s", "--workers", "1", "--queue", "1"]).start();
+    let mut idle = server.connect();
+    assert_eq!(idle.ask("GET", "/").status, 200);
+    let mut stuck = server.connect();
+    stuck.request("GET", "/timeout?stuck");
+    server.wait_until_read(&stuck);
+    let mut queued = server.connect();
+    queued.request("GET", "/timeout?queued");
+    server.wait_until_read(&queued);
+
+    let report = || {
+        let before = server.log().len();
+        server.signal(Signal::USR1);
+        wait_until(LIMIT, "the report", || server.log()[before..].contains(" in flight, "));
+        // Its last lines are the requests; what follows them is not known.
+        server.log()
+    };
+    wait_until(LIMIT, "both requests to be in the report", || {
+        let said = report();
+        said.contains("state: GET /timeout?stuck from 127.0.0.1:") && said.contains("state: GET /timeout?queued from ")
+    });
+    let said = server.log();
+    for expected in [
+        "state: serving, up for ",
+        "1 listener waiting",
+        "state: member keeper: in for ",
+        "2 busy, 1 idle, 0 closing",
+        "state: 1 worker of at most 1, 1 busy; 1 of at most 1 queued; 2 requests in flight",
+        " at worker-1",
+        " at no worker (queued, or at the listener)",
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in:\n{said}");
+    }
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+// --- Responses
+
+#[test]
+fn operational_routes_are_not_to_be_kept() {
+    let server = Allout::new().start();
+    for path in ["/healthz", "/readyz", "/livez", "/metrics"] {
+        let response = server.get(path);
+        assert_eq!(response.header("cache-control"), Some("no-store"), "{path}: {response:?}");
+    }
+    for (method, path) in [("GET", "/"), ("GET", "/metrics"), ("BREW", "/healthz"), ("CONNECT", "/")] {
+        let response = server.ask(method, path);
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{method} {path}: {response:?}");
+    }
+    let text = server.get("/metrics");
+    assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+}
+
+#[cfg(feature = "generate")]
+#[test]
+fn completions_and_the_man_page_are_of_the_plain_binary() {
+    for (what, expected) in [("bash", "complete -F"), ("zsh", "#compdef allout"), ("fish", "complete -c allout")] {
+        let mut process = Allout::new().args(["--generate", what]).spawn();
+        process.assert_exit(0, LIMIT);
+        let text = process.stdout();
+        assert!(text.contains(expected) && text.contains("shutdown-token-file"), "{what}: {text}");
+        assert!(!text.contains("generate"), "{what}: {text}");
+    }
+    let mut process = Allout::new().args(["--generate", "man"]).spawn();
+    process.assert_exit(0, LIMIT);
+    let text = process.stdout();
+    assert!(text.contains(".TH allout 1") && text.contains("drain\\-delay"), "{text}");
+}

@@ -19,9 +19,8 @@ use crate::shutdown::Guard;
 use crate::socket::StartError;
 use crate::workers::Pool;
 
-/// The paths that are ours, unless the service has a route of its own there.
+// The paths that are ours, unless the service has a route of its own there.
 const SHUTDOWN: &str = "/shutdown";
-#[cfg(feature = "metrics")]
 const METRICS: &str = "/metrics";
 
 /// What of all this a service wants.
@@ -84,6 +83,10 @@ impl Operations {
             add(routes, &sources.phase, stopper, guard).map_err(StartError::Route)?;
             #[cfg(feature = "metrics")]
             watchers.push(add_metrics(routes, sources)?);
+            #[cfg(not(feature = "metrics"))]
+            if !routes.has(METRICS) {
+                routes.add_absent(METRICS).map_err(StartError::Route)?; // no numbers are no greeting
+            }
         }
         Ok(watchers)
     }

@@ -41,7 +41,7 @@ const KEPT_BUFFER: usize = 16 * 1024;
 pub(crate) struct Answered<'a> {
     pub(crate) route: &'a Route,
     /// One of a few names, whatever the client says.
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics count by it"))]
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
     pub(crate) method: &'static str,
     /// Method and target as they were sent; empty, unless somebody wants them (see [`Dispatch::keep_targets`]).
     pub(crate) asked: (&'a str, &'a str),

@@ -28,7 +28,7 @@ pub(crate) struct Route {
     /// The pattern, never the path: what a client can send is without end, and so would be what is counted by it.
     pub(crate) pattern: Arc<str>,
     /// Its place among [`Routes::patterns`]; beyond their end for what no route claims.
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics count by it"))]
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
     pub(crate) number: usize,
 }
 

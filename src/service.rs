@@ -1,5 +1,6 @@
 //! A service: put together, started, run to its end.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -377,7 +378,11 @@ impl Service {
                 request_timeout: config.request_timeout,
                 grace: config.grace,
             };
-            crew.spawn("systemd", move || watch.run()).map_err(system("the thread that tells systemd"))?;
+            let told = move || {
+                watch.run();
+                Ok::<(), Infallible>(())
+            };
+            crew.spawn("systemd", told).map_err(system("the thread that tells systemd"))?;
         }
         log::info!("listening on http://{address}");
         if let Some(exposure) = exposure {

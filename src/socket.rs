@@ -1,7 +1,7 @@
 //! The listening socket: made here, or inherited, and given the options that every connection inherits from it.
 //!
 //! A socket is inherited from the image before this one (see [`renewal`]), or in systemd's
-//! way (sd_listen_fds(3)), from systemd or from whoever speaks as it does. The variables stay as they are, because changing the environment is not
+//! way (`sd_listen_fds(3)`), from systemd or from whoever speaks as it does. The variables stay as they are, because changing the environment is not
 //! safe in a process that may have threads; they name this process alone (`LISTEN_PID`), and the descriptors are not
 //! passed on to programs that are run from here.
 
@@ -16,12 +16,12 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::descriptors;
 use crate::renewal;
 
-/// Connections that the kernel completes and keeps while tiny_http is busy; the kernel takes `net.core.somaxconn` if that
+/// Connections that the kernel completes and keeps while `tiny_http` is busy; the kernel takes `net.core.somaxconn` if that
 /// is less (4096 since Linux 5.4).
 const BACKLOG: i32 = 1024;
 
 /// What the kernel takes of a connection before anybody reads it. It bounds how many pipelined requests can arrive at
-/// once, which tiny_http reads without any bound of its own; and an upload over a line of 20 ms still gets 10 MB/s.
+/// once, which `tiny_http` reads without any bound of its own; and an upload over a line of 20 ms still gets 10 MB/s.
 const RECEIVE_BUFFER: usize = 128 * 1024;
 
 /// Silence after which the kernel asks whether the peer is still there. Idle connections end earlier; this is for
@@ -104,22 +104,18 @@ fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, StartE
         return Ok(passed.first());
     }
     let mut ours = passed.iter().filter(|(_, name)| name == NAME);
-    match (ours.next(), ours.next()) {
-        (Some(one), None) => {
-            for (number, name) in passed.iter().filter(|(number, _)| *number != one.0) {
-                log::warn!("descriptor {number} ({name}) was passed as well, and is not served");
-            }
-            Ok(Some(one))
+    if let (Some(one), None) = (ours.next(), ours.next()) {
+        for (number, name) in passed.iter().filter(|(number, _)| *number != one.0) {
+            log::warn!("descriptor {number} ({name}) was passed as well, and is not served");
         }
-        _ => {
-            let names: Vec<_> = passed.iter().map(|(_, name)| name.as_str()).collect();
-            Err(StartError::Inherited(format!(
-                "{} were passed ({}), and not exactly one is named {NAME} (FileDescriptorName=)",
-                passed.len(),
-                names.join(", ")
-            )))
-        }
+        return Ok(Some(one));
     }
+    let names: Vec<_> = passed.iter().map(|(_, name)| name.as_str()).collect();
+    Err(StartError::Inherited(format!(
+        "{} were passed ({}), and not exactly one is named {NAME} (FileDescriptorName=)",
+        passed.len(),
+        names.join(", ")
+    )))
 }
 
 fn adopt(number: RawFd) -> Result<TcpListener, String> {

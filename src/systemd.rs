@@ -9,8 +9,8 @@
 //!
 //! # What the watchdog means
 //!
-//! That a client would be answered now: a request for `/livez` over a connection of its own, through the kernel, tiny_http
-//! and the listener; that the keeper looks when it is woken; and that the workers are not all stuck in requests whose
+//! That a client would be answered now: a request for `/livez` over a connection of its own, through the kernel,
+//! `tiny_http` and the listener; that the keeper looks when it is woken; and that the workers are not all stuck in requests whose
 //! time is over. What fails is tried again a few times before systemd loses its patience. In a drain it means only that
 //! the drain is within its grace, which bounds it: connections of our own would be in its way.
 //!
@@ -19,7 +19,6 @@
 //! With the watchdog, and when the phase changes. Without a watchdog it sleeps for as long as the service serves, and so
 //! its status has no numbers then: they would be old.
 
-use std::convert::Infallible;
 use std::env;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -76,9 +75,9 @@ pub(crate) fn is_asked() -> bool {
 
 impl Watch {
     /// The member's life.
-    pub(crate) fn run(self) -> Result<(), Infallible> {
+    pub(crate) fn run(&self) {
         let mut manager = Manager::default();
-        let mut checks = Checks { watch: &self, looks: None, said_unreachable: false };
+        let mut checks = Checks { watch: self, looks: None, said_unreachable: false };
         manager.tell_status("starting", &[]);
         if self.start(&mut manager, &mut checks) {
             if let Some(period) = manager.watchdog {
@@ -88,7 +87,6 @@ impl Watch {
             }
         }
         self.drain(&mut manager);
-        Ok(())
     }
 
     /// Waits until the service answers. False if it is asked to stop before.
@@ -146,7 +144,7 @@ impl Watch {
         }
         while self.phase.get() < Phase::Leaving {
             if !left().is_zero() {
-                self.ask_for(left().min(EXTENSION) + EXIT, &self.draining(left()), manager);
+                manager.ask_for(left().min(EXTENSION) + EXIT, &self.draining(left()));
             }
             let _ = self.changes.recv_timeout(PROGRESS); // the next phase, or time for the next word
         }
@@ -156,17 +154,7 @@ impl Watch {
             0 => format!("{word}: every request was answered"),
             n => format!("{word}: {} abandoned", counted(n, "request")),
         };
-        self.ask_for(left().saturating_add(EXIT), &status, manager);
-    }
-
-    fn ask_for(&self, time: Duration, status: &str, manager: &mut Manager) {
-        // The most that the crate can ask for is more than an hour.
-        let extension = NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX));
-        if manager.watchdog.is_some() {
-            manager.tell_status(status, &[extension, NotifyState::Watchdog]);
-        } else {
-            manager.tell_status(status, &[extension]);
-        }
+        manager.ask_for(left().saturating_add(EXIT), &status);
     }
 
     fn serving(&self, counting: bool) -> String {
@@ -306,6 +294,17 @@ impl Manager {
         }
         if !states.is_empty() {
             self.tell(&states);
+        }
+    }
+
+    /// Asks for more time.
+    fn ask_for(&mut self, time: Duration, status: &str) {
+        // The most that the crate can ask for is more than an hour.
+        let extension = NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX));
+        if self.watchdog.is_some() {
+            self.tell_status(status, &[extension, NotifyState::Watchdog]);
+        } else {
+            self.tell_status(status, &[extension]);
         }
     }
 

@@ -159,6 +159,16 @@ const ENDED_WELL: &str = "Result=success NRestarts=0 ExecMainStatus=0 ActiveStat
 
 #[test]
 #[ignore = "needs root and systemd"]
+fn three_commands_lead_from_the_binary_to_the_service() {
+    let machine = Machine::boot();
+    // The first has been done: install allout /usr/local/bin
+    machine.run("allout --systemd-unit > /etc/systemd/system/allout.service");
+    machine.run("systemctl enable --now allout");
+    assert_eq!(get("/").status, 200);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
 fn it_says_when_it_serves_and_a_stop_takes_milliseconds() {
     let machine = Machine::with_service("");
     let mut took = Vec::new();

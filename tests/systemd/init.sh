@@ -25,6 +25,7 @@ mount -o remount,ro,bind /proc/sys
 mount --bind /dev/null /dev/kmsg
 # A start waits for the system to be initialized. Nothing is: it has been, outside.
 for target in sysinit local-fs; do mount -t tmpfs tmpfs /usr/lib/systemd/system/$target.target.wants; done
+for unit in modprobe@ systemd-remount-fs; do mount --bind /dev/null /usr/lib/systemd/system/$unit.service; done
 ip link set lo up
 
 echo 0123456789abcdef0123456789abcdef >/etc/machine-id

@@ -139,7 +139,7 @@ impl Manager {
     #[track_caller]
     fn hear(&self) -> String {
         let mut message = [0; 4096];
-        let length = self.socket.recv(&mut message).expect("a message comes");
+        let length = self.socket.recv(&mut message).unwrap_or_else(|e| panic!("waited for a message: {e}"));
         String::from_utf8_lossy(&message[..length]).trim_end().replace('\n', " ")
     }
 
@@ -166,10 +166,8 @@ impl Drop for Manager {
 #[test]
 fn a_manager_is_told_of_the_start_the_drain_and_the_end() {
     let manager = Manager::new("told");
-    let mut server = Allout::new()
-        .env("NOTIFY_SOCKET", manager.path())
-        .args(["--timeout-delay", "1500ms", "--grace", "20s"])
-        .start();
+    let mut server =
+        Allout::new().env("NOTIFY_SOCKET", manager.path()).args(["--timeout-delay", "3s", "--grace", "20s"]).start();
     assert_eq!(manager.hear(), "STATUS=starting");
     assert_eq!(manager.hear(), format!("READY=1 STATUS=serving on http://{}", server.addr));
     let mut connection = server.connect();
@@ -178,7 +176,8 @@ fn a_manager_is_told_of_the_start_the_drain_and_the_end() {
     server.signal(Signal::TERM);
     assert_eq!(manager.hear(), "STOPPING=1");
     assert_eq!(manager.hear(), "EXTEND_TIMEOUT_USEC=15000000 STATUS=draining: 1 request, 20s left");
-    assert_eq!(manager.hear_of("19s left"), "EXTEND_TIMEOUT_USEC=15000000 STATUS=draining: 1 request, 19s left");
+    let again = manager.hear_of("draining: 1 request, 1"); // 19s, or a little less where the cores are busy
+    assert!(again.starts_with("EXTEND_TIMEOUT_USEC=15000000"), "{again}");
     assert_eq!(connection.hear("GET").status, 200);
     let last = manager.hear_of("out: ");
     assert!(last.ends_with("STATUS=out: every request was answered"), "{last}");

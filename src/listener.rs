@@ -208,7 +208,7 @@ impl Listener {
     /// Receives and answers until told to stop, or until tiny_http fails.
     /// Turns that were not taken when it returns stay in `ready`.
     fn receive(&self, server: &Server, ready: &mut Ready, stop: &AtomicBool, replace: &AtomicBool) -> Ended {
-        let mut yielded = false;
+        let mut pause = Pause::default();
         loop {
             // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
             for _ in 0..AT_ONCE {
@@ -220,7 +220,7 @@ impl Listener {
             }
             if let Some(turn) = ready.pop_front() {
                 ready.extend(self.dispatch.serve(turn));
-                yielded = false;
+                pause.over();
                 continue;
             }
             if stop.load(Ordering::Acquire) {
@@ -229,20 +229,59 @@ impl Listener {
             if replace.swap(false, Ordering::AcqRel) {
                 return Ended::Replaced;
             }
-            // Under load there are threads with a request in hand that wait for a core: after a yield it is there, and nobody
-            // had to be put to sleep and woken for it. With nothing to run a yield comes back at once.
-            if !std::mem::replace(&mut yielded, true) {
+            if pause.goes_on() {
                 thread::yield_now();
                 continue;
             }
-            yielded = false;
+            let asleep = Instant::now();
             match server.recv() {
                 Ok(request) => self.dispatch.arrive(request, ready),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.
                 Err(error) if error.raw_os_error().is_none() => {}
                 Err(error) => return Ended::Failed(error),
             }
+            pause.slept(asleep.elapsed());
         }
+    }
+}
+
+/// Whether to wait for the next request awake or asleep.
+///
+/// To be put to sleep and woken costs more than to answer. Under load the threads that have a request in hand only wait
+/// for a core, so the listener yields its own, and again for as long as requests have been coming in quick succession;
+/// where they come seldom it never waits awake, so that nothing is burnt for a request now and then.
+#[derive(Default)]
+struct Pause {
+    since: Option<Instant>,
+    brisk: bool,
+}
+
+/// How long to wait awake: about what a sleep and a wake-up cost, so that waiting in vain costs twice as much at most.
+const AWAKE: Duration = Duration::from_micros(50);
+
+/// A sleep that was shorter than this shows that requests come in quick succession.
+const SHORT_SLEEP: Duration = Duration::from_micros(200);
+
+impl Pause {
+    /// Something came.
+    fn over(&mut self) {
+        self.since = None;
+    }
+
+    /// Whether to yield and look again, rather than to sleep.
+    fn goes_on(&mut self) -> bool {
+        match self.since {
+            None => {
+                self.since = Some(Instant::now());
+                true // once in any case: it costs next to nothing
+            }
+            Some(since) => self.brisk && since.elapsed() < AWAKE,
+        }
+    }
+
+    fn slept(&mut self, span: Duration) {
+        self.since = None;
+        self.brisk = span < SHORT_SLEEP;
     }
 }
 

@@ -33,7 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bound = bound()?;
     let plain = plain(thread::available_parallelism().map_or(2, usize::from))?;
     println!("requests per second, medians of {pairs} rounds of {seconds} s each");
-    println!("{:>11} {:>9} {:>9} {:>9} {:>9} {:>9}", "connections", "allout", "bound", "tiny_http", "to bound", "to plain");
+    println!(
+        "{:>11} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "connections", "allout", "bound", "tiny_http", "to bound", "to plain"
+    );
     let mut noisy = false;
     for connections in CONNECTIONS {
         let mut rounds: Vec<[f64; 3]> = Vec::new();

@@ -189,7 +189,6 @@ impl Book {
     /// Ends a request in flight, and gives the next of its connection, which is then in flight.
     ///
     /// With `last`, nothing follows: what waits is handed back to be thrown away.
-    #[allow(clippy::single_match_else, reason = "two ways on, of the same weight")]
     pub(crate) fn finish(&self, page: &Arc<Page>, last: bool) -> Finished {
         let mut state = lock(&page.state);
         state.since = Instant::now();

@@ -56,6 +56,19 @@ impl fmt::Display for How {
     }
 }
 
+impl From<()> for How {
+    fn from((): ()) -> How {
+        How::Finished
+    }
+}
+
+/// `?` works in members whose errors can be shown.
+impl<E: fmt::Display> From<Result<(), E>> for How {
+    fn from(result: Result<(), E>) -> How {
+        result.map_or_else(|error| How::Failed(error.to_string()), How::from)
+    }
+}
+
 /// What anybody may ask of the crew.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
@@ -177,17 +190,19 @@ struct Seat {
 /// use allout::Crew;
 ///
 /// let mut crew = Crew::new().grace(Duration::from_secs(5));
-/// let stop = crew.stop();
-/// crew.spawn("ticker", move || {
+/// crew.spawn("ticker", |stop| {
 ///     while !stop.leaving_within(Duration::from_millis(10)) { /* tick */ }
-///     Ok::<(), std::io::Error>(())
 /// })?;
-/// crew.spawn("job", || Ok::<(), std::io::Error>(()))?; // finishes, and so takes everyone out
+/// crew.spawn("job", |_| std::fs::metadata("/").map(drop))?; // ends, and so takes everyone out
 ///
 /// let outcome = crew.run();
+/// assert_eq!(outcome.cause.to_string(), "job finished");
 /// assert!(outcome.abandoned.is_empty());
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// A crew that is dropped without being run leaves its members alone: nobody stops them, and nobody waits for them.
+#[must_use = "nobody waits for a crew's members until it is run"]
 pub struct Crew {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
@@ -225,7 +240,6 @@ impl Crew {
     }
 
     /// How long members have to leave, from the first message on.
-    #[must_use]
     pub fn grace(mut self, grace: Duration) -> Crew {
         self.grace = grace;
         self
@@ -248,17 +262,19 @@ impl Crew {
 
     /// Starts a member: a thread of this name (15 bytes at most are kept) that runs `body`.
     ///
-    /// Its end, whichever way, takes everyone out. A panic is caught, and is such an end.
+    /// The body is told to leave by its [`Stop`], and returns nothing, or a `Result` of nothing. Its end, whichever way,
+    /// takes everyone out. A panic is caught, and is such an end.
     ///
     /// # Errors
     ///
     /// The system refused a thread.
-    pub fn spawn<E: fmt::Display>(
+    pub fn spawn<R: Into<How>>(
         &mut self,
         name: &str,
-        body: impl FnOnce() -> Result<(), E> + Send + 'static,
+        body: impl FnOnce(&Stop) -> R + Send + 'static,
     ) -> std::io::Result<()> {
-        self.spawn_with(name, || {}, body)
+        let stop = self.stop();
+        self.spawn_with(name, || {}, move || body(&stop))
     }
 
     /// As [`spawn`](Crew::spawn), for a member that waits for something else than [`Stop`]: `interrupt` is called once,
@@ -268,11 +284,11 @@ impl Crew {
     /// # Errors
     ///
     /// The system refused a thread.
-    pub fn spawn_with<E: fmt::Display>(
+    pub fn spawn_with<R: Into<How>>(
         &mut self,
         name: &str,
         interrupt: impl FnOnce() + Send + 'static,
-        body: impl FnOnce() -> Result<(), E> + Send + 'static,
+        body: impl FnOnce() -> R + Send + 'static,
     ) -> std::io::Result<()> {
         let reporter = self.seat(name, interrupt);
         let seat = reporter.seat;
@@ -311,7 +327,13 @@ impl Crew {
             let cause = Cause::Asked("nobody: the crew has no members".to_owned());
             return Departure::new(cause, self.grace).outcome();
         }
-        let cause = self.first();
+        let cause = loop {
+            match self.first() {
+                // What a renewal is, only a service knows.
+                Cause::Renewal(why) => log::warn!("a crew cannot be renewed: {why}"),
+                cause => break cause,
+            }
+        };
         log::info!("{cause}: one out, all out");
         let mut departure = Departure::new(cause, self.grace);
         self.dismiss(&mut departure);
@@ -493,12 +515,11 @@ impl Departure {
 }
 
 /// Runs a member's body to its one end.
-fn run<E: fmt::Display>(body: impl FnOnce() -> Result<(), E>) -> How {
+fn run<R: Into<How>>(body: impl FnOnce() -> R) -> How {
     // The policy for panics, here and for every thread of this crate: caught at the thread's root, reported, and
     // nothing that the panicking code held is used again, so that no broken state can be seen: hence the assertion.
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => How::Finished,
-        Ok(Err(error)) => How::Failed(error.to_string()),
+    match catch_unwind(AssertUnwindSafe(|| body().into())) {
+        Ok(how) => how,
         Err(payload) => How::Panicked(panic_message(payload.as_ref())),
     }
 }
@@ -529,16 +550,10 @@ pub(crate) fn thread_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::convert::Infallible;
     use std::io;
 
-    type Never = Result<(), Infallible>;
-
-    fn waits_for(stop: Stop) -> impl FnOnce() -> Never {
-        move || {
-            stop.wait_leaving();
-            Ok(())
-        }
+    fn waits(stop: &Stop) {
+        stop.wait_leaving();
     }
 
     #[test]
@@ -550,9 +565,8 @@ mod tests {
     #[test]
     fn a_member_that_merely_returns_takes_everyone_out() {
         let mut crew = Crew::new();
-        let stop = crew.stop();
-        crew.spawn("waits", waits_for(stop)).unwrap();
-        crew.spawn("returns", || Never::Ok(())).unwrap();
+        crew.spawn("waits", waits).unwrap();
+        crew.spawn("returns", |_| ()).unwrap();
         let outcome = crew.run();
         assert_eq!(outcome.cause, Cause::Member { name: "returns".into(), how: How::Finished });
         assert_eq!((outcome.code(), outcome.abandoned.len()), (1, 0));
@@ -561,7 +575,7 @@ mod tests {
     #[test]
     fn a_member_that_fails_is_the_cause_with_its_error() {
         let mut crew = Crew::new();
-        crew.spawn("fails", || Err(io::Error::other("the disk is gone"))).unwrap();
+        crew.spawn("fails", |_| Err(io::Error::other("the disk is gone"))).unwrap();
         let outcome = crew.run();
         assert_eq!(outcome.cause.to_string(), "fails failed: the disk is gone");
         assert_eq!(outcome.code(), 1);
@@ -571,10 +585,9 @@ mod tests {
     fn a_member_that_panics_is_the_cause_with_its_message() {
         let mut crew = Crew::new();
         for n in 0..10 {
-            let stop = crew.stop();
-            crew.spawn(&format!("waits-{n}"), waits_for(stop)).unwrap();
+            crew.spawn(&format!("waits-{n}"), waits).unwrap();
         }
-        crew.spawn("panics", || -> Never { std::panic::resume_unwind(Box::new("out of tea")) }).unwrap();
+        crew.spawn("panics", |_| -> () { std::panic::resume_unwind(Box::new("out of tea")) }).unwrap();
         let outcome = crew.run();
         assert_eq!(outcome.cause.to_string(), "panics panicked: out of tea");
         assert!(outcome.abandoned.is_empty(), "the ten others left: {outcome:?}");
@@ -583,8 +596,7 @@ mod tests {
     #[test]
     fn who_is_asked_to_stop_stops_with_code_0() {
         let mut crew = Crew::new();
-        let stop = crew.stop();
-        crew.spawn("waits", waits_for(stop)).unwrap();
+        crew.spawn("waits", waits).unwrap();
         let stopper = crew.stopper();
         stopper.stop("a test");
         stopper.stop("another");
@@ -602,7 +614,6 @@ mod tests {
             move || drop(sender),
             move || {
                 let _ = receiver.recv();
-                Never::Ok(())
             },
         )
         .unwrap();
@@ -614,9 +625,8 @@ mod tests {
     fn a_member_that_never_ends_is_abandoned_and_named() {
         let mut crew = Crew::new().grace(Duration::from_millis(20));
         let (_kept, receiver) = crossbeam_channel::bounded::<()>(0);
-        crew.spawn("never ends", move || {
+        crew.spawn("never ends", move |_| {
             let _ = receiver.recv();
-            Never::Ok(())
         })
         .unwrap();
         crew.stopper().stop("a test");
@@ -628,8 +638,7 @@ mod tests {
     #[test]
     fn a_failure_after_the_first_message_is_told_too() {
         let mut crew = Crew::new();
-        let stop = crew.stop();
-        crew.spawn("fails late", move || {
+        crew.spawn("fails late", |stop| {
             stop.wait_leaving();
             Err(io::Error::other("could not save"))
         })
@@ -644,9 +653,8 @@ mod tests {
     fn a_second_signal_cuts_it_short() {
         let mut crew = Crew::new();
         let (_kept, receiver) = crossbeam_channel::bounded::<()>(0);
-        crew.spawn("never ends", move || {
+        crew.spawn("never ends", move |_| {
             let _ = receiver.recv();
-            Never::Ok(())
         })
         .unwrap();
         crew.stopper().ask(Ask::Signal(15));

@@ -271,7 +271,13 @@ impl Dispatch {
     /// Calls a handler. Its panic is no member's end: the policy of `crew` holds here, and the client gets a 500.
     fn call(&self, handler: &Handler, page: &Page, request: &mut Request) -> Reply {
         match catch_unwind(AssertUnwindSafe(|| handler(request))) {
-            Ok(reply) => reply,
+            Ok(reply) => {
+                if let Some(why) = reply.failure() {
+                    let line = page.glance().line;
+                    log::error!("the handler of {line} from {} (id {}) failed: {why}", page.peer, request.id());
+                }
+                reply
+            }
             Err(payload) => {
                 self.ways.panics.fetch_add(1, Ordering::Relaxed);
                 let (line, message) = (page.glance().line, panic_message(payload.as_ref()));

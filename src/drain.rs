@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use crate::book::Book;
 use crate::crew::{Crew, Departure};
 use crate::gate::Gate;
+use crate::hooks::{self, Hook};
 use crate::keeper::Keeper;
 use crate::listener::Listener;
 use crate::outcome::in_words;
@@ -57,17 +58,13 @@ pub(crate) struct Drain {
     pub(crate) handover: bool,
 }
 
-/// What is done at certain moments of a drain, on the thread that runs the service.
-pub(crate) type Hook = Box<dyn FnOnce() + Send>;
-
 impl Drain {
     /// Takes everyone out. Only a second signal makes it shorter than its phases.
     pub(crate) fn run(&self, crew: &mut Crew, departure: &mut Departure, before: Vec<Hook>, after: Vec<Hook>) {
         self.phase.advance(Phase::DrainDelay);
+        crew.stop().drain();
         log::info!("{}: one out, all out: {}", departure.cause, self.what_is_left());
-        for hook in before {
-            hook();
-        }
+        hooks::run("before_drain", before, departure.began + departure.grace / 2, crew, departure);
         if !self.delay.is_zero() {
             log::info!("drain delay: serving as before for {}", in_words(self.delay));
             let until = departure.began + self.delay;
@@ -96,9 +93,8 @@ impl Drain {
                 departure.excused = vec!["workers"];
             }
         }
-        for hook in after {
-            hook();
-        }
+        let until = departure.end().max(Instant::now() + LAST_CALL / 2);
+        hooks::run("after_last_request", after, until, crew, departure);
         self.phase.advance(Phase::Leaving);
         departure.not_before(Instant::now() + LAST_CALL);
         crew.dismiss(departure);

@@ -674,7 +674,6 @@ impl Drop for Bell {
 
 /// What the keeper remembers from one look to the next.
 #[derive(Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; no two of them are one state")]
 struct Rounds {
     next_round: Option<Instant>,
     next_eviction: Option<Instant>,

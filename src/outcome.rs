@@ -34,11 +34,10 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::NotStarted(why) => f.write_str(why),
+            Cause::NotStarted(why) | Cause::Worn(why) => f.write_str(why),
             Cause::Signal(number) => f.write_str(&signal_name(*number)),
-            Cause::Asked(who) => write!(f, "asked to stop by {who}"),
+            Cause::Asked(who) => write!(f, "asked to stop: {who}"),
             Cause::Renewal(why) => write!(f, "renewal ({why})"),
-            Cause::Worn(why) => f.write_str(why),
             Cause::Rehearsed => f.write_str("rehearsed"),
             Cause::Member { name, how } => write!(f, "{name} {how}"),
         }

@@ -30,7 +30,7 @@ pub(crate) const REHEARSED: u8 = 99;
 /// How long a rehearsal may take; a start takes milliseconds.
 const LONGEST_REHEARSAL: Duration = Duration::from_secs(10);
 /// A worn engine is renewed at most this often, so that nobody can keep the service renewing.
-pub(crate) const WORN_AGAIN: Duration = Duration::from_secs(60);
+pub(crate) const WORN_AGAIN: Duration = Duration::from_mins(1);
 
 /// Whether this image, which began then, may be renewed because it is worn. The first of a process always may.
 pub(crate) fn may_again(began: Instant) -> bool {

@@ -1,6 +1,5 @@
 //! A service: put together, started, run to its end.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use crate::book::Book;
 use crate::config::Config;
-use crate::crew::{Crew, Departure, Stopper, panic_message};
+use crate::crew::{Crew, Departure, How, Stopper, panic_message};
 use crate::descriptors;
 use crate::dispatch::Dispatch;
-use crate::drain::{Drain, Hook};
+use crate::drain::Drain;
 use crate::engine::{self, Engine};
 use crate::gate::Gate;
+use crate::hooks::Hook;
 use crate::http::reply::Reply;
 use crate::http::request::Request;
-use crate::http::routes::{BadRoute, Handler, Routes};
+use crate::http::routes::{Handler, Routes};
 use crate::keeper::{Keeper, Limits};
 use crate::listener::Listener;
 use crate::operations::{Operations, Sources};
@@ -35,9 +35,15 @@ use crate::workers::Pool;
 /// How often the rehearsal of a renewal is looked after.
 const REHEARSAL_TICK: Duration = Duration::from_millis(5);
 
-type Body = Box<dyn FnOnce(Stop) -> Result<(), String> + Send>;
+/// A member that waits to be started.
+struct Member {
+    name: String,
+    interrupt: Hook,
+    body: Box<dyn FnOnce(&Stop) -> How + Send>,
+}
 
-/// A service that is being put together.
+/// A service that is being put together: routes, settings, members, hooks. It begins with [`run`](Service::run), or with
+/// [`start`](Service::start) on threads of its own.
 ///
 /// ```no_run
 /// use allout::{Outcome, Service};
@@ -51,13 +57,14 @@ type Body = Box<dyn FnOnce(Stop) -> Result<(), String> + Send>;
 /// ```
 #[must_use = "a service does nothing until it is run"]
 pub struct Service {
-    config: Config,
+    pub(crate) config: Config,
+    crew: Crew,
     routes: Routes,
-    members: Vec<(String, Body)>,
+    members: Vec<Member>,
     before_drain: Vec<Hook>,
     after_last_request: Vec<Hook>,
     operations: Operations,
-    bad: Option<BadRoute>,
+    bad: Option<StartError>,
 }
 
 impl fmt::Debug for Service {
@@ -82,6 +89,7 @@ impl Service {
     pub fn with_config(config: Config) -> Service {
         Service {
             config,
+            crew: Crew::new(),
             routes: Routes::default(),
             members: Vec::new(),
             before_drain: Vec::new(),
@@ -119,6 +127,15 @@ impl Service {
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
         self.route("PUT", path, handler)
+    }
+
+    /// Answers `PATCH` on `path`; see [`get`](Service::get).
+    pub fn patch<R: Into<Reply>>(
+        self,
+        path: &str,
+        handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
+    ) -> Service {
+        self.route("PATCH", path, handler)
     }
 
     /// Answers `DELETE` on `path`; see [`get`](Service::get).
@@ -169,31 +186,76 @@ impl Service {
 
     fn add(mut self, method: &str, path: &str, quick: bool, handler: Handler) -> Service {
         if let Err(error) = self.routes.add(method, path, quick, handler) {
-            self.bad.get_or_insert(error);
+            self.refuse(StartError::Route(error));
         }
         self
     }
 
-    /// Adds a member to the crew: a thread of this name that lives and dies with the service.
+    /// The first thing that is wrong is what keeps the service from starting.
+    pub(crate) fn refuse(&mut self, error: StartError) {
+        self.bad.get_or_insert(error);
+    }
+
+    /// Adds a member to the crew: a thread of this name (15 bytes at most are kept) that lives and dies with the service.
     ///
-    /// It is told to leave by `stop`, once the last request has been answered or grace is nearly over, and is waited for
-    /// within the grace. If it ends before, in whichever way, everyone goes out.
-    pub fn member<E: fmt::Display>(
+    /// Its [`Stop`] tells it to leave, once the last request has been answered or grace is nearly over, and it is waited
+    /// for within the grace. It returns nothing, or a `Result` of nothing. If it ends before it is told to, in whichever
+    /// way, everyone goes out.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use allout::Service;
+    /// let service = Service::new().member("ticker", |stop| {
+    ///     while !stop.leaving_within(Duration::from_secs(1)) {
+    ///         println!("tick");
+    ///     }
+    /// });
+    /// ```
+    pub fn member<R: Into<How>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
+        self.member_with(name, || {}, body)
+    }
+
+    /// As [`member`](Service::member), for one that waits for something else than [`Stop`]: `interrupt` is called once,
+    /// from another thread, to make it leave. It must not block, and must be safe to call when the member has left.
+    pub fn member_with<R: Into<How>>(
         mut self,
         name: &str,
-        body: impl FnOnce(Stop) -> Result<(), E> + Send + 'static,
+        interrupt: impl FnOnce() + Send + 'static,
+        body: impl FnOnce(&Stop) -> R + Send + 'static,
     ) -> Service {
-        self.members.push((name.to_owned(), Box::new(move |stop| body(stop).map_err(|error| error.to_string()))));
+        self.members.push(Member {
+            name: name.to_owned(),
+            interrupt: Box::new(interrupt),
+            body: Box::new(move |stop| body(stop).into()),
+        });
         self
     }
 
-    /// Runs `hook` when the drain begins, on the thread that runs the service. It should be short: the drain waits.
+    /// What stops the service, from any thread: for handlers and members. Pulled before the service runs, it stops it
+    /// then.
+    ///
+    /// ```
+    /// # use allout::Service;
+    /// let service = Service::new();
+    /// let stopper = service.stopper();
+    /// let service = service.post("/enough", move |_| stopper.stop("somebody has had enough"));
+    /// ```
+    pub fn stopper(&self) -> Stopper {
+        self.crew.stopper()
+    }
+
+    /// Runs `hook` when the drain begins, while everything is still served: to tell others to look elsewhere.
+    ///
+    /// Hooks run one after the other, in the order in which they were added. Half the grace is theirs; the drain goes on
+    /// without those that take longer. One that panics makes the outcome a failure.
     pub fn before_drain(mut self, hook: impl FnOnce() + Send + 'static) -> Service {
         self.before_drain.push(Box::new(hook));
         self
     }
 
-    /// Runs `hook` after the last request has been answered (or abandoned), before members are told to leave.
+    /// Runs `hook` after the last request has been answered (or abandoned), before members are told to leave: to save
+    /// what requests have changed. What is left of the grace is theirs, in the same way as
+    /// [before](Service::before_drain).
     pub fn after_last_request(mut self, hook: impl FnOnce() + Send + 'static) -> Service {
         self.after_last_request.push(Box::new(hook));
         self
@@ -232,7 +294,11 @@ impl Service {
 
     /// Runs the service until somebody takes it out: a signal, `/shutdown`, a [`Stopper`], or a member's end.
     ///
-    /// Signals are caught from here on: SIGTERM, SIGINT and SIGQUIT stop, a second one at once.
+    /// Signals are caught from here on: SIGTERM, SIGINT and SIGQUIT stop, a second one at once; SIGHUP renews.
+    ///
+    /// A renewal starts the binary that is on disk a second time, with the same arguments, before it stops anything: that
+    /// one gets as far as here, and returns. So what `main` does before should be harmless while another instance serves:
+    /// no port or lock taken, no file truncated. What must be done once belongs into a [member](Service::member).
     pub fn run(self) -> Outcome {
         let registered = match signals::register() {
             Ok(registered) => registered,
@@ -267,14 +333,15 @@ impl Service {
     /// As far as a service gets without touching what the one that is running has.
     fn rehearse(self) -> Outcome {
         match self.bad {
-            Some(bad) => not_started(&StartError::Route(bad)),
+            Some(bad) => not_started(&bad),
             None => Departure::new(Cause::Rehearsed, Duration::ZERO).outcome(),
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "the one place where all parts meet, in the order in which they start")]
     fn assemble(self, signals: Option<signals::Registered>) -> Result<Assembled, StartError> {
         if let Some(bad) = self.bad {
-            return Err(StartError::Route(bad));
+            return Err(bad);
         }
         let config = self.config;
         let descriptors = descriptors::raise_limit();
@@ -289,7 +356,7 @@ impl Service {
         socket::prepare(&listener, config.request_timeout).map_err(system("socket options"))?;
         let gate = Arc::new(Gate::new(&listener).map_err(system("the listening socket"))?);
 
-        let mut crew = Crew::new().grace(config.grace);
+        let mut crew = self.crew.grace(config.grace);
         let (stop, stopper) = (crew.stop(), crew.stopper());
         let phase = Arc::new(Current::default());
         let book = Arc::new(Book::default());
@@ -349,9 +416,9 @@ impl Service {
             crew.spawn_with("keeper", move || of_interrupt.stop(), move || of_thread.run())
                 .map_err(system("the keeper's thread"))?;
         }
-        for (name, body) in self.members {
+        for Member { name, interrupt, body } in self.members {
             let stop = stop.clone();
-            crew.spawn(&name, move || body(stop)).map_err(system("a member's thread"))?;
+            crew.spawn_with(&name, interrupt, move || body(&stop)).map_err(system("a member's thread"))?;
         }
         // Before somebody can ask for a change.
         let changes = (renewable && systemd::is_asked()).then(|| phase.changes());
@@ -359,8 +426,13 @@ impl Service {
         let engine = Engine::start(gate.listener()).map_err(system("tiny_http"))?;
         let listening = Arc::new(Listener::new(Arc::clone(&dispatch), Arc::clone(&gate), Arc::clone(&keeper), &engine));
         {
-            let listening = Arc::clone(&listening);
-            keeper.on_dead_engine(move || listening.replace_engine());
+            // The listener holds the keeper: held in turn, neither would ever be dropped.
+            let listening = Arc::downgrade(&listening);
+            keeper.on_dead_engine(move || {
+                if let Some(listening) = listening.upgrade() {
+                    listening.replace_engine();
+                }
+            });
         }
         {
             let (of_thread, of_interrupt) = (Arc::clone(&listening), Arc::clone(&listening));
@@ -378,11 +450,7 @@ impl Service {
                 request_timeout: config.request_timeout,
                 grace: config.grace,
             };
-            let told = move || {
-                watch.run();
-                Ok::<(), Infallible>(())
-            };
-            crew.spawn("systemd", told).map_err(system("the thread that tells systemd"))?;
+            crew.spawn("systemd", move |_| watch.run()).map_err(system("the thread that tells systemd"))?;
         }
         log::info!("listening on http://{address}");
         if let Some(exposure) = exposure {
@@ -515,16 +583,15 @@ impl Assembled {
             };
             match self.crew.first_before(until) {
                 Some(Cause::Renewal(why)) if !self.renewable => {
-                    log::warn!("cannot renew ({why}): not the whole process")
+                    log::warn!("cannot renew ({why}): not the whole process");
                 }
                 Some(Cause::Renewal(why)) if rehearsal.is_none() => rehearsal = rehearse(why),
-                Some(Cause::Renewal(_)) => {}
+                Some(Cause::Renewal(_)) | None => {}
                 Some(Cause::Worn(why)) if self.renewable => {
                     log::warn!("{why}");
                     worn = Some(why);
                 }
                 Some(cause) => return cause,
-                None => {}
             }
             if worn.is_some() && rehearsal.is_none() && renewal::may_again(began) {
                 rehearsal = worn.take().and_then(rehearse);
@@ -550,8 +617,9 @@ fn rehearse(why: String) -> Option<(String, Rehearsal)> {
     }
 }
 
-/// A service that was [started](Service::start) within this process.
+/// A service that was [started](Service::start) within this process. It is stopped, and waited for, when this is dropped.
 #[derive(Debug)]
+#[must_use = "the service is stopped when its handle is dropped"]
 pub struct Running {
     address: SocketAddr,
     stopper: Stopper,
@@ -569,7 +637,7 @@ impl Running {
         self.stopper.clone()
     }
 
-    /// Stops it, and waits until it is out.
+    /// Stops it, and waits until it is out: as long as its grace, at most.
     pub fn stop(mut self, reason: &str) -> Outcome {
         self.stopper.stop(reason);
         self.join()

@@ -10,13 +10,12 @@
 //! | SIGHUP | renew |
 //! | SIGUSR1 | report the state to the log |
 
-use std::convert::Infallible;
 use std::io;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
-use crate::crew::{Ask, Stopper};
+use crate::crew::{Ask, Crew, Stopper};
 
 /// Signals that are caught and not yet listened to.
 pub(crate) struct Registered(Signals);
@@ -30,6 +29,22 @@ pub(crate) fn register() -> io::Result<Registered> {
     Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).map(Registered)
 }
 
+impl Crew {
+    /// Makes SIGTERM, SIGINT and SIGQUIT take everyone out, and a second one of them end the wait at once.
+    ///
+    /// To be called before any thread is started, so that none is missed. The thread that listens is a member itself,
+    /// `signals`. A [`Service`](crate::Service) that is run does this by itself.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses a pipe, a handler or a thread.
+    pub fn catch_signals(&mut self) -> io::Result<()> {
+        let registered = Registered(Signals::new([SIGTERM, SIGINT, SIGQUIT])?);
+        let (handle, stopper) = (registered.handle(), self.stopper());
+        self.spawn_with("signals", move || handle.close(), move || registered.listen(&stopper, || {}))
+    }
+}
+
 impl Registered {
     /// What ends [`listen`](Registered::listen).
     pub(crate) fn handle(&self) -> Handle {
@@ -37,8 +52,7 @@ impl Registered {
     }
 
     /// The signal thread's life: until its handle is closed.
-    #[allow(clippy::unnecessary_wraps, reason = "a member's body returns a result")]
-    pub(crate) fn listen(mut self, stopper: &Stopper, report: impl Fn()) -> Result<(), Infallible> {
+    pub(crate) fn listen(mut self, stopper: &Stopper, report: impl Fn()) {
         for signal in self.0.forever() {
             match signal {
                 SIGHUP => stopper.ask(Ask::Renew("SIGHUP".to_owned())),
@@ -46,6 +60,5 @@ impl Registered {
                 signal => stopper.ask(Ask::Signal(signal)),
             }
         }
-        Ok(())
     }
 }

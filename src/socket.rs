@@ -47,6 +47,8 @@ pub enum StartError {
     AddressInUse(SocketAddr),
     /// The address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The name, or the text, that should say where to listen does not.
+    Unresolved(io::Error),
     /// A socket was passed that cannot be used.
     Inherited(String),
     /// A route cannot be.
@@ -62,6 +64,7 @@ impl fmt::Display for StartError {
                 write!(f, "address in use: {address}: stop whoever listens there, or listen elsewhere (--listen)")
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
             StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),

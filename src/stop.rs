@@ -4,22 +4,18 @@
 //! only sender wakes whoever waits, and whoever asks later. So nothing polls, no send can block, and a waiter can put
 //! the latch into a `select!` beside what else it waits for.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
-/// What a latch's channel carries: nothing, ever. Only its end means something.
-#[derive(Debug)]
-pub enum Never {}
-
 /// Pulled at most once; any number of threads wait for it.
 #[derive(Debug)]
 struct Latch {
-    sender: Mutex<Option<Sender<Never>>>,
-    pulled: Receiver<Never>,
+    // `Infallible`: what the channel carries is nothing, ever. Only its end means something.
+    sender: Mutex<Option<Sender<Infallible>>>,
+    pulled: Receiver<Infallible>,
 }
 
 impl Latch {
@@ -42,10 +38,12 @@ impl Latch {
     }
 }
 
-/// What every member and every handler holds of the crew's end: whether it has begun, and whether it is over.
+/// What every member and every handler holds of the end: how far it has come.
 ///
-/// Two moments matter. The crew is *leaving* from the moment that a member is told to stop; *grace is over* a little
-/// before the grace period runs out, which is the last moment to answer. Cloning is cheap, and all clones see the same.
+/// Three moments matter. *Draining* is everything from the first message on: who could go on for ever, such as a handler
+/// that streams, should come to an end. *Leaving* is when members are told to stop, which in a service is after the last
+/// request. *Grace is over* a little before the grace period runs out: the last moment to answer. Cloning is cheap, and
+/// all clones see the same.
 #[derive(Clone, Debug)]
 pub struct Stop {
     inner: Arc<Moments>,
@@ -53,11 +51,14 @@ pub struct Stop {
 
 #[derive(Debug)]
 struct Moments {
+    draining: Latch,
     leaving: Latch,
     over: Latch,
 }
 
 /// Grace is over: whoever was waiting should answer with what it has, now.
+///
+/// As an answer it is a 503 that tells the client to come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GraceOver;
 
@@ -71,18 +72,29 @@ impl std::error::Error for GraceOver {}
 
 impl Stop {
     pub(crate) fn new() -> Stop {
-        Stop { inner: Arc::new(Moments { leaving: Latch::new(), over: Latch::new() }) }
+        Stop { inner: Arc::new(Moments { draining: Latch::new(), leaving: Latch::new(), over: Latch::new() }) }
+    }
+
+    /// Says that the first message has come.
+    pub(crate) fn drain(&self) {
+        self.inner.draining.pull();
     }
 
     /// Tells every member to leave. May be called again; nothing more happens.
     pub(crate) fn leave(&self) {
+        self.drain();
         self.inner.leaving.pull();
     }
 
     /// Says that grace is over (and so, that it is time to leave).
     pub(crate) fn end_grace(&self) {
-        self.inner.leaving.pull();
+        self.leave();
         self.inner.over.pull();
+    }
+
+    /// Whether the first message has come.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.is_pulled()
     }
 
     /// Whether members have been told to leave.
@@ -126,14 +138,48 @@ impl Stop {
 
     /// A channel that nothing is ever sent on, and that disconnects when members are told to leave: for `select!`.
     ///
-    /// On purpose a `crossbeam_channel` type, re-exported as [`crate::channel`]: waiting for one of several things is
-    /// what that crate is for.
-    pub fn leaving(&self) -> &Receiver<Never> {
+    /// On purpose a type of `crossbeam_channel`, which is here as [`crate::channel`]: waiting for one of several things
+    /// is what that crate is for.
+    ///
+    /// ```
+    /// use allout::{Stop, channel};
+    ///
+    /// fn consumer(stop: &Stop, jobs: &channel::Receiver<String>) {
+    ///     loop {
+    ///         channel::select! {
+    ///             recv(stop.leaving()) -> _ => return, // what is still in the queue is lost, unless it is taken here
+    ///             recv(jobs) -> job => match job {
+    ///                 Ok(job) => println!("{job}"),
+    ///                 Err(_) => return, // nobody is left who could send one
+    ///             },
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn leaving(&self) -> &Receiver<Infallible> {
         &self.inner.leaving.pulled
     }
 
-    /// As [`leaving`](Stop::leaving), for the end of grace.
-    pub fn grace_over(&self) -> &Receiver<Never> {
+    /// As [`leaving`](Stop::leaving), for the first message.
+    pub fn draining(&self) -> &Receiver<Infallible> {
+        &self.inner.draining.pulled
+    }
+
+    /// As [`leaving`](Stop::leaving), for the end of grace: what a handler that waits puts beside what it waits for.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use allout::{GraceOver, Stop, channel};
+    ///
+    /// /// Waits for an answer from elsewhere, or for the last moment to say that there is none.
+    /// fn wait(stop: &Stop, answers: &channel::Receiver<String>) -> Result<String, GraceOver> {
+    ///     channel::select! {
+    ///         recv(answers) -> answer => Ok(answer.unwrap_or_default()),
+    ///         recv(stop.grace_over()) -> _ => Err(GraceOver),
+    ///     }
+    /// }
+    /// ```
+    pub fn grace_over(&self) -> &Receiver<Infallible> {
         &self.inner.over.pulled
     }
 }
@@ -167,6 +213,7 @@ mod tests {
     fn a_handler_sleeps_through_leaving_and_wakes_when_grace_is_over() {
         let stop = Stop::new();
         stop.leave();
+        assert!(stop.is_draining());
         assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()), "leaving alone cuts no handler short");
         let sleeper = {
             let stop = stop.clone();

@@ -1,14 +1,16 @@
 //! What a handler answers, and how it becomes bytes.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::time::SystemTime;
 
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
+use super::request::BodyError;
 use crate::stop::GraceOver;
 
 /// An answer: a status, headers and a body.
@@ -26,6 +28,8 @@ use crate::stop::GraceOver;
 #[must_use = "a reply does nothing until a handler returns it"]
 pub struct Reply {
     status: u16,
+    /// Of a handler that failed: for the log, and nobody else.
+    failure: Option<Box<str>>,
     content_type: Option<Cow<'static, str>>,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     body: Body,
@@ -34,7 +38,7 @@ pub struct Reply {
 enum Body {
     Static(&'static [u8]),
     Bytes(Vec<u8>),
-    Reader(Box<dyn Read + Send>, Option<usize>),
+    Reader(Box<dyn Read + Send>, Option<u64>),
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -48,7 +52,7 @@ impl fmt::Debug for Reply {
 
 impl Reply {
     fn new(content_type: Option<Cow<'static, str>>, body: Body) -> Reply {
-        Reply { status: 200, content_type, headers: Vec::new(), body }
+        Reply { status: 200, failure: None, content_type, headers: Vec::new(), body }
     }
 
     /// 200, with a text: `text/plain`, UTF-8.
@@ -58,6 +62,11 @@ impl Reply {
             Cow::Owned(text) => Body::Bytes(text.into_bytes()),
         };
         Reply::new(Some(Cow::Borrowed(TEXT)), body)
+    }
+
+    /// 200, with a page: `text/html`, UTF-8.
+    pub fn html(page: impl Into<Cow<'static, str>>) -> Reply {
+        Reply::text(page).with_header("Content-Type", "text/html; charset=utf-8")
     }
 
     /// 200, with bytes: `application/octet-stream`, unless [`with_header`](Reply::with_header) says otherwise.
@@ -79,18 +88,29 @@ impl Reply {
     /// 200, with what a reader gives; chunked if its length in bytes is not known.
     ///
     /// The reader is read while the response is written. If it fails, or gives less than was promised, the connection is
-    /// cut, so that the client sees that something is missing.
-    pub fn reader(reader: impl Read + Send + 'static, length: Option<usize>) -> Reply {
+    /// cut, so that the client sees that something is missing; what it would give beyond that is not asked for. A reader
+    /// that may go on for ever should end when the service is [draining](crate::Stop::is_draining).
+    pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Reply {
         Reply::new(Some(Cow::Borrowed("application/octet-stream")), Body::Reader(Box::new(reader), length))
     }
 
-    /// 200, with what is left of a file.
+    /// 200, with a file, from where it was read or positioned to until its present end.
+    ///
+    /// What is no regular file, or says that it is empty (as those in `/proc` do), is read to its end.
     ///
     /// # Errors
     ///
-    /// The file does not tell its length.
-    pub fn file(file: File) -> io::Result<Reply> {
-        let length = usize::try_from(file.metadata()?.len()).ok();
+    /// It is a directory, or does not tell what it is.
+    pub fn file(mut file: File) -> io::Result<Reply> {
+        let facts = file.metadata()?;
+        if facts.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let length = if facts.is_file() && facts.len() > 0 {
+            Some(facts.len().saturating_sub(file.stream_position()?))
+        } else {
+            None
+        };
         Ok(Reply::reader(file, length))
     }
 
@@ -131,10 +151,10 @@ impl Reply {
     }
 
     /// The body's length in bytes, if it is known.
-    pub fn length(&self) -> Option<usize> {
+    pub fn length(&self) -> Option<u64> {
         match &self.body {
-            Body::Static(bytes) => Some(bytes.len()),
-            Body::Bytes(bytes) => Some(bytes.len()),
+            Body::Static(bytes) => Some(bytes.len() as u64),
+            Body::Bytes(bytes) => Some(bytes.len() as u64),
             Body::Reader(_, length) => *length,
         }
     }
@@ -148,9 +168,14 @@ impl Reply {
         }
     }
 
+    /// Why the handler failed, if it did.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// Whether the whole response is small and in memory, so that one write sends it.
     pub(crate) fn is_small(&self) -> bool {
-        const SMALL: usize = 4 * 1024; // a quarter of what a new socket takes before a write blocks
+        const SMALL: u64 = 4 * 1024; // a quarter of what a new socket takes before a write blocks
         matches!(self.body, Body::Static(_) | Body::Bytes(_)) && self.length().is_some_and(|length| length <= SMALL)
     }
 
@@ -213,30 +238,46 @@ impl From<GraceOver> for Reply {
     }
 }
 
-/// An error of a handler: logged, and answered with 500 and nothing about the cause.
+/// What a handler fails with, so that `?` works in it whatever the error.
 ///
-/// Any error becomes one, so that `?` works in handlers that return `Result<_, Failure>`.
+/// The client is told nothing about an error but 500, and the log gets it with all its sources, the request and its id.
+/// Errors that have an answer of their own keep it: [`BodyError`](crate::BodyError), [`GraceOver`], and any [`Reply`].
 ///
 /// ```
-/// use allout::{Failure, Request};
-/// fn handler(_: &mut Request) -> Result<String, Failure> {
-///     Ok(std::fs::read_to_string("/etc/hostname")?)
+/// use allout::{Failure, Reply, Request};
+///
+/// fn store(request: &mut Request) -> Result<u16, Failure> {
+///     let name = request.param("name").ok_or(Reply::from(404))?; // the client's fault: 404
+///     let path = std::path::Path::new("notes").join(name);
+///     let text = request.text()?;                                // the client's fault: 413, 422
+///     std::fs::write(path, text)?;                               // ours: 500, and a line in the log
+///     Ok(201)
 /// }
 /// ```
 #[derive(Debug)]
 pub struct Failure(Reply);
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Failure {
-        log::error!("a handler failed: {error}");
-        Failure(Reply::error(500, "Internal Server Error"))
+        let mut what = error.to_string();
+        let mut source = error.source();
+        while let Some(deeper) = source {
+            what = format!("{what}: {deeper}");
+            source = deeper.source();
+        }
+        let error: Box<dyn Any> = Box::new(error);
+        let reply = match error.downcast::<BodyError>().map(|error| Reply::from(*error)) {
+            Ok(reply) => reply,
+            Err(error) if error.is::<GraceOver>() => Reply::from(GraceOver),
+            Err(_) => Reply { failure: Some(what.into()), ..Reply::error(500, "Internal Server Error") },
+        };
+        Failure(reply)
     }
 }
 
-impl Failure {
-    /// A failure that the client is told about.
-    pub fn reply(reply: impl Into<Reply>) -> Failure {
-        Failure(reply.into())
+impl From<Reply> for Failure {
+    fn from(reply: Reply) -> Failure {
+        Failure(reply)
     }
 }
 
@@ -308,14 +349,18 @@ impl Reply {
         let server = Header::from_bytes(&b"Server"[..], block);
         let headers: Vec<Header> = server.into_iter().chain(date).collect();
 
-        let promised = self.length();
+        // Longer than memory can be addressed, on a 32-bit machine: then chunks must do.
+        let promised = self.length().and_then(|length| usize::try_from(length).ok());
         let mut out = Counting { inner: out, bytes: 0 };
         let mut given = 0;
         let result = match self.body {
             Body::Static(bytes) => print(self.status, headers, bytes, promised, envelope, &mut out),
             Body::Bytes(bytes) => print(self.status, headers, bytes.as_slice(), promised, envelope, &mut out),
             Body::Reader(reader, _) => {
-                let reader = CountingReader { inner: reader, bytes: &mut given };
+                let reader = CountingReader {
+                    inner: reader.take(promised.map_or(u64::MAX, |promised| promised as u64)),
+                    bytes: &mut given,
+                };
                 print(self.status, headers, reader, promised, envelope, &mut out).and_then(|()| match promised {
                     Some(promised) if !envelope.head_only && given != promised as u64 => {
                         Err(io::Error::other("a reply's reader gave another length than was promised"))
@@ -363,7 +408,7 @@ impl<W: Write> Write for Counting<W> {
 }
 
 struct CountingReader<'a> {
-    inner: Box<dyn Read + Send>,
+    inner: io::Take<Box<dyn Read + Send>>,
     bytes: &'a mut u64,
 }
 
@@ -426,6 +471,34 @@ mod tests {
         let envelope =
             Envelope { version: HTTPVersion(1, 1), head_only: false, close: false, keep_alive: false, request_id: "" };
         assert!(Reply::reader(&b"hello"[..], Some(7)).print(&envelope, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_reader_that_would_give_more_than_was_promised_is_not_asked_for_it() {
+        let text = printed(Reply::reader(&b"hello"[..], Some(2)), false, false);
+        assert!(text.contains("Content-Length: 2\r\n") && text.ends_with("\r\n\r\nhe"), "{text}");
+    }
+
+    #[test]
+    fn a_file_is_sent_from_where_it_is_positioned_and_one_without_a_length_is_read_to_its_end() {
+        let mut file = File::open(file!()).unwrap();
+        let all = file.metadata().unwrap().len();
+        file.seek(io::SeekFrom::Start(10)).unwrap();
+        assert_eq!(Reply::file(file).unwrap().length(), Some(all - 10));
+        assert_eq!(Reply::file(File::open("/proc/self/status").unwrap()).unwrap().length(), None);
+        assert!(Reply::file(File::open("/").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_failure_is_for_the_log_unless_the_error_has_an_answer_of_its_own() {
+        fn fails<E: Into<Failure>>(error: E) -> Reply {
+            error.into().into()
+        }
+        let reply = fails(io::Error::other("the disk is gone"));
+        assert_eq!((reply.status(), reply.failure()), (500, Some("the disk is gone")));
+        assert_eq!(fails(BodyError::TooLarge).status(), 413);
+        assert_eq!(fails(GraceOver).status(), 503);
+        assert_eq!((fails(Reply::from(404)).status(), fails(Reply::from(404)).failure()), (404, None));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
+
 use super::reply::Reply;
 use super::rules::{Framing, Head, absolute_path};
 use crate::stop::{GraceOver, Stop};
@@ -134,11 +136,16 @@ impl Request {
 
     /// The first value of a query parameter, decoded (`%C3%BC`, `+`); what is no UTF-8 becomes U+FFFD.
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
-        let query = self.query_string();
-        if query.is_empty() {
-            return None;
-        }
-        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)
+        self.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// All parameters of the query, in the order they were sent, decoded as [`query`](Request::query) does.
+    pub fn query_pairs(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+        let pairs = self.query_string().split('&').filter(|pair| !pair.is_empty());
+        pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(name), decode(value))
+        })
     }
 
     /// A parameter of the route's path, decoded: `name` of `/hello/{name}`.
@@ -286,6 +293,15 @@ impl Request {
 pub(crate) fn path_of(target: &str) -> &str {
     let target = if target.starts_with('/') { target } else { absolute_path(target).unwrap_or(target) };
     target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+/// A name or a value of a query: <https://url.spec.whatwg.org/#urlencoded-parsing>.
+fn decode(text: &str) -> Cow<'_, str> {
+    if text.contains('+') {
+        let spaced = text.replace('+', " ");
+        return Cow::Owned(percent_decode_str(&spaced).decode_utf8_lossy().into_owned());
+    }
+    percent_decode_str(text).decode_utf8_lossy()
 }
 
 struct Body<'a> {

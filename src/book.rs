@@ -31,6 +31,14 @@ use crate::http::request::Line;
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
 const HOLD_ABOVE: usize = 256;
 
+/// So many must wait that not even an acknowledgement is worth letting more of them in: what a connection can have sent
+/// by then is bounded.
+const NEVER_RELEASE_ABOVE: usize = 2048;
+
+/// Requests that may wait on all pages together, at some 600 bytes each, before connections that have more than
+/// [`HOLD_ABOVE`] are ended.
+const MOST_WAITING: usize = 64 * 1024;
+
 /// As few must wait before it is told to go on: low enough that the two are not toggled for each request.
 const RELEASE_BELOW: usize = 32;
 
@@ -55,10 +63,12 @@ pub enum Ended {
     Unread,
     /// The service is stopping.
     Draining,
+    /// It sent more requests at once than can be kept.
+    Flood,
 }
 
 /// All causes, for those who count.
-pub(crate) const ENDED: [(Ended, &str); 7] = [
+pub(crate) const ENDED: [(Ended, &str); 8] = [
     (Ended::Idle, "idle"),
     (Ended::RequestTimeout, "request_timeout"),
     (Ended::Evicted, "evicted"),
@@ -66,6 +76,7 @@ pub(crate) const ENDED: [(Ended, &str); 7] = [
     (Ended::Refused, "refused"),
     (Ended::Unread, "unread"),
     (Ended::Draining, "draining"),
+    (Ended::Flood, "flood"),
 ];
 
 /// What has become of connections so far.
@@ -93,8 +104,8 @@ pub(crate) struct Book {
 pub(crate) struct Page {
     pub(crate) peer: SocketAddr,
     pub(crate) opened: Instant,
-    /// Grows with every request that arrives, and with every byte of a body that is read: as long as it does, what
-    /// tiny_http takes from the socket is no endless line.
+    /// Bytes of all requests that have arrived, as far as can be told, and of bodies that were read. What tiny_http has
+    /// taken from the socket beyond it is on its way; as long as this grows, that is no endless line.
     progress: AtomicU64,
     state: Mutex<State>,
 }
@@ -166,7 +177,7 @@ impl Book {
                 Arc::new(Page::new(peer, None))
             }))
         };
-        page.progress.fetch_add(1, Ordering::Relaxed);
+        page.progress.fetch_add(length_of(&request), Ordering::Relaxed);
         let mut state = lock(&page.state);
         if state.fate != Fate::Open {
             self.counts.discarded.fetch_add(1, Ordering::Relaxed);
@@ -174,7 +185,13 @@ impl Book {
         }
         if state.busy {
             state.waiting.push_back(request);
-            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+            if waiting > MOST_WAITING && state.waiting.len() > HOLD_ABOVE {
+                drop(state);
+                self.count_ended(Ended::Flood);
+                page.shut_down(Shutdown::Both); // what waits is thrown away when the one in flight is over
+                return Admission::Waits;
+            }
             if state.waiting.len() > HOLD_ABOVE && !state.held {
                 state.hold(&self.counts);
             }
@@ -397,8 +414,16 @@ impl Page {
     /// Heeds a peer again that was ignored: its acknowledgements were, too, and a response may wait for them.
     pub(crate) fn release(&self) {
         let mut state = lock(&self.state);
-        if state.held {
+        if state.held && state.waiting.len() <= NEVER_RELEASE_ABOVE {
             state.release();
+        }
+    }
+
+    /// Has the kernel ignore a peer for a while that sends faster than its requests are taken in.
+    pub(crate) fn hold(&self, counts: &Counts) {
+        let mut state = lock(&self.state);
+        if !state.held {
+            state.hold(counts);
         }
     }
 
@@ -456,6 +481,15 @@ impl Line for Page {
         };
         ended || socket.is_none_or(|socket| tcp_facts(&*socket).is_ok_and(|facts| facts.peer_left || facts.closed))
     }
+}
+
+/// About as many bytes as its client sent for a request, without a long body.
+fn length_of(request: &tiny_http::Request) -> u64 {
+    let line = request.method().as_str().len() + request.url().len() + "  HTTP/1.1\r\n\r\n".len();
+    let headers = request.headers().iter();
+    let headers: usize = headers.map(|header| header.field.as_str().len() + header.value.len() + ": \r\n".len()).sum();
+    let body = request.body_length().filter(|length| *length <= 1024).unwrap_or(0); // read with the head
+    (line + headers + body) as u64
 }
 
 /// Bytes that have arrived and that nobody has read.

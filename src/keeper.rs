@@ -58,6 +58,9 @@ const REST: Duration = Duration::from_millis(500);
 /// More bytes than any head may have: the longest target, the longest headers, and as much again for line ends and for
 /// what a client had already sent of its next request.
 const LONGEST_HEAD: u64 = 2 * (rules::LONGEST_TARGET + rules::LONGEST_HEADERS) as u64;
+/// More bytes of a connection than may be on their way through tiny_http. Beyond it, requests are sent faster than they
+/// are taken in: clients that do so have its queue to themselves, and its lock.
+const FLOOD: u64 = 8 * 1024;
 /// How long a client may take to read a response and close, after the last one of its connection; then the connection
 /// is shut down. RFC 9112, section 9.6, wants a server to wait for it; nginx waits as long between two looks
 /// (`lingering_timeout` 5 s, of `lingering_time` 30 s at most).
@@ -127,7 +130,12 @@ struct Watch {
     socket: Arc<OwnedFd>,
     /// Bytes that tiny_http had taken when the last request, or the last byte of a body, was seen to have arrived.
     mark: u64,
+    /// Bytes that it had taken at the last look, and what had come of them.
+    taken: u64,
     progress: u64,
+    /// Bytes of which nothing had come yet: requests in tiny_http's queue, mostly. Not exact: nobody tells what the
+    /// framing took.
+    on_its_way: u64,
     /// Whether bytes waited at the last look, and none was ever read.
     starving: bool,
     /// The request in flight has been told that its time is over.
@@ -259,7 +267,17 @@ impl Keeper {
             // Fails only for want of memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
             watched.own.insert(socket.as_raw_fd());
-            let watch = Watch { page, socket, mark: 0, progress: 0, starving: false, told: false, was_deaf };
+            let watch = Watch {
+                page,
+                socket,
+                mark: 0,
+                taken: 0,
+                progress: 0,
+                on_its_way: 0,
+                starving: false,
+                told: false,
+                was_deaf,
+            };
             watched.by_cookie.insert(cookie, watch);
         }
         sighting
@@ -382,8 +400,11 @@ impl Keeper {
         let mut starved = 0;
         for (cookie, watch) in &mut watched.by_cookie {
             let is_active = active.contains(cookie);
-            if is_active || watch.starving {
+            if is_active || watch.starving || watch.on_its_way > 0 {
                 again |= self.look_at_bytes(watch, &mut starved);
+            }
+            if due && watch.on_its_way <= FLOOD {
+                watch.page.release();
             }
             if is_active || due {
                 rounds.gone_suspected |= self.look_at_time(watch, now, draining);
@@ -442,12 +463,17 @@ impl Keeper {
         // may be as endless.
         let progress = watch.page.progress();
         let taken = facts.received.saturating_sub(waiting);
+        let came = taken.saturating_sub(std::mem::replace(&mut watch.taken, taken));
+        let grown = progress.saturating_sub(watch.progress);
+        watch.on_its_way = if came == 0 && grown == 0 { 0 } else { (watch.on_its_way + came).saturating_sub(grown) };
+        if watch.on_its_way > FLOOD {
+            watch.page.hold(&self.book.counts);
+        }
         if std::mem::replace(&mut watch.progress, progress) != progress {
             watch.mark = taken;
         } else if taken.saturating_sub(watch.mark) > LONGEST_HEAD && watch.page.glance().fate == Fate::Open {
             self.end(watch, Ended::HeadTooLarge);
         }
-        watch.page.release(); // a tick is enough
         watch.starving
     }
 

@@ -92,6 +92,7 @@ mod gate;
 mod hooks;
 mod http;
 mod keeper;
+mod limits;
 mod listener;
 #[cfg(feature = "metrics")]
 mod metrics;

@@ -20,6 +20,7 @@ use crate::http::reply::Reply;
 use crate::http::request::Request;
 use crate::http::routes::{Handler, Routes};
 use crate::keeper::{Keeper, Limits};
+use crate::limits;
 use crate::listener::Listener;
 use crate::operations::{Operations, Sources};
 use crate::outcome::{Cause, Outcome, in_words};
@@ -360,7 +361,7 @@ impl Service {
         let (stop, stopper) = (crew.stop(), crew.stopper());
         let phase = Arc::new(Current::default());
         let book = Arc::new(Book::default());
-        let max_connections = config.max_connections.min(connections_for(descriptors));
+        let max_connections = config.max_connections.min(connections_for(descriptors, limits::threads()));
         let limits = Limits {
             max_connections,
             idle_timeout: config.idle_timeout,
@@ -498,9 +499,14 @@ fn not_started(error: &StartError) -> Outcome {
 
 /// As many connections as the descriptors suffice for: two each for tiny_http, one for the keeper, one for what its
 /// handler may open; and some for everything else.
-fn connections_for(descriptors: u64) -> usize {
+///
+/// And as threads do: one each for tiny_http; a quarter of them is for workers, and some for everything else.
+fn connections_for(descriptors: u64, threads: u64) -> usize {
     const EVERYTHING_ELSE: u64 = 64;
-    usize::try_from(descriptors.saturating_sub(EVERYTHING_ELSE) / 4).unwrap_or(usize::MAX).max(8)
+    const OTHER_THREADS: u64 = 16;
+    let by_descriptors = descriptors.saturating_sub(EVERYTHING_ELSE) / 4;
+    let by_threads = threads.saturating_sub(OTHER_THREADS) / 4 * 3;
+    usize::try_from(by_descriptors.min(by_threads)).unwrap_or(usize::MAX).max(8)
 }
 
 /// Breaks the circle of a pool that needs its seat, whose interrupt needs the pool.

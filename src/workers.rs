@@ -48,6 +48,8 @@ pub(crate) struct Pool<W> {
 struct State<W> {
     jobs: VecDeque<W>,
     free: usize,
+    /// Threads on their way to their first job, which is in the queue meanwhile and takes nobody's room there.
+    starting: usize,
     threads: usize,
     closing: bool,
     next: u64,
@@ -64,6 +66,7 @@ impl<W: Work> Pool<W> {
             state: Mutex::new(State {
                 jobs: VecDeque::new(),
                 free: 0,
+                starting: 0,
                 threads: 0,
                 closing: false,
                 next: 1,
@@ -93,7 +96,7 @@ impl<W: Work> Pool<W> {
             return Err(job);
         }
         // Each job in the queue has a free worker on its way to it, up to as many as are free.
-        if state.free > state.jobs.len() {
+        if state.free + state.starting > state.jobs.len() {
             state.jobs.push_back(job);
             self.work.notify_one();
             return Ok(());
@@ -111,7 +114,7 @@ impl<W: Work> Pool<W> {
                 Err(_) => {} // the workers that there are must do
             }
         }
-        if state.jobs.len() < self.queue + state.free {
+        if state.jobs.len() < self.queue + state.free + state.starting {
             state.jobs.push_back(job);
             return Ok(());
         }
@@ -127,12 +130,14 @@ impl<W: Work> Pool<W> {
         state.handles.insert(number, handle);
         state.next += 1;
         state.threads += 1;
+        state.starting += 1;
         Ok(())
     }
 
     /// A worker's life.
     fn live(&self, number: u64) {
         let mut state = self.lock();
+        state.starting -= 1;
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 state.doing.insert(number, (Instant::now(), job.name()));

@@ -431,6 +431,9 @@ impl Page {
     pub(crate) fn shut_down(&self, how: Shutdown) {
         let socket = {
             let mut state = lock(&self.state);
+            if state.held {
+                state.release(); // or the peer would never hear of the end: its answers to it would be ignored, too
+            }
             if how != Shutdown::Write {
                 let since = Instant::now();
                 state.fate = match state.fate {
@@ -514,6 +517,9 @@ impl State {
     /// Has the kernel ignore the peer for a while. What it sends meanwhile is not acknowledged, so it keeps it, and sends
     /// it again a little later.
     fn hold(&mut self, counts: &Counts) {
+        if self.fate != Fate::Open {
+            return;
+        }
         if let Some(socket) = &self.socket {
             self.held = ignore_arrivals(&**socket, true).is_ok();
             if self.held {

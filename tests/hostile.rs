@@ -1,0 +1,427 @@
+//! No client can hurt another: clients that are many, slow, silent, endless, greedy or rude, and fresh ones that ask for
+//! `/healthz` and `/` meanwhile and must all get a 200. Sizes are small enough for every day; see `tests/soak` for long
+//! runs, and `--ignored` for large ones.
+
+mod common;
+
+use common::{Allout, Builder, LIMIT, Serving, Speak as _, http::Connection, wait_until};
+use rustix::process::Signal;
+use std::io::Write as _;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long others may wait. On a quiet machine it is a twentieth of this; these tests share theirs with each other.
+const OTHERS: Duration = Duration::from_secs(2);
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: allout.test\r\n\r\n";
+const SLOW: &str = "GET /timeout HTTP/1.1\r\nHost: allout.test\r\n\r\n";
+
+/// Others: fresh clients, one after the other. Each gets its 200 in time.
+#[track_caller]
+fn assert_others(server: &Serving, times: usize) {
+    for n in 0..times {
+        let path = if n % 2 == 0 { "/healthz" } else { "/" };
+        let began = Instant::now();
+        let mut connection = server.connect();
+        connection.request("GET", path);
+        match connection.read_response("GET", OTHERS) {
+            Ok(response) => assert_eq!(response.status, 200, "{path}: {response:?}"),
+            Err(e) => panic!("another client asked for {path} and waited {:?}: {e}", began.elapsed()),
+        }
+    }
+}
+
+/// Ends the server, and looks at what must hold in any case.
+#[track_caller]
+fn assert_sound(mut server: Serving) {
+    assert_others(&server, 4);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(!server.log().contains("panicked"), "no client makes a thread panic aloud:\n{}", server.log());
+}
+
+fn allout() -> Builder {
+    Allout::new()
+}
+
+fn connections(server: &Serving, number: usize) -> Vec<Connection> {
+    (0..number).map(|_| server.connect()).collect()
+}
+
+/// Whether the server has let go of all but a few descriptors and threads.
+#[track_caller]
+fn assert_lets_go(server: &Serving, limit: Duration) {
+    wait_until(limit, "descriptors to be closed", || server.descriptors() < 40);
+    wait_until(limit, "threads to leave", || server.threads() < 40);
+}
+
+/// `number` keep-alive connections, opened at once; then each asks, and each is answered.
+#[track_caller]
+fn burst(server: &Serving, number: usize) -> Vec<Connection> {
+    let mut all = connections(server, number);
+    for connection in &mut all {
+        connection.say(GET);
+    }
+    for (n, connection) in all.iter_mut().enumerate() {
+        match connection.read_response("GET", LIMIT) {
+            Ok(response) => assert_eq!(response.status, 200, "{response:?}"),
+            Err(e) => panic!("connection {n} of a burst of {number}: {e}"),
+        }
+    }
+    all
+}
+
+#[test]
+fn every_connection_of_a_burst_is_answered_also_while_others_are_idle() {
+    let server = allout().start();
+    let mut idle = Vec::new();
+    for number in [8, 64, 200, 8, 64] {
+        let began = Instant::now();
+        idle.push(burst(&server, number));
+        assert!(began.elapsed() < OTHERS, "a burst of {number} took {:?}", began.elapsed());
+    }
+    drop(idle);
+    assert_sound(server);
+}
+
+#[test]
+#[ignore = "a thousand connections at a time, for a minute"]
+fn bursts_of_a_thousand_every_second_for_a_minute() {
+    let server = allout().start();
+    for _ in 0..60 {
+        let began = Instant::now();
+        drop(burst(&server, 1000));
+        thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
+    }
+    assert_sound(server);
+}
+
+#[test]
+fn silent_and_trickling_clients_are_closed_in_time_and_hurt_nobody() {
+    let server = allout().args(["--idle-timeout", "2s"]).start();
+    let began = Instant::now();
+    let mut silent = connections(&server, 100);
+    let mut half = connections(&server, 100);
+    half.iter_mut().for_each(|connection| connection.say("GET /he"));
+    assert_others(&server, 10);
+    let mut trickling: Vec<_> = connections(&server, 20);
+    trickling.iter_mut().for_each(|connection| connection.say("GET / HTTP/1.1\r\nX: "));
+    while began.elapsed() < Duration::from_millis(1500) {
+        for connection in &mut trickling {
+            let _ = connection.send(b"x"); // it may be closed
+        }
+        assert_others(&server, 2);
+        thread::sleep(Duration::from_millis(200));
+    }
+    for connection in silent.iter_mut().chain(&mut half) {
+        connection.hear_end();
+    }
+    for connection in &trickling {
+        wait_until(LIMIT, "a trickling connection to be closed", || connection.look() != common::http::Look::Open);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "all are closed after {:?}", began.elapsed());
+    assert_lets_go(&server, LIMIT);
+    assert_sound(server);
+}
+
+/// Streams without end, over new connections when one is closed, until told to stop. Says how often it was closed.
+fn stream_without_end(server: &Serving, prefix: &str, stop: &AtomicBool) -> usize {
+    let junk = vec![b'1'; 64 * 1024];
+    let mut closed = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stream) = TcpStream::connect(server.addr) else { continue };
+        stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a socket takes a timeout");
+        let mut sent = stream.write_all(prefix.as_bytes());
+        while sent.is_ok() && !stop.load(Ordering::Relaxed) {
+            sent = stream.write_all(&junk);
+        }
+        closed += usize::from(sent.is_err());
+    }
+    closed
+}
+
+#[track_caller]
+fn assert_endless_lines_are_bounded(prefix: &str) {
+    let server = allout().args(["--timeout-delay", "3s"]).start();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let streams: Vec<_> = (0..8).map(|_| scope.spawn(|| stream_without_end(&server, prefix, &stop))).collect();
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut most = 0;
+        while Instant::now() < until {
+            most = most.max(server.resident());
+            assert_others(&server, 2);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let closed: usize = streams.into_iter().map(|s| s.join().expect("nothing in it panics")).sum();
+        assert!(closed > 8, "endless lines were closed {closed} times");
+        assert!(most < 96 * 1024, "{most} KiB resident");
+    });
+    assert_sound(server);
+}
+
+#[test]
+fn endless_headers_are_bounded() {
+    assert_endless_lines_are_bounded("GET / HTTP/1.1\r\nHost: a\r\nX: ");
+}
+
+#[test]
+fn endless_headers_behind_a_request_in_flight_are_bounded() {
+    assert_endless_lines_are_bounded(&format!("{SLOW}GET / HTTP/1.1\r\nX: "));
+}
+
+#[test]
+fn an_endless_size_of_a_chunk_is_bounded() {
+    assert_endless_lines_are_bounded("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+}
+
+#[test]
+fn bodies_that_never_come_hurt_nobody_and_are_closed_in_time() {
+    let server = allout().args(["--request-timeout", "3s"]).start();
+    let began = Instant::now();
+    let mut posts = connections(&server, 64);
+    for (n, connection) in posts.iter_mut().enumerate() {
+        let rest =
+            if n % 2 == 0 { "Content-Length: 5000\r\n\r\nab" } else { "Transfer-Encoding: chunked\r\n\r\n5\r\na" };
+        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\n{rest}"));
+    }
+    assert_others(&server, 20);
+    for connection in &mut posts {
+        let _ = connection.read_response("POST", LIMIT); // a 408, or nothing
+        let _ = connection.eof(LIMIT);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "all are closed after {:?}", began.elapsed());
+    assert_sound(server);
+}
+
+/// Each of these made tiny_http's reader wait on the thread that receives for everyone.
+#[test]
+fn short_bodies_that_are_not_in_memory_hold_up_nobody() {
+    let server = allout().start();
+    let rows = [
+        ("for an upgrade", "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nContent-Length: 10\r\n\r\n"),
+        ("refused, and expected", "POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n"),
+        ("refused, for an upgrade", "POST / HTTP/1.1\r\nConnection: upgrade\r\nContent-Length: 10\r\n\r\n"),
+        (
+            "thrown away, and expected",
+            "GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n",
+        ),
+    ];
+    for (name, raw) in rows {
+        eprintln!("a body {name}");
+        let mut connection = server.connect();
+        connection.say(raw);
+        server.wait_until_read(&connection);
+        assert_others(&server, 2);
+    }
+    assert_sound(server);
+}
+
+#[test]
+fn a_pipeline_is_answered_in_order_and_occupies_one_worker() {
+    let server = allout().args(["--timeout-delay", "1s", "--workers", "2", "--queue", "1"]).start();
+    let mut greedy = server.connect();
+    greedy.say(format!("{SLOW}{}", GET.repeat(500)));
+    server.wait_until_read(&greedy);
+    // The other worker is free for another's slow request.
+    let mut other = server.connect();
+    other.say(SLOW);
+    assert_others(&server, 10);
+    assert_eq!(other.hear("GET").status, 200);
+    assert_eq!(greedy.hear("GET").text(), "done");
+    for _ in 0..500 {
+        assert_eq!(greedy.hear("GET").text(), "hello, world");
+    }
+    assert_sound(server);
+}
+
+#[test]
+fn many_pipelined_requests_behind_a_slow_one_are_answered_within_bounded_memory() {
+    let server = allout().args(["--timeout-delay", "500ms"]).start();
+    const MANY: usize = 20_000;
+    let mut greedy = server.connect();
+    let mut sender = greedy.stream().try_clone().expect("a descriptor is left");
+    thread::scope(|scope| {
+        scope.spawn(move || sender.write_all(format!("{SLOW}{}", GET.repeat(MANY)).as_bytes()));
+        assert_eq!(greedy.hear("GET").text(), "done");
+        let mut most = 0;
+        for n in 0..MANY {
+            assert_eq!(greedy.hear("GET").text(), "hello, world", "request {n}");
+            if n % 1000 == 0 {
+                most = most.max(server.resident());
+                assert_others(&server, 1);
+            }
+        }
+        assert!(most < 64 * 1024, "{most} KiB resident");
+    });
+    assert_sound(server);
+}
+
+#[test]
+fn clients_that_never_read_hurt_nobody_and_are_closed_in_time() {
+    let server = allout().args(["--request-timeout", "2s"]).start();
+    // As many as fill the buffers of both ends.
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut stream = server.connect().stream().try_clone().expect("a descriptor is left");
+                stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a socket takes a timeout");
+                let many = GET.repeat(500);
+                while stream.write_all(many.as_bytes()).is_ok() {}
+                // Not until the client hears of it: its kernel asks a full receiver more and more seldom.
+                wait_until(LIMIT, "clients that never read to be closed", || server.descriptors() < 20);
+            });
+        }
+        assert_others(&server, 20);
+    });
+    assert_lets_go(&server, LIMIT);
+    assert_sound(server);
+}
+
+fn all_slow_at_once(number: usize, within: Duration) {
+    let server = allout().args(["--timeout-delay", "1s"]).start();
+    let mut slow = connections(&server, number);
+    let began = Instant::now();
+    slow.iter_mut().for_each(|connection| connection.say(SLOW));
+    assert_others(&server, 4);
+    for connection in &mut slow {
+        assert_eq!(connection.hear("GET").status, 200);
+    }
+    assert!(began.elapsed() < within, "{number} slow requests took {:?}", began.elapsed());
+    drop(slow);
+    assert_lets_go(&server, Duration::from_secs(40));
+    assert_sound(server);
+}
+
+#[test]
+fn the_pool_grows_to_what_is_needed_and_shrinks_again() {
+    all_slow_at_once(100, Duration::from_secs(3));
+}
+
+#[test]
+#[ignore = "two thousand threads"]
+fn a_thousand_slow_requests_run_at_once() {
+    all_slow_at_once(1000, Duration::from_millis(1600));
+}
+
+#[test]
+fn the_idlest_connections_go_and_one_in_flight_never() {
+    let server = allout().args(["--max-connections", "30", "--timeout-delay", "2s"]).start();
+    let mut busy = server.connect();
+    busy.say(SLOW);
+    server.wait_until_read(&busy);
+    let idle = burst(&server, 25);
+    let _newer = burst(&server, 25);
+    assert_others(&server, 4);
+    let is_gone = |connection: &&Connection| connection.look() != common::http::Look::Open;
+    wait_until(LIMIT, "the idlest to be closed", || idle.iter().filter(is_gone).count() >= 20);
+    assert_eq!(busy.hear("GET").status, 200);
+    assert_sound(server);
+}
+
+#[test]
+fn what_is_beyond_workers_and_queue_is_shed_at_once() {
+    let server = allout().args(["--workers", "2", "--queue", "2", "--timeout-delay", "2s"]).start();
+    let mut all = connections(&server, 12);
+    let began = Instant::now();
+    all.iter_mut().for_each(|connection| connection.say(SLOW));
+    assert_others(&server, 4);
+    let mut shed = 0;
+    for connection in &mut all {
+        let response = connection.hear("GET");
+        if response.status == 503 {
+            assert!(response.header("retry-after").is_some(), "{response:?}");
+            shed += 1;
+        } else {
+            assert_eq!(response.status, 200, "{response:?}");
+        }
+    }
+    assert_eq!(shed, 8);
+    assert!(began.elapsed() < LIMIT);
+    assert_sound(server);
+}
+
+/// Announces lengths, sends little, and leaves in every way.
+fn announce(server: &Serving, times: usize) {
+    let lengths = ["1025", "1048576", "1048577", "2147483648", "100000000000", "9223372036854775807"];
+    let beyond = ["9223372036854775808", "18446744073709551615", "18446744073709551616"];
+    for n in 0..times {
+        let length = lengths.iter().chain(&beyond).nth(n % 9).expect("there are nine");
+        let mut connection = server.connect();
+        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}", &"some"[n % 5..]));
+        match n % 3 {
+            0 => {}
+            1 => {
+                connection.stream().shutdown(Shutdown::Write).expect("the server is there");
+                let status = connection.hear("POST").status;
+                assert!([200, 400, 413].contains(&status), "{length}: {status}");
+            }
+            _ => reset(&connection),
+        }
+    }
+}
+
+fn reset(connection: &Connection) {
+    let linger = socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO));
+    linger.expect("a socket takes a linger");
+}
+
+#[test]
+fn no_announced_length_ends_the_process() {
+    let server = allout().start();
+    announce(&server, 300);
+    assert!(server.resident() < 96 * 1024, "{} KiB resident", server.resident());
+    assert_lets_go(&server, LIMIT);
+    assert_sound(server);
+}
+
+#[test]
+#[ignore = "ten thousand connections"]
+fn ten_thousand_announced_lengths_leave_nothing_behind() {
+    let server = allout().start();
+    announce(&server, 10_000);
+    assert!(server.resident() < 96 * 1024, "{} KiB resident", server.resident());
+    assert_lets_go(&server, LIMIT);
+    assert_sound(server);
+}
+
+#[test]
+fn resets_and_half_closes_at_any_point_leak_nothing() {
+    let server = allout().args(["--timeout-delay", "100ms"]).start();
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
+    let long = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\nab";
+    let refused = format!("GET / HTTP/1.1\r\n\r\n{GET}");
+    let pipeline = GET.repeat(20);
+    let all = ["", "GE", GET, SLOW, chunked, long, &refused, &pipeline];
+    for n in 0..600 {
+        let mut connection = server.connect();
+        connection.say(all[n % all.len()]);
+        match n / all.len() % 3 {
+            0 => reset(&connection),
+            1 => {
+                // The server may have left first.
+                let _ = connection.stream().shutdown(Shutdown::Write);
+            }
+            _ => {}
+        }
+        if n % 100 == 0 {
+            assert_others(&server, 2);
+        }
+    }
+    assert_lets_go(&server, Duration::from_secs(40));
+    assert_sound(server);
+}
+
+#[test]
+fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_in_danger() {
+    let server = allout().args(["--max-connections", "64", "--idle-timeout", "1s"]).start();
+    for _ in 0..40 {
+        // Nothing is promised to these clients, not even that they get in.
+        if let Ok(mut connection) = Connection::open(server.addr, Duration::from_secs(2)) {
+            let _ = connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        }
+    }
+    server.wait_for_line("tiny_http is worn", LIMIT);
+}

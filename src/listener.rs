@@ -185,7 +185,10 @@ impl Listener {
     /// An engine, once there are descriptors for what waits in the kernel's queue: it accepts all that at once.
     fn start_engine(&self) -> io::Result<Engine> {
         let each = 3; // two for tiny_http, one for the keeper
-        let needed = 16 + each * self.gate.unaccepted() as usize;
+        // More may wait there than can ever be held, most of them gone by now: those are accepted in several goes.
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX) / 2;
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let needed = (16 + each * self.gate.unaccepted() as usize).min(most);
         let spare: Result<Vec<_>, _> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();
         drop(spare?);
         Engine::start(self.gate.listener())

@@ -2,6 +2,8 @@
 //! `/healthz` and `/` meanwhile and must all get a 200. Sizes are small enough for every day; see `tests/soak` for long
 //! runs, and `--ignored` for large ones.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]
+
 mod common;
 
 use common::{Allout, Builder, LIMIT, Serving, Speak as _, http::Connection, wait_until};
@@ -424,4 +426,26 @@ fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_i
         }
     }
     server.wait_for_line("tiny_http is worn", LIMIT);
+}
+
+#[test]
+fn out_of_descriptors_what_is_in_flight_is_answered_and_the_same_process_goes_on_afterwards() {
+    // The hard limit, too: the program raises the soft one to it.
+    let server = common::with_limit(256).args(["--timeout-delay", "2s"]).start();
+    let mut busy = connections(&server, 3);
+    busy.iter_mut().for_each(|connection| connection.say(SLOW));
+    busy.iter().for_each(|connection| server.wait_until_read(connection));
+    // Some are let in, some wait in the kernel, and some are not even answered by it.
+    let many: Vec<_> = (0..400).filter_map(|_| Connection::open(server.addr, Duration::from_millis(10)).ok()).collect();
+    for connection in &mut busy {
+        assert_eq!(connection.hear("GET").status, 200);
+    }
+    drop(many);
+    let healthy = || {
+        let Ok(mut connection) = Connection::open(server.addr, Duration::from_millis(500)) else { return false };
+        connection.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").is_ok()
+            && connection.read_response("GET", Duration::from_millis(500)).is_ok_and(|response| response.status == 200)
+    };
+    wait_until(Duration::from_secs(4), "the same process to answer again", healthy);
+    assert_sound(server);
 }

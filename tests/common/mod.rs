@@ -400,6 +400,14 @@ pub fn wait_until_draining(mut next: impl FnMut() -> Connection) -> (Connection,
     panic!("waited {LIMIT:?} for /healthz to say 503; the last response: {last:?}");
 }
 
+/// How to start the program with so many descriptors at most.
+pub fn with_limit(descriptors: u64) -> Builder {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_allout")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Builder { command, args: Vec::new(), listen: false }
+}
+
 /// Looks until it holds.
 #[track_caller]
 pub fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {

@@ -1,6 +1,8 @@
 //! What RFC 9112 and RFC 9110 say a server must refuse: each is refused, the connection is closed, and nothing of what
 //! follows on it is handled. What follows is a request that names itself, so that its answer could not be missed.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]
+
 mod common;
 
 use common::{Allout, LIMIT, Serving, Speak as _};

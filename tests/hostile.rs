@@ -3,6 +3,7 @@
 //! runs, and `--ignored` for large ones.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]
+#![allow(clippy::needless_for_each, clippy::format_collect, clippy::items_after_statements, reason = "shorter to read")]
 
 mod common;
 

@@ -2,6 +2,7 @@
 //! follows on it is handled. What follows is a request that names itself, so that its answer could not be missed.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]
+#![allow(clippy::needless_for_each, clippy::format_collect, clippy::items_after_statements, reason = "shorter to read")]
 
 mod common;
 

@@ -245,7 +245,7 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
         for _ in 0..2 {
             scope.spawn(|| others.ask(addr, &done));
         }
-        let first = length.min(Duration::from_secs(60));
+        let first = length.min(Duration::from_mins(1));
         let before = mix(&target, &others, began, first);
         println!("after the first minute, settled: {before:?}; {}", others.summary());
         let after = if length > first { mix(&target, &others, began, length) } else { before };

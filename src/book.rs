@@ -29,7 +29,7 @@ use crate::http::request::Line;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
-const HOLD_ABOVE: usize = 256;
+const HOLD_ABOVE: usize = 64;
 
 /// So many must wait that not even an acknowledgement is worth letting more of them in: what a connection can have sent
 /// by then is bounded.
@@ -40,7 +40,7 @@ const NEVER_RELEASE_ABOVE: usize = 2048;
 const MOST_WAITING: usize = 64 * 1024;
 
 /// As few must wait before it is told to go on: low enough that the two are not toggled for each request.
-const RELEASE_BELOW: usize = 32;
+const RELEASE_BELOW: usize = 16;
 
 /// Responses that may be written without asking whether the earlier ones were received. A new socket takes 16 KiB
 /// (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit, so 8 never block.
@@ -153,6 +153,8 @@ pub(crate) enum Admission {
     Serve { page: Arc<Page>, request: tiny_http::Request, fresh: bool },
     /// Another of its connection is in flight; it waits.
     Waits,
+    /// It waits, as too many others of its connection do, whose socket is not known yet.
+    Floods(Arc<Page>),
     /// Nothing on this connection is handled any more.
     Discard(tiny_http::Request),
 }
@@ -194,6 +196,10 @@ impl Book {
             }
             if state.waiting.len() > HOLD_ABOVE && !state.held {
                 state.hold(&self.counts);
+                if !state.held {
+                    drop(state);
+                    return Admission::Floods(page);
+                }
             }
             return Admission::Waits;
         }
@@ -446,6 +452,11 @@ impl Page {
         if let Some(socket) = socket {
             let _ = SockRef::from(&*socket).shutdown(how); // fails if the peer has left: then there is nothing to shut
         }
+    }
+
+    /// Whether the kernel ignores its peer at the moment.
+    pub(crate) fn is_held(&self) -> bool {
+        lock(&self.state).held
     }
 
     /// How far it has come; see the field.

@@ -288,6 +288,16 @@ pub(crate) fn signal_this_thread(socket: impl AsFd, on: bool) -> io::Result<()> 
     Ok(())
 }
 
+/// The most that a peer may send ahead (`TCP_WINDOW_CLAMP`, tcp(7)): a receive buffer that grows does not raise it.
+///
+/// # Errors
+///
+/// The socket is no TCP socket.
+pub(crate) fn open_window(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+}
+
 fn set_owner(socket: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Owner {

@@ -160,6 +160,11 @@ impl Dispatch {
                 ready.push_back((page, request));
             }
             Admission::Waits => {}
+            // At once: by the next tick of the keeper it would have sent a million.
+            Admission::Floods(page) => {
+                self.keeper.look_now();
+                page.hold(&self.book.counts);
+            }
             Admission::Discard(raw) => self.discard(raw, None),
         }
     }
@@ -232,8 +237,11 @@ impl Dispatch {
     /// Runs the handler, or finds the reply that needs none.
     fn handle(&self, exchange: Exchange) -> Delivery {
         let refusal = exchange.head.err();
-        if exchange.head.is_ok_and(|head| head.framing == Framing::Chunked) {
-            self.socket_of(&exchange.page); // whether such a body is whole is known from the socket alone
+        if exchange.head.is_ok_and(|head| !head.body_at_hand || head.framing == Framing::Chunked) {
+            // Whether a chunked body is whole is known from the socket alone; and a body may come faster than heads may.
+            if let Some(socket) = self.socket_of(&exchange.page) {
+                crate::socket::widen(&socket);
+            }
         }
         let (mut delivery, handler, allow) = self.prepare(exchange);
         delivery.reply = match (refusal, handler) {

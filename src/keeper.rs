@@ -72,6 +72,8 @@ const LETTING_GO: Duration = Duration::from_secs(3);
 const SAID_AGAIN: Duration = Duration::from_millis(700);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
+/// The longest time for which a connection that is held is not heeded.
+const LONGEST_HOLD: Duration = Duration::from_secs(16);
 /// Events taken from the kernel in one call.
 const EVENTS: usize = 256;
 /// Rescues in one look; each costs one short connection.
@@ -140,8 +142,28 @@ struct Watch {
     starving: bool,
     /// The request in flight has been told that its time is over.
     told: bool,
+    /// When it is next heeded while it is held, and for how long it is not.
+    heeded: Option<(Instant, Duration)>,
     /// It could not hear for a moment: what its client said then arrives when the client says it again.
     was_deaf: bool,
+}
+
+impl Watch {
+    /// Whether a connection that is held should be heeded for a moment: its client may have begun to read, and what the
+    /// kernel ignores is also what says so. Each time after twice as long, for all that comes in then must be kept.
+    fn is_to_be_heeded(&mut self, now: Instant) -> bool {
+        if !self.page.is_held() {
+            self.heeded = None;
+            return false;
+        }
+        let (next, gap) = *self.heeded.get_or_insert((now + REST, REST));
+        if now < next {
+            return false;
+        }
+        let gap = (gap * 2).min(LONGEST_HOLD);
+        self.heeded = Some((now + gap, gap));
+        true
+    }
 }
 
 /// A request that is over, and not dropped yet, because its client may still be sending the body.
@@ -276,6 +298,7 @@ impl Keeper {
                 on_its_way: 0,
                 starving: false,
                 told: false,
+                heeded: None,
                 was_deaf,
             };
             watched.by_cookie.insert(cookie, watch);
@@ -403,7 +426,7 @@ impl Keeper {
             if is_active || watch.starving || watch.on_its_way > 0 {
                 again |= self.look_at_bytes(watch, &mut starved);
             }
-            if due && watch.on_its_way <= FLOOD {
+            if due && watch.on_its_way <= FLOOD && watch.is_to_be_heeded(now) {
                 watch.page.release();
             }
             if is_active || due {

@@ -115,10 +115,19 @@ pub(crate) struct Page {
 pub(crate) enum Fate {
     /// More requests are welcome.
     Open,
+    /// Its input was ended while it was idle. tiny_http may have read a request by then that the listener has not
+    /// received: that one is still answered.
+    HeardOut { since: Instant },
     /// The last response was sent, or soon will be: what still arrives is thrown away.
     Closing { since: Instant },
     /// Shut down by us: tiny_http should let go of it at once.
     Ended { since: Instant },
+}
+
+impl Fate {
+    fn is_to_be_answered(self) -> bool {
+        matches!(self, Fate::Open | Fate::HeardOut { .. })
+    }
 }
 
 #[derive(Debug)]
@@ -181,7 +190,7 @@ impl Book {
         };
         page.progress.fetch_add(length_of(&request), Ordering::Relaxed);
         let mut state = lock(&page.state);
-        if state.fate != Fate::Open {
+        if !state.fate.is_to_be_answered() {
             self.counts.discarded.fetch_add(1, Ordering::Relaxed);
             return Admission::Discard(request);
         }
@@ -217,7 +226,7 @@ impl Book {
         state.since = Instant::now();
         if last {
             state.busy = false;
-            if state.fate == Fate::Open {
+            if state.fate.is_to_be_answered() {
                 state.fate = Fate::Closing { since: state.since };
             }
             let rest: Vec<_> = state.waiting.drain(..).collect();
@@ -443,7 +452,7 @@ impl Page {
             if how != Shutdown::Write {
                 let since = Instant::now();
                 state.fate = match state.fate {
-                    Fate::Open | Fate::Closing { .. } => Fate::Ended { since },
+                    Fate::Open | Fate::HeardOut { .. } | Fate::Closing { .. } => Fate::Ended { since },
                     ended @ Fate::Ended { .. } => ended,
                 };
             }
@@ -457,6 +466,20 @@ impl Page {
     /// Whether the kernel ignores its peer at the moment.
     pub(crate) fn is_held(&self) -> bool {
         lock(&self.state).held
+    }
+
+    /// Ends the input of an idle connection. What tiny_http has read of it before is still answered.
+    pub(crate) fn hear_out(&self) {
+        let socket = {
+            let mut state = lock(&self.state);
+            if state.fate == Fate::Open {
+                state.fate = Fate::HeardOut { since: Instant::now() };
+            }
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // as above
+        }
     }
 
     /// How far it has come; see the field.

@@ -14,19 +14,30 @@
 //!
 //! # Why nothing is lost
 //!
-//! A request that a client has sent whole is always in a place that somebody looks at before the drain goes on:
+//! A request that a client has sent whole is always in a place that somebody looks at before the drain goes on. It only
+//! ever moves down this list, and the looks go down it, too, so that none slips past them:
 //!
-//! * in the kernel's queue of connections: `tcp_info` of the listening socket counts them;
-//! * between that queue and a descriptor: for a few instructions of the accept thread, hence two quiet looks in a row;
-//! * in a connection's receive buffer: `FIONREAD` counts its bytes, and input is ended only where there are none; what
-//!   arrives after the look and before the end is still read, since the kernel gives out what it has received before it
-//!   reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
-//! * in tiny_http, read and not yet received by the listener: its connection's descriptor is open until the request is
-//!   dropped, and no connection counts as gone while its descriptor is open;
-//! * on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
+//! 1. behind a handshake that has begun and is not over: the kernel's table of connections shows it;
+//! 2. in the kernel's queue of connections: `tcp_info` of the listening socket counts them;
+//! 3. between that queue and a descriptor, for a few instructions of the accept thread: nobody is there once that thread,
+//!    which accepts one after the other, has accepted a knock of ours that came later;
+//! 4. in a connection's receive buffer: `FIONREAD` counts its bytes, and input is ended only where there are none; what
+//!    arrives after the look and before the end is still read, since the kernel gives out what it has received before it
+//!    reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
+//! 5. in tiny_http, read and not yet received by the listener: its connection's descriptor is open until the request is
+//!    dropped, no connection counts as gone while its descriptor is open, and what arrives from a connection whose input
+//!    was ended is answered all the same;
+//! 6. on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
+//!
+//! A connection whose handshake ends behind the closed gate ignores what its client says next until the keeper finds it
+//! and makes it listen; the client then says it again. Such a connection has longer before its input is ended.
 //!
 //! Leaving is the end of the accept thread, so it comes after all of these are empty, with the gate closed all along.
-//! Where the socket is handed over instead, the accept thread is known to have ended before the first of the looks.
+//! Where the socket is handed over instead, places 1 and 2 are for whoever has it next, and the knock of 3 is at a side
+//! door (see [`Gate::show_side_door`]): who accepts there has let go of the socket.
+//!
+//! What remains is HTTP's own: a client that has been silent for longer than the linger and speaks in the very moment
+//! that its connection is closed cannot know whether it was heard (RFC 9112, section 9.5).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,10 +85,14 @@ impl Drain {
         }
 
         self.phase.advance(Phase::Finishing);
+        let whose = if self.handover { "are for whoever has the socket next" } else { "are ignored" };
+        log::info!("finishing: new connections {whose}: {}", self.what_is_left());
         if self.handover {
-            let listener = Arc::clone(&self.listener);
-            self.keeper.hand_over(move || listener.accepts_no_more());
-            if let Err(error) = self.listener.stop_accepting() {
+            // It may have been closed because there were too many connections: nobody else would open it.
+            if let Err(error) = self.gate.open() {
+                log::warn!("new connections may be kept out: {error}");
+            }
+            if let Err(error) = self.listener.hand_over() {
                 log::warn!("tiny_http may go on accepting, so that some connections may be reset: {error}");
             }
         } else if let Err(error) = self.gate.close() {
@@ -96,6 +111,7 @@ impl Drain {
         let until = departure.end().max(Instant::now() + LAST_CALL / 2);
         hooks::run("after_last_request", after, until, crew, departure);
         self.phase.advance(Phase::Leaving);
+        log::info!("leaving, {} after the first message: {}", in_words(departure.began.elapsed()), self.what_is_left());
         departure.not_before(Instant::now() + LAST_CALL);
         crew.dismiss(departure);
         self.phase.advance(Phase::Out);

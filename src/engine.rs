@@ -11,16 +11,15 @@
 
 use std::io;
 use std::net::{Shutdown, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use tiny_http::Server;
 
 use crate::crew::panic_message;
-use crate::descriptors;
 
 /// The name of tiny_http's threads: its accept thread, and one for each connection.
 const THREADS: &str = "connection";
@@ -59,21 +58,6 @@ impl Engine {
     pub(crate) fn number(&self) -> RawFd {
         self.number
     }
-}
-
-/// Has the accept thread end, and leaves the listening socket, with its queue, to whoever has it next.
-///
-/// What tiny_http accepts on is replaced under its number by a socket on which `accept` fails (EINVAL), so that it takes
-/// one more connection at most, the one that it is waiting for, and then ends. Somebody must connect once after this, or
-/// it goes on waiting.
-///
-/// # Errors
-///
-/// No descriptor is left, or tiny_http has ended by itself.
-pub(crate) fn stop_accepting(listener: &TcpListener, number: RawFd) -> io::Result<()> {
-    let domain = Domain::for_address(listener.local_addr()?);
-    let deaf = OwnedFd::from(Socket::new(domain, Type::STREAM, None)?);
-    descriptors::replace(number, SockRef::from(listener).cookie()?, &deaf)
 }
 
 /// Ends the accept thread of a socket that is ours alone, by closing the socket for everyone: `accept` fails, the

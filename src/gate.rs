@@ -5,15 +5,16 @@
 //! instance, or a closed port. How the kernel is told: [`ignore_arrivals`]. A connection whose handshake ends behind the
 //! closed gate inherits the deafness, and loses it when the keeper finds it.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::descriptors::{ignore_arrivals, tcp_facts};
+use crate::descriptors::{self, ignore_arrivals, tcp_facts};
 
 /// The gate of one listening socket, of which it holds a duplicate.
 pub(crate) struct Gate {
@@ -21,6 +22,8 @@ pub(crate) struct Gate {
     /// Where the socket listens.
     address: SocketAddr,
     closed: Mutex<bool>,
+    /// Where tiny_http accepts since the listening socket is somebody else's.
+    side_door: OnceLock<TcpListener>,
 }
 
 impl Gate {
@@ -28,7 +31,12 @@ impl Gate {
     ///
     /// The socket has no address, or no descriptor is left.
     pub(crate) fn new(listener: &TcpListener) -> io::Result<Gate> {
-        Ok(Gate { listener: listener.try_clone()?, address: listener.local_addr()?, closed: Mutex::new(false) })
+        Ok(Gate {
+            listener: listener.try_clone()?,
+            address: listener.local_addr()?,
+            closed: Mutex::new(false),
+            side_door: OnceLock::new(),
+        })
     }
 
     pub(crate) fn listener(&self) -> &TcpListener {
@@ -70,9 +78,43 @@ impl Gate {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many connections the kernel holds that nobody has accepted.
+    /// How many connections the kernel holds for us that nobody has accepted.
     pub(crate) fn unaccepted(&self) -> u32 {
-        tcp_facts(&self.listener).map_or(0, |facts| facts.unaccepted)
+        tcp_facts(self.side_door.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.unaccepted)
+    }
+
+    /// Whether somebody's handshake has begun and is not over: the client may believe that it is connected, and may have
+    /// sent its request behind the last word of the handshake. No count of the socket shows it; the kernel's table does.
+    pub(crate) fn is_half_open(&self) -> bool {
+        const HALF_OPEN: &str = "03"; // TCP_SYN_RECV, net/tcp_states.h
+        let port = format!(":{:04X}", self.address.port());
+        // Half open connections to a socket for both families are in the table of the one that the client speaks.
+        ["/proc/self/net/tcp", "/proc/self/net/tcp6"].iter().any(|table| {
+            fs::read_to_string(table).is_ok_and(|table| {
+                table.lines().any(|line| {
+                    let mut words = line.split_ascii_whitespace().skip(1);
+                    words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some(HALF_OPEN)
+                })
+            })
+        })
+    }
+
+    /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
+    /// whoever has it next. `number` is the descriptor on which tiny_http accepts.
+    ///
+    /// tiny_http takes one more connection at most from the listening socket, the one that it is waiting for. That it has
+    /// gone on is certain once it has accepted a [knock](Gate::knock) at the side door, for it accepts one after the other.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or tiny_http has ended by itself.
+    pub(crate) fn show_side_door(&self, number: RawFd) -> io::Result<()> {
+        let door = TcpListener::bind((to_self(self.address).ip(), 0))?;
+        ignore_arrivals(&door, true)?; // it is for ourselves
+        let cookie = SockRef::from(&self.listener).cookie()?;
+        descriptors::replace(number, cookie, &door.try_clone()?.into())?;
+        let _ = self.side_door.set(door); // this is done once
+        self.knock_at(self.address)
     }
 
     /// One short connection to ourselves, which makes tiny_http start a thread. It is reset at once, so that neither end
@@ -82,9 +124,16 @@ impl Gate {
     ///
     /// The connection was refused.
     pub(crate) fn knock(&self) -> io::Result<()> {
+        self.knock_at(self.side_door.get().map_or(Ok(self.address), TcpListener::local_addr)?)
+    }
+
+    fn knock_at(&self, door: SocketAddr) -> io::Result<()> {
         let own = self.socket_to_self()?;
         own.set_linger(Some(Duration::ZERO))?;
-        self.connect(&own)
+        match own.connect(&SockAddr::from(to_self(door))) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A connection to ourselves, of the kind that clients have.
@@ -107,13 +156,6 @@ impl Gate {
             SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
         }
         Ok(own)
-    }
-
-    fn connect(&self, own: &Socket) -> io::Result<()> {
-        match own.connect(&SockAddr::from(to_self(self.address))) {
-            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 

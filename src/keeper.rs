@@ -70,6 +70,8 @@ const LETTING_GO: Duration = Duration::from_secs(3);
 /// By when a client has said again what was not acknowledged: the first time after 200 ms (`TCP_RTO_MIN`), the second
 /// after 400 ms more.
 const SAID_AGAIN: Duration = Duration::from_millis(700);
+/// How long a drain waits for handshakes that have begun before the gate was closed: a way there and back to most places.
+const HANDSHAKE: Duration = Duration::from_millis(250);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
 /// The longest time for which a connection that is held is not heeded.
@@ -106,8 +108,6 @@ pub(crate) struct Keeper {
     /// Set for the listener: tiny_http does not accept any more.
     pub(crate) engine_is_dead: AtomicBool,
     on_dead_engine: Mutex<Option<Box<dyn Fn() + Send>>>,
-    /// Set when the listening socket goes to somebody else: whether tiny_http has let go of its queue.
-    handed_over: Mutex<Option<Box<dyn Fn() -> bool + Send>>>,
     watched: Mutex<Watched>,
     partings: Mutex<Vec<Parting>>,
     /// Milliseconds since the keeper began, at its last look: for a watchdog.
@@ -216,7 +216,6 @@ impl Keeper {
             resting: AtomicBool::new(false),
             engine_is_dead: AtomicBool::new(false),
             on_dead_engine: Mutex::new(None),
-            handed_over: Mutex::new(None),
             watched: Mutex::new(Watched::default()),
             partings: Mutex::new(Vec::new()),
             looks: AtomicU64::new(0),
@@ -228,11 +227,6 @@ impl Keeper {
     /// What to do when tiny_http does not accept any more.
     pub(crate) fn on_dead_engine(&self, act: impl Fn() + Send + 'static) {
         *lock(&self.on_dead_engine) = Some(Box::new(act));
-    }
-
-    /// The listening socket goes to somebody else, as soon as `accepts_no_more` says so.
-    pub(crate) fn hand_over(&self, accepts_no_more: impl Fn() -> bool + Send + 'static) {
-        *lock(&self.handed_over) = Some(Box::new(accepts_no_more));
     }
 
     /// Has the keeper look soon.
@@ -399,6 +393,7 @@ impl Keeper {
         let mut watched = lock(&self.watched);
         let mut again = false;
 
+        let nobody_at_the_gate = draining && self.is_nobody_at_the_gate(rounds);
         let found_before = watched.by_cookie.len();
         let due = draining || rounds.next_round.is_none_or(|next| now >= next);
         if due {
@@ -438,7 +433,7 @@ impl Keeper {
         again |= self.look_at_partings(now, draining);
         self.look_at_engine(now, found, rounds);
         self.keep_within_limits(now, rounds);
-        if draining && self.is_quiet(rounds) {
+        if draining && self.is_quiet(nobody_at_the_gate, rounds) {
             self.stopper.nudge();
         }
         again || rounds.gone_suspected || starved > 0 || rounds.waiting_since.is_some()
@@ -452,7 +447,8 @@ impl Keeper {
             let held = sighting.cookies.contains(cookie);
             let given_up = held
                 && matches!(watch.page.glance(), glance if !glance.busy
-                    && matches!(glance.fate, Fate::Ended { since } if now - since > LETTING_GO));
+                    && matches!(glance.fate, Fate::Ended { since } | Fate::HeardOut { since }
+                        if now - since > LETTING_GO));
             if given_up {
                 lost.insert(*cookie);
                 let total = self.book.counts.leaked.fetch_add(1, Ordering::Relaxed) + 1;
@@ -507,6 +503,7 @@ impl Keeper {
         let limits = &self.limits;
         match glance.fate {
             Fate::Ended { .. } => return true,
+            Fate::HeardOut { .. } if !glance.busy => return true,
             Fate::Closing { since } => {
                 let patience = if draining { limits.linger } else { PARTING };
                 let idle = unread(&watch.socket) == 0;
@@ -515,7 +512,7 @@ impl Keeper {
                 }
                 return true;
             }
-            Fate::Open => {}
+            Fate::HeardOut { .. } | Fate::Open => {}
         }
         if glance.busy {
             // First the rest of the body is cut off, so that there is time to say so; then everything. At rest, two looks
@@ -532,7 +529,7 @@ impl Keeper {
         watch.told = false;
         if draining && self.has_nothing_to_say(watch, age) {
             self.book.count_ended(Ended::Draining);
-            watch.page.shut_down(Shutdown::Read);
+            watch.page.hear_out();
             return true;
         }
         if age >= limits.idle_timeout {
@@ -608,9 +605,6 @@ impl Keeper {
 
     /// Whether tiny_http still accepts.
     fn look_at_engine(&self, now: Instant, found: usize, rounds: &mut Rounds) {
-        if lock(&self.handed_over).is_some() {
-            return; // it is not to accept
-        }
         let waiting = self.gate.unaccepted() > 0;
         if !waiting || found > 0 {
             rounds.waiting_since = waiting.then_some(now);
@@ -669,20 +663,30 @@ impl Keeper {
         }
     }
 
-    /// Whether a drain has nothing left to wait for, for two looks in a row: between the moment that tiny_http takes a
-    /// connection off the kernel's queue and the moment that its descriptor can be seen, neither shows it.
-    fn is_quiet(&self, rounds: &mut Rounds) -> bool {
-        // What the kernel queues is ours to answer, unless somebody else gets the socket.
-        let all_accepted = match &*lock(&self.handed_over) {
-            Some(accepts_no_more) => accepts_no_more(),
-            None => self.gate.unaccepted() == 0,
-        };
-        let quiet = self.book.in_flight() == 0
-            && all_accepted
-            && lock(&self.watched).by_cookie.is_empty()
-            && lock(&self.partings).is_empty();
-        rounds.quiet = if quiet { rounds.quiet + 1 } else { 0 };
-        rounds.quiet >= 2
+    /// Whether nobody is on the way in, so that the look at the descriptors which follows misses nobody: looks go in the
+    /// direction in which connections do. First the handshakes, then the queue; and between the queue and a descriptor
+    /// is nobody, if tiny_http has accepted a knock of ours since: it accepts one after the other.
+    fn is_nobody_at_the_gate(&self, rounds: &Rounds) -> bool {
+        let Some(knocked) = rounds.knocked else { return false };
+        let finishing = self.phase.since_finishing();
+        (finishing >= HANDSHAKE || !self.gate.is_half_open())
+            // If knocks do not come through, a rule is against them, or tiny_http is dead: then time must do.
+            && (self.gate.unaccepted() == 0 || knocked.elapsed() >= HANDSHAKE)
+    }
+
+    /// Whether a drain has nothing left to wait for. See [`drain`](crate::drain) for the argument.
+    fn is_quiet(&self, nobody_at_the_gate: bool, rounds: &mut Rounds) -> bool {
+        let quiet =
+            self.book.in_flight() == 0 && lock(&self.watched).by_cookie.is_empty() && lock(&self.partings).is_empty();
+        if !quiet {
+            rounds.knocked = None;
+        } else if rounds.knocked.is_none() {
+            rounds.knocked = Some(Instant::now());
+            let _ = self.gate.knock(); // refused, two looks must do
+        } else {
+            return nobody_at_the_gate;
+        }
+        false
     }
 }
 
@@ -735,7 +739,8 @@ struct Rounds {
     gone_suspected: bool,
     exhausted: bool,
     waiting_since: Option<Instant>,
-    quiet: u32,
+    /// When the last knock of a drain was; none if it has not been quiet since.
+    knocked: Option<Instant>,
     lost: u64,
     said_worn: bool,
 }

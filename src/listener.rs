@@ -37,10 +37,8 @@ pub(crate) struct Listener {
     keeper: Arc<Keeper>,
     current: Mutex<Current>,
     stopping: AtomicBool,
-    /// tiny_http has been told to accept no more.
-    last_accept: AtomicBool,
-    /// It has ended accepting since.
-    accepts_no_more: AtomicBool,
+    /// tiny_http is not to accept from the listening socket any more.
+    handed_over: AtomicBool,
     replace: AtomicBool,
     stop: Mutex<Option<Sender<()>>>,
     stopped: Receiver<()>,
@@ -55,8 +53,7 @@ impl Listener {
             keeper,
             current: Mutex::new(Current { server: engine.server(), number: engine.number() }),
             stopping: AtomicBool::new(false),
-            last_accept: AtomicBool::new(false),
-            accepts_no_more: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
             replace: AtomicBool::new(false),
             stop: Mutex::new(Some(stop)),
             stopped,
@@ -72,17 +69,11 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// See [`engine::stop_accepting`].
-    pub(crate) fn stop_accepting(&self) -> io::Result<()> {
+    /// See [`Gate::show_side_door`].
+    pub(crate) fn hand_over(&self) -> io::Result<()> {
+        self.handed_over.store(true, Ordering::Release);
         let number = self.current.lock().unwrap_or_else(PoisonError::into_inner).number;
-        self.last_accept.store(true, Ordering::Release);
-        engine::stop_accepting(self.gate.listener(), number)?;
-        self.gate.knock()
-    }
-
-    /// Whether that has come to pass.
-    pub(crate) fn accepts_no_more(&self) -> bool {
-        self.accepts_no_more.load(Ordering::Acquire)
+        self.gate.show_side_door(number)
     }
 
     /// Makes the listener leave.
@@ -110,12 +101,8 @@ impl Listener {
             let server = self.server();
             match self.receive(&server, &mut ready, &self.stopping, &self.replace) {
                 Ended::Stopped => break Ok(()),
-                // As it was told; what its connections still ask is received as before.
-                Ended::Failed(_) | Ended::Replaced if self.last_accept.load(Ordering::Acquire) => {
-                    self.accepts_no_more.store(true, Ordering::Release);
-                    self.keeper.wake();
-                    continue;
-                }
+                // It is not to be started anew; what its connections still ask is received as before.
+                Ended::Failed(_) | Ended::Replaced if self.handed_over.load(Ordering::Acquire) => continue,
                 Ended::Failed(error) if !passes(&error) => break Err(error),
                 Ended::Failed(error) => log::warn!("tiny_http accepts no more connections ({error}): starting it anew"),
                 Ended::Replaced => log::warn!("tiny_http accepts no more connections: starting it anew"),

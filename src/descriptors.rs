@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -190,9 +191,11 @@ pub(crate) struct TcpFacts {
     pub(crate) all_acknowledged: bool,
     /// Milliseconds since bytes last arrived.
     pub(crate) quiet_ms: u32,
+    /// The shortest time that it took to be acknowledged; zero if nothing was.
+    pub(crate) round_trip: Duration,
 }
 
-/// As much of `struct tcp_info` as is read here, in 8-byte words: up to `tcpi_notsent_bytes`, at byte 144.
+/// As much of `struct tcp_info` as is read here, in 8-byte words: up to `tcpi_min_rtt`, at byte 148.
 type TcpInfo = [u64; 19];
 
 /// Reads [`TcpFacts`].
@@ -214,6 +217,10 @@ pub(crate) fn tcp_facts(socket: impl AsFd) -> io::Result<TcpFacts> {
         received: info[16], // tcpi_bytes_received, at byte 128
         all_acknowledged: unacked == 0 && word(144) == 0,
         quiet_ms: word(52), // tcpi_last_data_recv
+        round_trip: Duration::from_micros(match word(148) {
+            u32::MAX => 0,
+            shortest => u64::from(shortest),
+        }),
     })
 }
 

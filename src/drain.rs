@@ -17,7 +17,8 @@
 //! A request that a client has sent whole is always in a place that somebody looks at before the drain goes on. It only
 //! ever moves down this list, and the looks go down it, too, so that none slips past them:
 //!
-//! 1. behind a handshake that has begun and is not over: the kernel's table of connections shows it;
+//! 1. behind a handshake that has begun and is not over, so that the client believes that it is connected: nothing that
+//!    can be asked for shows it, so the gate is closed for as long as the way to the farthest client and back takes;
 //! 2. in the kernel's queue of connections: `tcp_info` of the listening socket counts them;
 //! 3. between that queue and a descriptor, for a few instructions of the accept thread: nobody is there once that thread,
 //!    which accepts one after the other, has accepted a knock of ours that came later;

@@ -5,7 +5,6 @@
 //! instance, or a closed port. How the kernel is told: [`ignore_arrivals`]. A connection whose handshake ends behind the
 //! closed gate inherits the deafness, and loses it when the keeper finds it.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
@@ -81,22 +80,6 @@ impl Gate {
     /// How many connections the kernel holds for us that nobody has accepted.
     pub(crate) fn unaccepted(&self) -> u32 {
         tcp_facts(self.side_door.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.unaccepted)
-    }
-
-    /// Whether somebody's handshake has begun and is not over: the client may believe that it is connected, and may have
-    /// sent its request behind the last word of the handshake. No count of the socket shows it; the kernel's table does.
-    pub(crate) fn is_half_open(&self) -> bool {
-        const HALF_OPEN: &str = "03"; // TCP_SYN_RECV, net/tcp_states.h
-        let port = format!(":{:04X}", self.address.port());
-        // Half open connections to a socket for both families are in the table of the one that the client speaks.
-        ["/proc/self/net/tcp", "/proc/self/net/tcp6"].iter().any(|table| {
-            fs::read_to_string(table).is_ok_and(|table| {
-                table.lines().any(|line| {
-                    let mut words = line.split_ascii_whitespace().skip(1);
-                    words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some(HALF_OPEN)
-                })
-            })
-        })
     }
 
     /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to

@@ -70,7 +70,8 @@ const LETTING_GO: Duration = Duration::from_secs(3);
 /// By when a client has said again what was not acknowledged: the first time after 200 ms (`TCP_RTO_MIN`), the second
 /// after 400 ms more.
 const SAID_AGAIN: Duration = Duration::from_millis(700);
-/// How long a drain waits for handshakes that have begun before the gate was closed: a way there and back to most places.
+/// How long a drain waits at most for handshakes that had begun before the gate was closed: the way to almost any place
+/// and back.
 const HANDSHAKE: Duration = Duration::from_millis(250);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
@@ -393,6 +394,10 @@ impl Keeper {
         let mut watched = lock(&self.watched);
         let mut again = false;
 
+        if draining && rounds.farthest.is_none() {
+            let way = |watch: &Watch| tcp_facts(&*watch.socket).map_or(Duration::ZERO, |facts| facts.round_trip);
+            rounds.farthest = Some(watched.by_cookie.values().map(way).max().unwrap_or_default().min(HANDSHAKE));
+        }
         let nobody_at_the_gate = draining && self.is_nobody_at_the_gate(rounds);
         let found_before = watched.by_cookie.len();
         let due = draining || rounds.next_round.is_none_or(|next| now >= next);
@@ -669,7 +674,7 @@ impl Keeper {
     fn is_nobody_at_the_gate(&self, rounds: &Rounds) -> bool {
         let Some(knocked) = rounds.knocked else { return false };
         let finishing = self.phase.since_finishing();
-        (finishing >= HANDSHAKE || !self.gate.is_half_open())
+        finishing >= rounds.farthest.unwrap_or_default()
             // If knocks do not come through, a rule is against them, or tiny_http is dead: then time must do.
             && (self.gate.unaccepted() == 0 || knocked.elapsed() >= HANDSHAKE)
     }
@@ -739,6 +744,8 @@ struct Rounds {
     gone_suspected: bool,
     exhausted: bool,
     waiting_since: Option<Instant>,
+    /// How long the way to the farthest client and back took, of those that were connected when the gate was closed.
+    farthest: Option<Duration>,
     /// When the last knock of a drain was; none if it has not been quiet since.
     knocked: Option<Instant>,
     lost: u64,

@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -144,7 +145,12 @@ impl Allout {
     /// How to start one. The environment of the tests is not passed on where the program would read it.
     #[allow(clippy::new_ret_no_self, reason = "the process comes last")]
     pub fn new() -> Builder {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_allout"));
+        Allout::of(Path::new(env!("CARGO_BIN_EXE_allout")))
+    }
+
+    /// As `new`, of another binary.
+    pub fn of(binary: &Path) -> Builder {
+        let mut command = Command::new(binary);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             let read = ["ALLOUT_", "RUST_", "LISTEN_"].iter().any(|prefix| name.starts_with(prefix));

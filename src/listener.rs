@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tiny_http::Server;
 
 use crate::dispatch::{Dispatch, Ready};
-use crate::engine::{self, Engine};
+use crate::engine::Engine;
 use crate::gate::Gate;
 use crate::keeper::Keeper;
 use std::sync::{Mutex, PoisonError};

@@ -3,9 +3,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
-use socket2::{SockFilter, SockRef};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -140,4 +141,115 @@ fn a_filter_that_drops_everything_loses_handshakes_that_have_begun() {
     assert!(accept(&listener, Duration::from_millis(500)).is_none(), "it was let in");
     drop(listener);
     assert_eq!(hear(&mut client).map_err(|e| e.kind()), Err(ErrorKind::ConnectionReset));
+}
+
+/// What the gate does (`IP_MINTTL`, ip(7)): packets start with a time to live of 64.
+fn ignore_arrivals(socket: &impl AsFd, ignore: bool) {
+    sockopt::set_ip_minttl(socket, if ignore { 255 } else { 0 });
+}
+
+#[test]
+fn a_least_time_to_live_keeps_new_connections_out_and_leaves_the_queue_alone() {
+    let (listener, addr) = listener();
+    let mut queued = TcpStream::connect(addr).expect("connecting");
+    ignore_arrivals(&listener, true);
+    let refused = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).map_err(|e| e.kind());
+    assert_eq!(refused.map(|_| ()), Err(ErrorKind::TimedOut));
+    queued.write_all(b"request").expect("the kernel takes it");
+    let mut accepted = accept(&listener, LIMIT).expect("it was queued");
+    assert_eq!(hear(&mut accepted).expect("the request"), "request");
+    accepted.write_all(b"response").expect("the client is there");
+    assert_eq!(hear(&mut queued).expect("the response"), "response");
+    // Who starts with 255 comes in: so we reach ourselves.
+    let own = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    own.set_ttl_v4(255).expect("a socket option");
+    own.connect_timeout(&addr.into(), LIMIT).expect("the gate is open for it");
+    ignore_arrivals(&listener, false);
+    TcpStream::connect_timeout(&addr, LIMIT).expect("the port is open again");
+}
+
+#[test]
+fn a_handshake_that_has_begun_ends_behind_the_gate_deaf_and_hears_when_it_is_told_to() {
+    let (listener, mut client) = half_open();
+    ignore_arrivals(&listener, true);
+    SockRef::from(&listener).detach_filter().expect("it was attached");
+    // The last word of the handshake comes again with the request, which is what the kernel waits for.
+    client.write_all(b"request").expect("the kernel takes it");
+    let mut accepted = accept(&listener, LIMIT).expect("a handshake that had begun");
+    assert!(sockopt::ip_minttl(&accepted) > 0, "inherited from the listener");
+    ignore_arrivals(&accepted, false);
+    client.write_all(b"").expect("the client is there");
+    assert_eq!(hear(&mut accepted).expect("said again"), "request");
+}
+
+#[test]
+fn what_came_before_the_end_of_input_is_given_out_before_it() {
+    let (listener, addr) = listener();
+    let mut client = TcpStream::connect(addr).expect("connecting");
+    let mut accepted = accept(&listener, LIMIT).expect("it was queued");
+    client.write_all(b"before").expect("the kernel takes it");
+    accepted.shutdown(Shutdown::Read).expect("it is connected");
+    // Also what comes after the end, as long as nobody has seen the end.
+    client.write_all(b", after").expect("the kernel takes it");
+    assert_eq!(hear(&mut accepted).expect("both"), "before, after");
+    assert_eq!(hear(&mut accepted).expect("the end"), "");
+    accepted.write_all(b"response").expect("the other way is open");
+    assert_eq!(hear(&mut client).expect("the response"), "response");
+}
+
+#[test]
+fn a_descriptor_replaced_under_an_accept_gives_one_more_connection_and_then_the_new_socket_s() {
+    let (old, old_addr) = listener();
+    let (side, side_addr) = listener();
+    let accepting = old.try_clone().expect("a descriptor");
+    let number = accepting.as_raw_fd();
+    let thread = std::thread::spawn(move || {
+        let first = accepting.accept().expect("of the old one").1;
+        let second = accepting.accept().expect("of the side door").1;
+        (first, second)
+    });
+    std::thread::sleep(Duration::from_millis(50)); // most probably it waits by now; the outcome is the same if not
+    let mut target = std::mem::ManuallyDrop::new(unsafe_owner(number));
+    rustix::io::dup3(&side, &mut target, rustix::io::DupFlags::CLOEXEC).expect("a number in use");
+    let first = TcpStream::connect(old_addr).expect("connecting");
+    std::thread::sleep(Duration::from_millis(50));
+    let queued = TcpStream::connect(old_addr).expect("the old socket still listens");
+    let second = TcpStream::connect(side_addr).expect("connecting");
+    let accepted = thread.join().expect("it accepts twice");
+    assert_eq!(accepted, (first.local_addr().expect("bound"), second.local_addr().expect("bound")));
+    // What came to the old one since waits for whoever has it next.
+    let next = accept(&old, LIMIT).expect("it is in the queue");
+    assert_eq!(next.peer_addr().expect("connected"), queued.local_addr().expect("bound"));
+}
+
+#[allow(unsafe_code, reason = "a number as an owner that is never dropped, for dup3")]
+fn unsafe_owner(number: RawFd) -> OwnedFd {
+    // SAFETY: the number is that of a socket which the caller's thread keeps open; the caller forgets this owner.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// The option that neither socket2 nor rustix knows.
+mod sockopt {
+    use std::os::fd::{AsFd, AsRawFd as _};
+
+    #[allow(unsafe_code, reason = "as above")]
+    pub fn set_ip_minttl(socket: &impl AsFd, least: libc::c_int) {
+        let (fd, length) = (socket.as_fd().as_raw_fd(), size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the kernel reads an integer.
+        let done =
+            unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_MINTTL, (&raw const least).cast(), length) };
+        assert_eq!(done, 0);
+    }
+
+    #[allow(unsafe_code, reason = "as above")]
+    pub fn ip_minttl(socket: &impl AsFd) -> libc::c_int {
+        let (mut least, mut length) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        let fd = socket.as_fd().as_raw_fd();
+        // SAFETY: the kernel writes an integer.
+        let done = unsafe {
+            libc::getsockopt(fd, libc::IPPROTO_IP, libc::IP_MINTTL, (&raw mut least).cast(), &raw mut length)
+        };
+        assert_eq!(done, 0);
+        least
+    }
 }

@@ -26,6 +26,7 @@ use socket2::SockRef;
 
 use crate::descriptors::{Found, ignore_arrivals, tcp_facts};
 use crate::http::request::Line;
+use crate::phase::Current;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
@@ -303,6 +304,15 @@ impl Book {
     /// Requests that were taken in and are not answered yet, those that wait for their connection's turn not counted.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Whether requests are in flight that were when the drain began.
+    pub(crate) fn has_older(&self, phase: &Current) -> bool {
+        self.in_flight() > 0
+            && self.pages().iter().any(|page| {
+                let state = lock(&page.state);
+                state.busy && phase.is_older(state.since)
+            })
     }
 
     /// Requests that wait behind another of their connection.

@@ -387,8 +387,7 @@ impl Crew {
             Ok(Message::Ask(Ask::Signal(number))) => {
                 departure.forced.get_or_insert(number);
             }
-            Ok(Message::Nudge) => departure.nudged = true,
-            Ok(Message::Ask(_)) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            Ok(Message::Nudge | Message::Ask(_)) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }
 
@@ -458,8 +457,6 @@ pub(crate) struct Departure {
     pub(crate) abandoned: Vec<String>,
     pub(crate) failures: Vec<String>,
     pub(crate) forced: Option<i32>,
-    /// What the drain waits for has changed since it last looked.
-    pub(crate) nudged: bool,
     /// Members that need not be named when they are abandoned.
     pub(crate) excused: Vec<&'static str>,
     last_call: Option<Instant>,
@@ -474,7 +471,6 @@ impl Departure {
             abandoned: Vec::new(),
             failures: Vec::new(),
             forced: None,
-            nudged: false,
             excused: Vec::new(),
             last_call: None,
         }

@@ -29,7 +29,7 @@ use crate::http::request::{Line, Request, path_of};
 use crate::http::routes::{Found, Handler, Route, Routes};
 use crate::http::rules::{self, Framing, Head, Refusal};
 use crate::keeper::Keeper;
-use crate::phase::Current;
+use crate::phase::{Current, Phase};
 use crate::stop::Stop;
 use crate::workers::{Pool, Work};
 
@@ -389,6 +389,11 @@ impl Dispatch {
 
     /// Ends a request in flight.
     fn finish(&self, page: &Arc<Page>, last: bool, closed_by_tiny_http: bool) -> Option<Turn> {
+        let concerns_the_drain = match self.phase.get() {
+            Phase::Serving => false,
+            Phase::DrainDelay => self.phase.is_older(page.glance().since),
+            _ => true,
+        };
         match self.book.finish(page, last) {
             Finished::Next(raw) => return Some((Arc::clone(page), raw)),
             Finished::Idle => {}
@@ -401,7 +406,7 @@ impl Dispatch {
                 }
             }
         }
-        if self.phase.is_draining() {
+        if concerns_the_drain {
             self.keeper.wake();
         }
         None

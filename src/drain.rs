@@ -2,8 +2,9 @@
 //!
 //! # The phases
 //!
-//! 1. *Drain delay* (0 s unless configured). All is served as before, new connections included, so that a load balancer
-//!    can see `/healthz` say 503; every response tells its client to close.
+//! 1. *Drain delay*: for as long as configured (0 s by default), and for as long as requests are in flight that were
+//!    when the message came. All is served as before, new connections included, so that a load balancer, or whoever
+//!    asks, can see `/healthz` say 503; every response tells its client to close.
 //! 2. *Finishing*. The gate is closed: the kernel ignores new connections. What it had queued is accepted and answered.
 //!    (If the listening socket outlives this service, the gate stays open and tiny_http stops accepting instead: the
 //!    kernel's queue is for whoever has the socket next, be it the next image or the next instance under systemd.)
@@ -77,13 +78,7 @@ impl Drain {
         crew.stop().drain();
         log::info!("{}: one out, all out: {}", departure.cause, self.what_is_left());
         hooks::run("before_drain", before, departure.began + departure.grace / 2, crew, departure);
-        if !self.delay.is_zero() {
-            log::info!("drain delay: serving as before for {}", in_words(self.delay));
-            let until = departure.began + self.delay;
-            while departure.forced.is_none() && Instant::now() < until.min(departure.end()) && crew.all_in() {
-                crew.listen(until.min(departure.end()), departure);
-            }
-        }
+        self.delay(crew, departure);
 
         self.phase.advance(Phase::Finishing);
         let whose = if self.handover { "are for whoever has the socket next" } else { "are ignored" };
@@ -118,11 +113,39 @@ impl Drain {
         self.phase.advance(Phase::Out);
     }
 
+    /// Goes on serving for the drain delay, and until what was in flight at the first message is over: nobody who comes
+    /// meanwhile, a health check above all, waits for others' requests to end. Ends in time for the rest of the drain.
+    fn delay(&self, crew: &mut Crew, departure: &mut Departure) {
+        let until = departure.began + self.delay;
+        let mut progress = Instant::now() + PROGRESS;
+        if !self.delay.is_zero() {
+            log::info!("drain delay: serving as before for {}", in_words(self.delay));
+        }
+        while departure.forced.is_none() && crew.all_in() {
+            let now = Instant::now();
+            let over = now >= until && !self.book.has_older(&self.phase);
+            if over || now >= departure.notice() {
+                return;
+            }
+            self.say_how_far(&mut progress, departure);
+            let next = if now < until { until } else { departure.notice() };
+            crew.listen(next.min(departure.notice()).min(progress), departure);
+        }
+    }
+
+    fn say_how_far(&self, progress: &mut Instant, departure: &Departure) {
+        let now = Instant::now();
+        if now >= *progress {
+            let left = departure.end().saturating_duration_since(now);
+            log::info!("draining: {}, {} of grace left", self.what_is_left(), in_words(left));
+            *progress = now + PROGRESS;
+        }
+    }
+
     /// Waits until no connection is left, or grace is over.
     fn finish(&self, crew: &mut Crew, departure: &mut Departure) {
         let mut progress = Instant::now() + PROGRESS;
-        departure.nudged = false;
-        while departure.forced.is_none() && !departure.nudged {
+        while departure.forced.is_none() && !self.keeper.has_come_to_rest() {
             let now = Instant::now();
             if now >= departure.notice() {
                 crew.stop().end_grace();
@@ -130,10 +153,7 @@ impl Drain {
             if now >= departure.end() {
                 return;
             }
-            if now >= progress {
-                log::info!("draining: {}, {} of grace left", self.what_is_left(), in_words(departure.end() - now));
-                progress = now + PROGRESS;
-            }
+            self.say_how_far(&mut progress, departure);
             if !crew.is_in("keeper") && self.book.in_flight() == 0 {
                 return; // nobody is left who could see more than this
             }

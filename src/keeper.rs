@@ -104,6 +104,8 @@ pub(crate) struct Keeper {
     events: OwnedFd,
     wake: OwnedFd,
     stopping: AtomicBool,
+    /// A drain has nothing left to wait for.
+    quiet: AtomicBool,
     /// Whether the keeper waits for longer than a tick.
     resting: AtomicBool,
     /// Set for the listener: tiny_http does not accept any more.
@@ -214,6 +216,7 @@ impl Keeper {
             events,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             stopping: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             resting: AtomicBool::new(false),
             engine_is_dead: AtomicBool::new(false),
             on_dead_engine: Mutex::new(None),
@@ -228,6 +231,11 @@ impl Keeper {
     /// What to do when tiny_http does not accept any more.
     pub(crate) fn on_dead_engine(&self, act: impl Fn() + Send + 'static) {
         *lock(&self.on_dead_engine) = Some(Box::new(act));
+    }
+
+    /// Whether a drain has nothing left to wait for.
+    pub(crate) fn has_come_to_rest(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
     }
 
     /// Has the keeper look soon.
@@ -438,7 +446,11 @@ impl Keeper {
         again |= self.look_at_partings(now, draining);
         self.look_at_engine(now, found, rounds);
         self.keep_within_limits(now, rounds);
+        if rounds.woken && self.phase.get() == Phase::DrainDelay && !self.book.has_older(&self.phase) {
+            self.stopper.nudge();
+        }
         if draining && self.is_quiet(nobody_at_the_gate, rounds) {
+            self.quiet.store(true, Ordering::Release);
             self.stopper.nudge();
         }
         again || rounds.gone_suspected || starved > 0 || rounds.waiting_since.is_some()
@@ -555,9 +567,10 @@ impl Keeper {
         let Ok(facts) = tcp_facts(&*watch.socket) else { return true };
         let quiet = Duration::from_millis(u64::from(facts.quiet_ms)).min(age);
         let linger = if watch.was_deaf { self.limits.linger.max(SAID_AGAIN) } else { self.limits.linger };
-        let drained = self.phase.since_finishing();
+        let drained = self.phase.since_began();
         unread(&watch.socket) == 0
             && drained >= linger
+            && age >= linger // since its last response, or since it was opened
             && (quiet >= linger || facts.received <= watch.mark || drained >= linger * 20)
     }
 

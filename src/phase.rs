@@ -13,7 +13,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 pub enum Phase {
     /// As usual.
     Serving,
-    /// The first message has come. All is served as before, but `/healthz` says 503 and connections are told to close.
+    /// The first message has come. All is served as before, but `/healthz` says 503 and connections are told to close. It
+    /// lasts for the drain delay, and for as long as requests are in flight that were when the message came.
     DrainDelay,
     /// New connections are ignored; what has arrived is answered.
     Finishing,
@@ -42,6 +43,7 @@ impl fmt::Display for Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Current {
     phase: AtomicU8,
+    began: OnceLock<Instant>,
     finishing: OnceLock<Instant>,
     renewing: AtomicBool,
     watchers: Mutex<Vec<Sender<Phase>>>,
@@ -54,6 +56,7 @@ impl Current {
 
     /// Goes on to `phase`; never back.
     pub(crate) fn advance(&self, phase: Phase) {
+        self.began.get_or_init(Instant::now);
         if phase >= Phase::Finishing {
             self.finishing.get_or_init(Instant::now);
         }
@@ -80,9 +83,19 @@ impl Current {
         self.renewing.load(Ordering::Acquire)
     }
 
-    /// For how long new connections have been ignored.
+    /// For how long the drain has lasted.
+    pub(crate) fn since_began(&self) -> Duration {
+        self.began.get().map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// For how long new connections have been kept out, or left to whoever has the socket next.
     pub(crate) fn since_finishing(&self) -> Duration {
         self.finishing.get().map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// Whether the drain has begun, and a request that arrived then was there before.
+    pub(crate) fn is_older(&self, arrived: Instant) -> bool {
+        self.began.get().is_some_and(|began| arrived <= *began)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -46,7 +46,7 @@ impl Report {
     fn phase_in_words(&self) -> String {
         match self.sources.phase.get() {
             phase if phase < Phase::Finishing => phase.to_string(),
-            phase => format!("{phase}, draining for {}", in_words(self.sources.phase.since_finishing())),
+            phase => format!("{phase}, draining for {}", in_words(self.sources.phase.since_began())),
         }
     }
 
@@ -57,7 +57,7 @@ impl Report {
             *match (glance.fate, glance.busy) {
                 (Fate::Ended { .. }, _) => &mut ended,
                 (_, true) => &mut busy,
-                (Fate::Closing { .. }, _) => &mut closing,
+                (Fate::Closing { .. } | Fate::HeardOut { .. }, _) => &mut closing,
                 (Fate::Open, _) => &mut idle,
             } += 1;
         }

@@ -473,6 +473,11 @@ impl Page {
         }
     }
 
+    /// Since when it is busy, or idle.
+    pub(crate) fn since(&self) -> Instant {
+        lock(&self.state).since
+    }
+
     /// Whether the kernel ignores its peer at the moment.
     pub(crate) fn is_held(&self) -> bool {
         lock(&self.state).held

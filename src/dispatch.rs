@@ -389,12 +389,18 @@ impl Dispatch {
 
     /// Ends a request in flight.
     fn finish(&self, page: &Arc<Page>, last: bool, closed_by_tiny_http: bool) -> Option<Turn> {
+        let arrived = page.since();
+        let finished = self.book.finish(page, last);
+        // Only after it is finished, lest the drain begin in between and wait for one that nobody tells it of.
         let concerns_the_drain = match self.phase.get() {
             Phase::Serving => false,
-            Phase::DrainDelay => self.phase.is_older(page.glance().since),
+            Phase::DrainDelay => self.phase.is_older(arrived),
             _ => true,
         };
-        match self.book.finish(page, last) {
+        if concerns_the_drain {
+            self.keeper.wake();
+        }
+        match finished {
             Finished::Next(raw) => return Some((Arc::clone(page), raw)),
             Finished::Idle => {}
             Finished::Closed(rest) => {
@@ -405,9 +411,6 @@ impl Dispatch {
                     self.book.forget(page);
                 }
             }
-        }
-        if concerns_the_drain {
-            self.keeper.wake();
         }
         None
     }

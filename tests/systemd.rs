@@ -2,9 +2,12 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[path = "load/client.rs"]
+mod client;
 mod common;
 
-use common::http::{Connection, Response};
+use client::{Load, Mode, Report, Running};
+use common::http::{self, Connection, Response};
 use common::{LIMIT, Speak as _, wait_until};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
@@ -417,4 +420,79 @@ fn a_reload_keeps_the_process_and_its_state() {
     assert_eq!(machine.show("MainPID,NRestarts"), before);
     machine.run("systemctl stop allout");
     assert_eq!(machine.show(ENDED), ENDED_WELL);
+}
+
+/// Until it has answered some more: so the load is under way.
+fn some_more(running: &Running) {
+    let answered = running.answered();
+    wait_until(LIMIT, "some answers", || running.answered() > answered + 64);
+}
+
+#[track_caller]
+fn assert_unnoticed(report: &Report) {
+    println!("{report}");
+    let counts = &report.counts;
+    let told: Vec<_> = counts.losses.iter().map(|loss| format!("\n  {loss}")).collect();
+    assert_eq!((counts.lost, counts.refused), (0, 0), "{report}{}", told.concat());
+    assert_eq!(counts.statuses.keys().copied().collect::<Vec<_>>(), [200], "{report}");
+}
+
+/// The load's threads are in the network of the thread that starts them: this one's, which is the machine's.
+fn load(mode: Mode, lasts: Duration) -> Running {
+    let load = Load { mode, lasts, retry: false, ..Load::new(HERE, 32) };
+    Running::start(load, None).expect("the clients start")
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn restarts_with_a_socket_of_systemd_are_not_noticed() {
+    // So many in so short a time are no loop here.
+    let machine = Machine::with_service("");
+    machine.add("allout.service", "[Unit]\nStartLimitIntervalSec=0");
+    machine.run("allout --systemd-unit=socket > /etc/systemd/system/allout.socket && systemctl daemon-reload");
+    machine.run("systemctl start allout.socket");
+    for mode in [Mode::KeepAlive, Mode::Close] {
+        let running = load(mode, Duration::from_secs(15));
+        for _ in 0..10 {
+            some_more(&running);
+            running.cause(|| machine.run("systemctl restart allout.service").clear());
+        }
+        assert_unnoticed(&running.finish(None));
+    }
+    // Nothing is left on the socket while nobody serves it: the next request starts the service.
+    machine.run("systemctl stop allout.service");
+    assert_eq!(get("/").status, 200);
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn reloads_are_not_noticed() {
+    for socket in [false, true] {
+        let machine = Machine::with_service("WatchdogSec=2s");
+        if socket {
+            machine.run("allout --systemd-unit=socket > /etc/systemd/system/allout.socket && systemctl daemon-reload");
+            machine.run("systemctl start allout.socket");
+        }
+        machine.run("systemctl start allout");
+        let before = machine.show("MainPID,NRestarts,ExecMainStartTimestampMonotonic");
+        let running = load(Mode::Close, Duration::from_secs(8));
+        for reload in 1..=10 {
+            some_more(&running);
+            running.cause(|| machine.run("systemctl reload allout").clear());
+            let serving = || machine.said("info").matches("listening on http://").count() == reload + 1;
+            wait_until(LIMIT, "the renewal", serving);
+        }
+        assert_unnoticed(&running.finish(None));
+        // Longer than the watchdog's patience.
+        std::thread::sleep(Duration::from_secs(3));
+        machine.wait_for("ActiveState,SubState", "ActiveState=active SubState=running");
+        assert_eq!(machine.show("MainPID,NRestarts,ExecMainStartTimestampMonotonic"), before);
+        assert_eq!(machine.said("warning"), "");
+        if socket {
+            // It is systemd's still: what comes after a stop is for the next instance.
+            machine.run("systemctl stop allout.service");
+            assert_eq!(get("/?user=next").text(), "hello, next");
+        }
+        machine.run("systemctl stop allout.service");
+    }
 }

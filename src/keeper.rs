@@ -147,8 +147,8 @@ struct Watch {
     told: bool,
     /// When it is next heeded while it is held, and for how long it is not.
     heeded: Option<(Instant, Duration)>,
-    /// It could not hear for a moment: what its client said then arrives when the client says it again.
-    was_deaf: bool,
+    /// Since when it hears, if it could not before: what its client said then arrives when the client says it again.
+    was_deaf: Option<Instant>,
 }
 
 impl Watch {
@@ -286,6 +286,7 @@ impl Keeper {
             if was_deaf {
                 let _ = ignore_arrivals(&found.socket, false); // it took the same option before
             }
+            let was_deaf = was_deaf.then(Instant::now);
             let cookie = found.cookie;
             let (page, socket) = self.book.adopt(found);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
@@ -566,8 +567,10 @@ impl Keeper {
     fn has_nothing_to_say(&self, watch: &Watch, age: Duration) -> bool {
         let Ok(facts) = tcp_facts(&*watch.socket) else { return true };
         let quiet = Duration::from_millis(u64::from(facts.quiet_ms)).min(age);
-        let linger = if watch.was_deaf { self.limits.linger.max(SAID_AGAIN) } else { self.limits.linger };
-        let drained = self.phase.since_began();
+        let (linger, drained) = match watch.was_deaf {
+            Some(since) => (self.limits.linger.max(SAID_AGAIN), since.elapsed()),
+            None => (self.limits.linger, self.phase.since_began()),
+        };
         unread(&watch.socket) == 0
             && drained >= linger
             && age >= linger // since its last response, or since it was opened

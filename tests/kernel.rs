@@ -232,9 +232,12 @@ fn unsafe_owner(number: RawFd) -> OwnedFd {
 mod sockopt {
     use std::os::fd::{AsFd, AsRawFd as _};
 
+    /// Of an integer.
+    const LENGTH: libc::socklen_t = 4;
+
     #[allow(unsafe_code, reason = "as above")]
     pub fn set_ip_minttl(socket: &impl AsFd, least: libc::c_int) {
-        let (fd, length) = (socket.as_fd().as_raw_fd(), size_of::<libc::c_int>() as libc::socklen_t);
+        let (fd, length) = (socket.as_fd().as_raw_fd(), LENGTH);
         // SAFETY: the kernel reads an integer.
         let done =
             unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_MINTTL, (&raw const least).cast(), length) };
@@ -243,7 +246,7 @@ mod sockopt {
 
     #[allow(unsafe_code, reason = "as above")]
     pub fn ip_minttl(socket: &impl AsFd) -> libc::c_int {
-        let (mut least, mut length) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        let (mut least, mut length) = (0, LENGTH);
         let fd = socket.as_fd().as_raw_fd();
         // SAFETY: the kernel writes an integer.
         let done = unsafe {

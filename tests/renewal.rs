@@ -25,7 +25,7 @@ impl Place {
         let place = std::env::temp_dir().join(format!("allout-renewal-{name}-{}", std::process::id()));
         fs::create_dir_all(&place).expect("a directory");
         let place = Place(place);
-        place.put(|path| drop(fs::copy(env!("CARGO_BIN_EXE_allout"), path).expect("a copy")));
+        place.put_copy(env!("CARGO_BIN_EXE_allout"));
         place
     }
 
@@ -38,6 +38,10 @@ impl Place {
         let next = self.0.join("next");
         make(&next);
         fs::rename(&next, self.binary()).expect("renaming");
+    }
+
+    fn put_copy(&self, of: &str) {
+        self.put(|path| assert!(fs::copy(of, path).expect("a copy") > 0));
     }
 
     fn put_script(&self, text: &str) {
@@ -121,7 +125,7 @@ fn the_next_image_is_the_binary_on_disk() {
     let place = Place::new("newer");
     let mut server = place.start(&[]);
     for _ in 0..3 {
-        place.put(|path| drop(fs::copy(env!("CARGO_BIN_EXE_allout"), path).expect("a copy")));
+        place.put_copy(env!("CARGO_BIN_EXE_allout"));
         let newer = fs::metadata(place.binary()).expect("it is there").ino();
         let running = || fs::metadata(format!("/proc/{}/exe", server.id())).expect("it runs").ino();
         assert_ne!(running(), newer);
@@ -141,7 +145,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     let good = fs::read(env!("CARGO_BIN_EXE_allout")).expect("it can be read");
     let half = &good[..good.len() / 2];
     let attempts: [(&str, &dyn Fn()); 6] = [
-        ("ends at once", &|| place.put(|path| drop(fs::copy("/bin/true", path).expect("a copy")))),
+        ("ends at once", &|| place.put_copy("/bin/true")),
         ("refuses its arguments", &|| place.put_script("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
         ("is none", &|| place.put_script("not a program\n")),
         ("is cut off", &|| place.put(|path| fs::write(path, half).expect("writing"))),
@@ -160,7 +164,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     let report = running.finish(None);
     assert_unnoticed(&report);
     // And then a good one.
-    place.put(|path| drop(fs::copy(env!("CARGO_BIN_EXE_allout"), path).expect("a copy")));
+    place.put_copy(env!("CARGO_BIN_EXE_allout"));
     renew(&server);
     assert_eq!(server.get("/").status, 200);
     server.signal(Signal::TERM);

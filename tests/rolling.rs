@@ -1,4 +1,4 @@
-//! A rolling restart behind HAProxy, with the configuration that the README shows: the client sees no error.
+//! A rolling restart behind a load balancer, with the configuration that the README shows: the client sees no error.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const ROUNDS: usize = 10;
 
-/// HAProxy, which ends with the test.
+/// The balancer, which ends with the test.
 struct Proxy(Child, std::path::PathBuf);
 
 impl Proxy {

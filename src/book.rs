@@ -30,7 +30,7 @@ use crate::phase::Current;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
-const HOLD_ABOVE: usize = 64;
+const HOLD_ABOVE: usize = 32;
 
 /// So many must wait that not even an acknowledgement is worth letting more of them in: what a connection can have sent
 /// by then is bounded.
@@ -41,7 +41,7 @@ const NEVER_RELEASE_ABOVE: usize = 2048;
 const MOST_WAITING: usize = 64 * 1024;
 
 /// As few must wait before it is told to go on: low enough that the two are not toggled for each request.
-const RELEASE_BELOW: usize = 16;
+const RELEASE_BELOW: usize = 8;
 
 /// Responses that may be written without asking whether the earlier ones were received. A new socket takes 16 KiB
 /// (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit, so 8 never block.

@@ -426,8 +426,9 @@ impl Keeper {
             self.strike(&mut watched, sighting, rounds);
         }
         rounds.gone_suspected = false;
-        if due {
-            self.book.forget_gone(now.checked_sub(REST).unwrap_or(now));
+        if sighting.is_some() && !rounds.exhausted {
+            // Whoever is there was found by this look; a page that it left without a socket is of one who has gone.
+            self.book.forget_gone(now.checked_sub(TICK).unwrap_or(now));
         }
         let mut starved = 0;
         for (cookie, watch) in &mut watched.by_cookie {

@@ -21,9 +21,9 @@ use crate::renewal;
 const BACKLOG: i32 = 1024;
 
 /// What the kernel takes of a connection before anybody reads it. It bounds how many pipelined requests can arrive at
-/// once, which `tiny_http` reads without any bound of its own, and queues before those of all others: some 300 of the
+/// once, which `tiny_http` reads without any bound of its own, and queues before those of all others: some 150 of the
 /// smallest, times as many clients as do so.
-const RECEIVE_BUFFER: usize = 8 * 1024;
+const RECEIVE_BUFFER: usize = 4 * 1024;
 
 /// The same while a body is read: it is read as fast as somebody takes it, and no faster. An upload over a line of 20 ms
 /// gets 3 MB/s; more would need the window scaling that a small buffer at the start rules out.

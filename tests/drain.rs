@@ -15,6 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// One load at a time: what is measured is the server under its clients, not under those of the next test.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 const RUNS: usize = 3;
 
 /// What a machine that is busy with something else may add to any period.
@@ -64,32 +70,38 @@ fn loses_nothing(args: &[&str], clients: usize, mode: Mode, slow_share: u64) {
 
 #[test]
 fn sigterm_loses_nothing_of_kept_connections() {
+    let _alone = alone();
     loses_nothing(&[], 32, Mode::KeepAlive, 0);
 }
 
 #[test]
 fn sigterm_loses_nothing_of_a_connection_for_each_request() {
+    let _alone = alone();
     loses_nothing(&[], 32, Mode::Close, 0);
 }
 
 #[test]
 fn sigterm_loses_nothing_of_pipelined_requests() {
+    let _alone = alone();
     loses_nothing(&[], 32, Mode::Pipeline(4), 0);
 }
 
 #[test]
 fn sigterm_loses_nothing_of_a_mix_with_slow_requests() {
+    let _alone = alone();
     loses_nothing(&["--timeout-delay", "300ms"], 32, Mode::KeepAlive, 10);
     loses_nothing(&["--timeout-delay", "300ms"], 32, Mode::Close, 10);
 }
 
 #[test]
 fn sigterm_loses_nothing_of_many_clients() {
+    let _alone = alone();
     loses_nothing(&[], 256, Mode::KeepAlive, 0);
 }
 
 #[test]
 fn sigterm_loses_nothing_while_the_cores_are_busy() {
+    let _alone = alone();
     let stop = Arc::new(AtomicBool::new(false));
     let cores = thread::available_parallelism().map_or(2, usize::from);
     let spinners: Vec<_> = (0..cores)
@@ -113,6 +125,7 @@ fn sigterm_loses_nothing_while_the_cores_are_busy() {
 
 #[test]
 fn what_was_pipelined_before_the_drain_is_answered() {
+    let _alone = alone();
     for _ in 0..RUNS {
         let server = Allout::new().start();
         let load = load(&server, 16, Mode::Pipeline(4));
@@ -124,6 +137,7 @@ fn what_was_pipelined_before_the_drain_is_answered() {
 
 #[test]
 fn pipelined_behind_a_slow_request_is_answered_too() {
+    let _alone = alone();
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut connection = server.connect();
     let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: allout.test\r\n\r\n");
@@ -142,6 +156,7 @@ fn pipelined_behind_a_slow_request_is_answered_too() {
 
 #[test]
 fn a_drain_delay_loses_nothing_and_refuses_nobody_meanwhile() {
+    let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close] {
         let delay = Duration::from_secs(1);
         let server = Allout::new().args(["--drain-delay", "1s"]).start();
@@ -166,6 +181,7 @@ fn a_drain_delay_loses_nothing_and_refuses_nobody_meanwhile() {
 
 #[test]
 fn the_end_of_a_drain_delay_loses_nothing() {
+    let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close, Mode::Pipeline(4)] {
         let server = Allout::new().args(["--drain-delay", "300ms"]).start();
         let load = load(&server, 32, mode);
@@ -176,6 +192,7 @@ fn the_end_of_a_drain_delay_loses_nothing() {
 
 #[test]
 fn shutdown_loses_nothing_its_own_response_included() {
+    let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close, Mode::Pipeline(4)] {
         let server = Allout::new().start();
         let load = load(&server, 32, mode);
@@ -190,6 +207,7 @@ fn shutdown_loses_nothing_its_own_response_included() {
 
 #[test]
 fn every_client_may_ask_for_the_shutdown_at_once() {
+    let _alone = alone();
     let server = Allout::new().start();
     let load = Load { slow_share: 2, slow_path: "/shutdown".to_owned(), ..load(&server, 32, Mode::KeepAlive) };
     let running = Running::start(load, Some(server.id())).expect("the clients start");
@@ -203,6 +221,7 @@ fn every_client_may_ask_for_the_shutdown_at_once() {
 
 #[test]
 fn an_exit_right_after_the_start_loses_nothing() {
+    let _alone = alone();
     for _ in 0..RUNS {
         let server = Allout::new().start();
         let running = Running::start(load(&server, 32, Mode::KeepAlive), Some(server.id())).expect("the clients start");
@@ -217,6 +236,7 @@ fn an_exit_right_after_the_start_loses_nothing() {
 
 #[test]
 fn idle_connections_do_not_delay_the_exit_after_the_last_response() {
+    let _alone = alone();
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut idle: Vec<_> = (0..200)
         .map(|_| {
@@ -241,6 +261,7 @@ fn idle_connections_do_not_delay_the_exit_after_the_last_response() {
 
 #[test]
 fn a_request_on_an_idle_connection_within_the_linger_is_answered() {
+    let _alone = alone();
     let mut server = Allout::new().args(["--linger", "10s"]).start();
     let mut idle: Vec<_> = (0..8)
         .map(|_| {

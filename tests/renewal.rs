@@ -15,6 +15,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// One load at a time: what is measured is the server under its clients, not under those of the next test.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 const SERVES: &str = "listening on http://";
 
 /// A place for a binary that may be replaced; it goes with the test.
@@ -88,6 +94,7 @@ fn load(server: &Serving, mode: Mode) -> Load {
 
 #[test]
 fn renewals_under_load_are_not_noticed() {
+    let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close, Mode::Pipeline(4)] {
         let mut server = Allout::new().start();
         let running = Running::start(load(&server, mode), Some(server.id())).expect("the clients start");
@@ -106,6 +113,7 @@ fn renewals_under_load_are_not_noticed() {
 
 #[test]
 fn a_renewal_lets_slow_requests_finish() {
+    let _alone = alone();
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut slow = server.connect();
     slow.request("GET", "/timeout");
@@ -122,6 +130,7 @@ fn a_renewal_lets_slow_requests_finish() {
 
 #[test]
 fn the_next_image_is_the_binary_on_disk() {
+    let _alone = alone();
     let place = Place::new("newer");
     let mut server = place.start(&[]);
     for _ in 0..3 {
@@ -139,6 +148,7 @@ fn the_next_image_is_the_binary_on_disk() {
 
 #[test]
 fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
+    let _alone = alone();
     let place = Place::new("broken");
     let mut server = place.start(&[]);
     let running = Running::start(load(&server, Mode::KeepAlive), Some(server.id())).expect("the clients start");
@@ -173,6 +183,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
 
 #[test]
 fn a_binary_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it() {
+    let _alone = alone();
     let place = Place::new("hangs");
     let mut server = place.start(&[]);
     place.put_script("#!/bin/sh\nexec sleep 60\n");
@@ -184,6 +195,7 @@ fn a_binary_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it() {
 
 #[test]
 fn hangups_in_quick_succession_are_one_renewal_or_more_and_never_the_end() {
+    let _alone = alone();
     let mut server = Allout::new().start();
     let running = Running::start(load(&server, Mode::Close), Some(server.id())).expect("the clients start");
     for _ in 0..200 {
@@ -215,6 +227,7 @@ fn wear_out(server: &Serving, how_many: usize) {
 
 #[test]
 fn a_worn_engine_is_renewed_and_at_most_once_a_minute() {
+    let _alone = alone();
     // The fewest that make it worn.
     let mut server = Allout::new().args(["--max-connections", "64"]).start();
     let pid = server.id();

@@ -1,8 +1,8 @@
 //! The listener: receives requests from tiny_http, and answers or passes on each.
 //!
-//! It takes all that has arrived before it answers the next, so that requests which wait are seen where they wait: on
-//! their connection's page, one turn for each connection. It blocks only when nothing has arrived and nobody's turn is
-//! left; while requests come quickly it is never woken, because it never sleeps.
+//! It takes what has arrived, up to [`AT_ONCE`], before it answers the next, so that requests which wait are seen where
+//! they wait: on their connection's page, one turn for each connection. It blocks only when nothing has arrived and
+//! nobody's turn is left; where requests come quickly it waits awake for a moment first (see [`Pause`]).
 //!
 //! When tiny_http stops accepting (see [`engine`](crate::engine)), the listener starts it anew on the same socket. What
 //! the old one still has is received by a thread of its own, which the listener owns and joins.

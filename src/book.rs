@@ -18,7 +18,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -36,9 +36,9 @@ const HOLD_ABOVE: usize = 32;
 /// by then is bounded.
 const NEVER_RELEASE_ABOVE: usize = 2048;
 
-/// Requests that may wait on all pages together, at some 600 bytes each, before connections that have more than
-/// [`HOLD_ABOVE`] are ended.
-const MOST_WAITING: usize = 64 * 1024;
+/// Requests that may wait on all pages together, at some 2 KiB each (tiny_http makes two channels for every one), before
+/// connections that have more than [`HOLD_ABOVE`] are ended.
+const MOST_WAITING: usize = 32 * 1024;
 
 /// As few must wait before it is told to go on: low enough that the two are not toggled for each request.
 const RELEASE_BELOW: usize = 8;
@@ -97,6 +97,10 @@ pub(crate) struct Book {
     pages: Mutex<HashMap<SocketAddr, Arc<Page>>>,
     in_flight: AtomicUsize,
     waiting: AtomicUsize,
+    /// The keeper alone says when a connection that is held is heeded again; see [`flood`](crate::flood).
+    flood: AtomicBool,
+    /// The listener sleeps: tiny_http's queue is empty.
+    all_taken_in: AtomicBool,
     pub(crate) counts: Counts,
 }
 
@@ -108,6 +112,8 @@ pub(crate) struct Page {
     /// Bytes of all requests that have arrived, as far as can be told, and of bodies that were read. What tiny_http has
     /// taken from the socket beyond it is on its way; as long as this grows, that is no endless line.
     progress: AtomicU64,
+    /// Requests that have arrived.
+    requests: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -166,7 +172,7 @@ pub(crate) enum Admission {
     /// It waits, as too many others of its connection do, whose socket is not known yet.
     Floods(Arc<Page>),
     /// Nothing on this connection is handled any more.
-    Discard(tiny_http::Request),
+    Discard { page: Option<Arc<Page>>, request: tiny_http::Request },
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -178,7 +184,7 @@ impl Book {
     /// Takes in a request.
     pub(crate) fn admit(&self, request: tiny_http::Request) -> Admission {
         let Some(peer) = request.remote_addr().copied() else {
-            return Admission::Discard(request); // no internet socket: not one that we listen on
+            return Admission::Discard { page: None, request }; // no internet socket: not one that we listen on
         };
         let mut fresh = false;
         let page = {
@@ -190,10 +196,11 @@ impl Book {
             }))
         };
         page.progress.fetch_add(length_of(&request), Ordering::Relaxed);
+        page.requests.fetch_add(1, Ordering::Relaxed);
         let mut state = lock(&page.state);
         if !state.fate.is_to_be_answered() {
-            self.counts.discarded.fetch_add(1, Ordering::Relaxed);
-            return Admission::Discard(request);
+            drop(state);
+            return Admission::Discard { page: Some(page), request };
         }
         if state.busy {
             state.waiting.push_back(request);
@@ -240,8 +247,8 @@ impl Book {
         match state.waiting.pop_front() {
             Some(next) => {
                 state.take(&next);
-                if state.held && state.waiting.len() < RELEASE_BELOW {
-                    state.release();
+                if !self.flood.load(Ordering::Relaxed) {
+                    state.release_if_few_wait();
                 }
                 drop(state);
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -320,6 +327,20 @@ impl Book {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Says whether requests are sent faster than they are taken in.
+    pub(crate) fn set_flood(&self, on: bool) {
+        self.flood.store(on, Ordering::Relaxed);
+    }
+
+    /// Says that tiny_http's queue is empty, or may not be.
+    pub(crate) fn set_all_taken_in(&self, yes: bool) {
+        self.all_taken_in.store(yes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_all_taken_in(&self) -> bool {
+        self.all_taken_in.load(Ordering::Relaxed)
+    }
+
     /// Open connections, as far as they are known.
     pub(crate) fn connections(&self) -> usize {
         lock(&self.pages).len()
@@ -376,6 +397,7 @@ impl Page {
             peer,
             opened: now,
             progress: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             state: Mutex::new(State {
                 socket,
                 busy: false,
@@ -394,6 +416,11 @@ impl Page {
         lock(&self.state).socket.clone()
     }
 
+    /// Whether the kernel is done with it, as far as is known: its peer may be another connection's by now.
+    pub(crate) fn is_over(&self) -> bool {
+        self.socket().is_none_or(|socket| tcp_facts(&*socket).is_ok_and(|facts| facts.closed))
+    }
+
     pub(crate) fn glance(&self) -> Glance {
         let state = lock(&self.state);
         Glance {
@@ -405,13 +432,20 @@ impl Page {
         }
     }
 
-    /// Whether nothing more of this connection is known to be on its way: no request waits, no byte is unread.
-    pub(crate) fn is_last_in_line(&self) -> bool {
-        let (none_waits, socket) = {
-            let state = lock(&self.state);
-            (state.waiting.is_empty(), state.socket.clone())
-        };
-        none_waits && socket.is_none_or(|socket| unread(&socket) == 0)
+    /// Whether nothing more of this connection is on its way, so that the response in hand may be its last: no request
+    /// waits, no byte is unread, and none is with tiny_http, which reads ahead.
+    ///
+    /// For the last, what the kernel has received is compared with what has come of it. Of a client that writes its
+    /// headers in an unusual way (two blanks behind a colon) the two never match: with `settled`, they need not.
+    pub(crate) fn is_last_in_line(&self, socket: &OwnedFd, settled: bool) -> bool {
+        if !lock(&self.state).waiting.is_empty() || unread(socket) > 0 {
+            return false;
+        }
+        settled
+            || tcp_facts(socket).is_ok_and(|facts| {
+                let end = u64::from(facts.peer_left); // the end of the stream counts as a byte
+                facts.received.saturating_sub(end) <= self.progress()
+            })
     }
 
     /// Whether a small response can be written now without any risk of having to wait for the client.
@@ -442,6 +476,11 @@ impl Page {
         if state.held && state.waiting.len() <= NEVER_RELEASE_ABOVE {
             state.release();
         }
+    }
+
+    /// Heeds a peer again that was ignored, if what waits has become little.
+    pub(crate) fn release_if_few_wait(&self) {
+        lock(&self.state).release_if_few_wait();
     }
 
     /// Has the kernel ignore a peer for a while that sends faster than its requests are taken in.
@@ -500,6 +539,11 @@ impl Page {
     /// How far it has come; see the field.
     pub(crate) fn progress(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)
+    }
+
+    /// How many requests have arrived.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Whether the request in flight has been told that its time is over.
@@ -574,6 +618,12 @@ impl State {
             if self.held {
                 counts.held.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    fn release_if_few_wait(&mut self) {
+        if self.held && self.waiting.len() < RELEASE_BELOW {
+            self.release();
         }
     }
 

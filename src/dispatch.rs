@@ -152,7 +152,16 @@ thread_local! {
 impl Dispatch {
     /// Takes in a request that has arrived.
     pub(crate) fn arrive(&self, raw: tiny_http::Request, ready: &mut Ready) {
-        match self.book.admit(raw) {
+        let admission = match self.book.admit(raw) {
+            // A client may come back from the port of a connection that we have ended, before anybody looked.
+            Admission::Discard { page: Some(page), request }
+                if page.is_over() && self.keeper.finds_successor(&page) =>
+            {
+                self.book.admit(request)
+            }
+            admission => admission,
+        };
+        match admission {
             Admission::Serve { page, request, fresh } => {
                 if fresh {
                     self.keeper.wake_if_resting();
@@ -165,7 +174,10 @@ impl Dispatch {
                 self.keeper.look_now();
                 page.hold(&self.book.counts);
             }
-            Admission::Discard(raw) => self.discard(raw, None),
+            Admission::Discard { request, .. } => {
+                self.book.counts.discarded.fetch_add(1, Ordering::Relaxed);
+                self.discard(request, None);
+            }
         }
     }
 
@@ -313,8 +325,7 @@ impl Dispatch {
                 reply = self.broken_body(&page);
             }
         }
-        let draining = self.phase.is_draining() && page.is_last_in_line();
-        let close = last || unread || request.head.last || draining;
+        let close = last || unread || request.head.last || self.is_last_of_drain(&page);
         let (status, in_memory, left) = (reply.status(), reply.body().is_some(), request.left());
         let (head, method) = (request.head, method_name(request.raw().method()));
         let version = request.raw().http_version().clone();
@@ -369,6 +380,16 @@ impl Dispatch {
             watcher(&answered);
         }
         self.finish(&page, close || sent.is_err(), head.tiny_http_stops)
+    }
+
+    /// Whether a drain wants this response to be the last of its connection.
+    fn is_last_of_drain(&self, page: &Arc<Page>) -> bool {
+        /// By when all that had arrived at the drain's beginning has been received from tiny_http, however busy the cores.
+        const SETTLED: Duration = Duration::from_millis(50);
+        self.phase.is_draining()
+            && self
+                .socket_of(page)
+                .is_none_or(|socket| page.is_last_in_line(&socket, self.phase.since_began() > SETTLED))
     }
 
     /// Sees to it that the body is out of the way of the next request; false if it is not, and the connection must be

@@ -41,6 +41,7 @@ use socket2::SockRef;
 use crate::book::{Book, Ended, Fate, Page, unread};
 use crate::crew::{Ask, Stopper};
 use crate::descriptors::{self, Sighting, ignore_arrivals, ignores_arrivals, signal_this_thread, tcp_facts};
+use crate::flood::{self, Flood, Flow, Seen};
 use crate::gate::Gate;
 use crate::http::leftover;
 use crate::http::rules;
@@ -58,9 +59,9 @@ const REST: Duration = Duration::from_millis(500);
 /// More bytes than any head may have: the longest target, the longest headers, and as much again for line ends and for
 /// what a client had already sent of its next request.
 const LONGEST_HEAD: u64 = 2 * (rules::LONGEST_TARGET + rules::LONGEST_HEADERS) as u64;
-/// More bytes of a connection than may be on their way through tiny_http. Beyond it, requests are sent faster than they
-/// are taken in: clients that do so have its queue to themselves, and its lock.
-const FLOOD: u64 = 8 * 1024;
+/// How often while clients send more than is taken in: each of them can put a hundred requests into tiny_http's queue in
+/// that time.
+const FLOOD_TICK: Duration = Duration::from_millis(2);
 /// How long a client may take to read a response and close, after the last one of its connection; then the connection
 /// is shut down. RFC 9112, section 9.6, wants a server to wait for it; nginx waits as long between two looks
 /// (`lingering_timeout` 5 s, of `lingering_time` 30 s at most).
@@ -75,8 +76,6 @@ const SAID_AGAIN: Duration = Duration::from_millis(700);
 const HANDSHAKE: Duration = Duration::from_millis(250);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
-/// The longest time for which a connection that is held is not heeded.
-const LONGEST_HOLD: Duration = Duration::from_secs(16);
 /// Events taken from the kernel in one call.
 const EVENTS: usize = 256;
 /// Rescues in one look; each costs one short connection.
@@ -127,6 +126,8 @@ struct Watched {
     own: HashSet<RawFd>,
     /// Sockets that tiny_http will never let go of.
     lost: HashSet<u64>,
+    /// When a successor was last searched in vain.
+    searched: Option<Instant>,
 }
 
 /// One socket under watch.
@@ -135,38 +136,16 @@ struct Watch {
     socket: Arc<OwnedFd>,
     /// Bytes that tiny_http had taken when the last request, or the last byte of a body, was seen to have arrived.
     mark: u64,
-    /// Bytes that it had taken at the last look, and what had come of them.
-    taken: u64,
+    /// What had come of them by then.
     progress: u64,
-    /// Bytes of which nothing had come yet: requests in tiny_http's queue, mostly. Not exact: nobody tells what the
-    /// framing took.
-    on_its_way: u64,
+    /// What is on its way of it.
+    flow: Flow,
     /// Whether bytes waited at the last look, and none was ever read.
     starving: bool,
     /// The request in flight has been told that its time is over.
     told: bool,
-    /// When it is next heeded while it is held, and for how long it is not.
-    heeded: Option<(Instant, Duration)>,
     /// Since when it hears, if it could not before: what its client said then arrives when the client says it again.
     was_deaf: Option<Instant>,
-}
-
-impl Watch {
-    /// Whether a connection that is held should be heeded for a moment: its client may have begun to read, and what the
-    /// kernel ignores is also what says so. Each time after twice as long, for all that comes in then must be kept.
-    fn is_to_be_heeded(&mut self, now: Instant) -> bool {
-        if !self.page.is_held() {
-            self.heeded = None;
-            return false;
-        }
-        let (next, gap) = *self.heeded.get_or_insert((now + REST, REST));
-        if now < next {
-            return false;
-        }
-        let gap = (gap * 2).min(LONGEST_HOLD);
-        self.heeded = Some((now + gap, gap));
-        true
-    }
 }
 
 /// A request that is over, and not dropped yet, because its client may still be sending the body.
@@ -273,6 +252,20 @@ impl Keeper {
         self.look_through(&mut lock(&self.watched));
     }
 
+    /// Whether a page has a successor: another connection of the same peer. Seldom asked in vain, lest those who send much
+    /// to connections that are over make everybody wait.
+    pub(crate) fn finds_successor(&self, page: &Arc<Page>) -> bool {
+        const SELDOM: Duration = Duration::from_millis(10); // a look takes one at most, with a thousand connections
+        let mut watched = lock(&self.watched);
+        if watched.searched.is_some_and(|searched| searched.elapsed() < SELDOM) {
+            return false;
+        }
+        self.look_through(&mut watched);
+        let found = self.book.page(page.peer).is_some_and(|other| !Arc::ptr_eq(&other, page));
+        watched.searched = (!found).then(Instant::now);
+        found
+    }
+
     fn look_through(&self, watched: &mut Watched) -> Sighting {
         let mut sighting = descriptors::look(
             self.gate.address(),
@@ -297,12 +290,10 @@ impl Keeper {
                 page,
                 socket,
                 mark: 0,
-                taken: 0,
                 progress: 0,
-                on_its_way: 0,
+                flow: Flow::default(),
                 starving: false,
                 told: false,
-                heeded: None,
                 was_deaf,
             };
             watched.by_cookie.insert(cookie, watch);
@@ -332,6 +323,10 @@ impl Keeper {
             self.looks.store(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         bell.hang_up(self.gate.listener());
+        // The kernel would go on ignoring that their clients have left, long after we have.
+        for watch in lock(&self.watched).by_cookie.values() {
+            watch.page.release();
+        }
         // Nobody else drops these.
         for parting in lock(&self.partings).drain(..) {
             parting.drop_it();
@@ -344,6 +339,7 @@ impl Keeper {
         let ticking = awake || self.phase.get() >= Phase::Finishing;
         let limit = match (brisk, ticking) {
             (true, _) => Some(DRAIN_TICK),
+            (false, true) if rounds.flood.is_on() => Some(FLOOD_TICK),
             (false, true) => Some(TICK),
             (false, false) if self.book.connections() > 0 || self.gate.is_closed() => Some(REST),
             // The bell is hung before the last look, so that no connection comes unnoticed between the two.
@@ -432,16 +428,31 @@ impl Keeper {
         }
         let mut starved = 0;
         for (cookie, watch) in &mut watched.by_cookie {
-            let is_active = active.contains(cookie);
-            if is_active || watch.starving || watch.on_its_way > 0 {
+            if active.contains(cookie) || watch.starving || watch.flow.is_moving() {
                 again |= self.look_at_bytes(watch, &mut starved);
             }
-            if due && watch.on_its_way <= FLOOD && watch.is_to_be_heeded(now) {
+        }
+        let on_their_way = watched.by_cookie.values().map(|watch| watch.flow.requests()).sum();
+        let flood = rounds.flood.goes_on(now, on_their_way);
+        self.book.set_flood(flood);
+        for (cookie, watch) in &mut watched.by_cookie {
+            let is_active = active.contains(cookie);
+            if flood && watch.flow.is_too_much() {
+                watch.page.hold(&self.book.counts);
+            }
+            if due && watch.flow.is_to_be_heeded(watch.page.is_held(), now, draining) {
                 watch.page.release();
             }
             if is_active || due {
                 rounds.gone_suspected |= self.look_at_time(watch, now, draining);
             }
+        }
+        if flood {
+            flood::let_in(
+                watched.by_cookie.values_mut().map(|watch| (&mut watch.flow, &*watch.page)),
+                now,
+                on_their_way,
+            );
         }
         drop(watched);
         self.rescue(starved);
@@ -461,7 +472,7 @@ impl Keeper {
     /// Takes sockets that tiny_http has let go of off the watch, and off the book.
     fn strike(&self, watched: &mut Watched, sighting: &Sighting, rounds: &mut Rounds) {
         let now = Instant::now();
-        let Watched { by_cookie, own, lost } = watched;
+        let Watched { by_cookie, own, lost, .. } = watched;
         by_cookie.retain(|cookie, watch| {
             let held = sighting.cookies.contains(cookie);
             let given_up = held
@@ -501,12 +512,8 @@ impl Keeper {
         // may be as endless.
         let progress = watch.page.progress();
         let taken = facts.received.saturating_sub(waiting);
-        let came = taken.saturating_sub(std::mem::replace(&mut watch.taken, taken));
-        let grown = progress.saturating_sub(watch.progress);
-        watch.on_its_way = if came == 0 && grown == 0 { 0 } else { (watch.on_its_way + came).saturating_sub(grown) };
-        if watch.on_its_way > FLOOD {
-            watch.page.hold(&self.book.counts);
-        }
+        let seen = Seen { taken, arrived: progress, requests: watch.page.requests() };
+        watch.flow.look(seen, self.book.is_all_taken_in());
         if std::mem::replace(&mut watch.progress, progress) != progress {
             watch.mark = taken;
         } else if taken.saturating_sub(watch.mark) > LONGEST_HEAD && watch.page.glance().fate == Fate::Open {
@@ -754,6 +761,7 @@ struct Rounds {
     next_eviction: Option<Instant>,
     brisk_until: Option<Instant>,
     short: bool,
+    flood: Flood,
     /// The bell is hung: a new connection rings it.
     belled: bool,
     woken: bool,

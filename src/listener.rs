@@ -224,7 +224,10 @@ impl Listener {
                 continue;
             }
             let asleep = Instant::now();
-            match server.recv() {
+            self.dispatch.book.set_all_taken_in(true);
+            let received = server.recv();
+            self.dispatch.book.set_all_taken_in(false);
+            match received {
                 Ok(request) => self.dispatch.arrive(request, ready),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.
                 Err(error) if error.raw_os_error().is_none() => {}

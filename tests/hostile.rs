@@ -10,7 +10,7 @@ mod common;
 use common::{Allout, Builder, LIMIT, Serving, Speak as _, http::Connection, wait_until};
 use rustix::process::Signal;
 use std::io::Write as _;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -129,6 +129,14 @@ fn silent_and_trickling_clients_are_closed_in_time_and_hurt_nobody() {
     assert_sound(server);
 }
 
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Streams without end, over new connections when one is closed, until told to stop. Says how often it was closed.
 fn stream_without_end(server: &Serving, prefix: &str, stop: &AtomicBool) -> usize {
     let junk = vec![b'1'; 64 * 1024];
@@ -150,6 +158,7 @@ fn assert_endless_lines_are_bounded(prefix: &str) {
     let server = allout().args(["--timeout-delay", "3s"]).start();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let told = StopOnDrop(&stop); // also if something below fails
         let streams: Vec<_> = (0..8).map(|_| scope.spawn(|| stream_without_end(&server, prefix, &stop))).collect();
         let until = Instant::now() + Duration::from_secs(2);
         let mut most = 0;
@@ -157,7 +166,7 @@ fn assert_endless_lines_are_bounded(prefix: &str) {
             most = most.max(server.resident());
             assert_others(&server, 2);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(told);
         let closed: usize = streams.into_iter().map(|s| s.join().expect("nothing in it panics")).sum();
         assert!(closed > 8, "endless lines were closed {closed} times");
         assert!(most < 96 * 1024, "{most} KiB resident");
@@ -283,6 +292,54 @@ fn clients_that_never_read_hurt_nobody_and_are_closed_in_time() {
     assert_sound(server);
 }
 
+/// How often clients have been held back so far.
+fn held(server: &Serving) -> u64 {
+    let metrics = server.get("/metrics").text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("allout_connections_held_total "));
+    line.and_then(|number| number.trim().parse().ok()).expect("the metric is there")
+}
+
+#[test]
+fn a_drain_does_not_wait_for_clients_that_were_held_back_and_have_left() {
+    let mut server = allout().start();
+    let flood = GET.repeat(2000);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            let stream = server.connect().stream().try_clone().expect("a descriptor is left");
+            let flood = &flood;
+            scope.spawn(move || {
+                stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a socket takes a timeout");
+                while (&stream).write_all(flood.as_bytes()).is_ok() {}
+            });
+        }
+    });
+    assert!(held(&server) > 0, "16 clients that never read are held back");
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn long_heads_are_not_held_back_however_many_come_at_once() {
+    let server = allout().start();
+    let lines = format!("X-Long: {}\r\n", "a".repeat(15 * 1024)).repeat(4);
+    let long = format!("GET / HTTP/1.1\r\nHost: allout.test\r\n{lines}\r\n");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let mut connection = server.connect();
+                    connection.say(&long);
+                    assert_eq!(connection.hear("GET").status, 200);
+                    connection.say(&long);
+                    assert_eq!(connection.hear("GET").status, 200);
+                }
+            });
+        }
+    });
+    assert_eq!(held(&server), 0, "a long head is no flood");
+    assert_sound(server);
+}
+
 fn all_slow_at_once(number: usize, within: Duration) {
     let server = allout().args(["--timeout-delay", "1s"]).start();
     let mut slow = connections(&server, number);
@@ -369,6 +426,33 @@ fn announce(server: &Serving, times: usize) {
 fn reset(connection: &Connection) {
     let linger = socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO));
     linger.expect("a socket takes a linger");
+}
+
+#[test]
+fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answered() {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let server = allout().start();
+    let from_port = |port: u16| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
+        socket.set_reuse_address(true).expect("a socket takes the option");
+        socket.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], port)))).expect("the port is ours");
+        socket.connect(&SockAddr::from(server.addr)).expect("the server is there");
+        Connection::over(TcpStream::from(socket))
+    };
+    let mut port = 0;
+    for _ in 0..10 {
+        let mut refused = from_port(port);
+        port = refused.stream().local_addr().expect("it is bound").port();
+        refused.say("GET / HTTP/1.1\r\n\r\n");
+        assert_eq!(refused.hear("GET").status, 400);
+        reset(&refused);
+        drop(refused);
+        let mut back = from_port(port);
+        back.say(GET);
+        assert_eq!(back.hear("GET").status, 200);
+        reset(&back);
+    }
+    assert_sound(server);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the printed unit serves.
@@ -24,10 +25,15 @@ const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr
 struct Machine {
     unshare: Child,
     init: u32,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One machine at a time: two systemds have the same control groups, and remove each other's.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Machine {
     fn boot() -> Machine {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let program = PathBuf::from(env!("CARGO_BIN_EXE_allout"));
         let faulty = program.with_file_name("examples").join("faulty");
         let mut command = Command::new("unshare");
@@ -42,7 +48,7 @@ impl Machine {
             init = fs::read_to_string(&path).ok().and_then(|pids| pids.trim().parse().ok()).unwrap_or(0);
             init != 0 && fs::read_to_string(format!("/proc/{init}/comm")).is_ok_and(|name| name.trim() == "systemd")
         });
-        let machine = Machine { unshare, init };
+        let machine = Machine { unshare, init, _alone: alone };
         wait_until(LIMIT, "systemd to be up", || machine.try_run("systemctl is-active quiet.target").status.success());
         let network = File::open(format!("/proc/{init}/ns/net")).expect("systemd has a network");
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).expect("a thread can move");

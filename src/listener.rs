@@ -240,13 +240,15 @@ impl Listener {
 
 /// Whether to wait for the next request awake or asleep.
 ///
-/// To be put to sleep and woken costs more than to answer. Under load the threads that have a request in hand only wait
-/// for a core, so the listener yields its own, and again for as long as requests have been coming in quick succession;
-/// where they come seldom it never waits awake, so that nothing is burnt for a request now and then.
+/// To be put to sleep and woken costs more than to answer one request, so where requests come one by one in quick
+/// succession, the listener waits awake for the next. Where they come seldom it does not, so that nothing is burnt for a
+/// request now and then; nor where they come in crowds: one sleep costs a crowd next to nothing, and the threads that
+/// bring the next one need the core.
 #[derive(Default)]
 struct Pause {
     since: Option<Instant>,
     brisk: bool,
+    answered: usize,
 }
 
 /// How long to wait awake: about what a sleep and a wake-up cost, so that waiting in vain costs twice as much at most.
@@ -255,10 +257,16 @@ const AWAKE: Duration = Duration::from_micros(50);
 /// A sleep that was shorter than this shows that requests come in quick succession.
 const SHORT_SLEEP: Duration = Duration::from_micros(200);
 
+/// As many answers from one pause to the next show that they come in crowds.
+const CROWD: usize = 8;
+
 impl Pause {
-    /// Something came.
+    /// One was answered.
     fn over(&mut self) {
-        self.since = None;
+        if self.since.take().is_some() {
+            self.answered = 0;
+        }
+        self.answered += 1;
     }
 
     /// Whether to yield and look again, rather than to sleep.
@@ -268,12 +276,11 @@ impl Pause {
                 self.since = Some(Instant::now());
                 true // once in any case: it costs next to nothing
             }
-            Some(since) => self.brisk && since.elapsed() < AWAKE,
+            Some(since) => self.brisk && self.answered < CROWD && since.elapsed() < AWAKE,
         }
     }
 
     fn slept(&mut self, span: Duration) {
-        self.since = None;
         self.brisk = span < SHORT_SLEEP;
     }
 }

@@ -256,8 +256,12 @@ impl Book {
             }
             None => {
                 state.busy = false;
+                // What one long target or one long pipeline took must not stay with an idle connection.
                 if state.line.capacity() > 256 {
-                    state.line = String::new(); // one long target must not stay with an idle connection
+                    state.line = String::new();
+                }
+                if state.waiting.capacity() > RELEASE_BELOW {
+                    state.waiting = VecDeque::new();
                 }
                 drop(state);
                 self.in_flight.fetch_sub(1, Ordering::Release);

@@ -18,10 +18,21 @@ G=127.0.0.1:18089
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 
-up() { # ADDRESS: waits until it answers
-    for _ in $(seq 500); do curl -so /dev/null "http://$1/healthz" && return; sleep 0.01; done
+ask() { # ADDRESS: opens a connection, asks, and waits for the first line of the answer; the connection is $fd
+    { exec {fd}<>"/dev/tcp/${1%:*}/${1#*:}"; } 2>/dev/null || return
+    printf 'GET /healthz HTTP/1.1\r\nHost: %s\r\n\r\n' "$1" >&"$fd"
+    read -r -t 5 -u "$fd" _ && return
+    exec {fd}>&-; return 1
+}
+up() { # ADDRESS: waits until it answers, without a pause: what is measured is less than one
+    for _ in $(seq 20000); do if ask "$1"; then exec {fd}>&-; return; fi; done
     echo "$1 does not answer" >&2; exit 1
 }
+held=()
+hold() { # ADDRESS NUMBER: connections that have asked once, and stay open
+    for _ in $(seq "$2"); do ask "$1"; held+=("$fd"); done
+}
+let_go() { for fd in "${held[@]}"; do exec {fd}>&-; done; held=(); }
 start() { # allout|go: starts one, and leaves its pid in $pid
     if [ "$1" = allout ]; then RUST_LOG=off "$allout" --listen "$A" & pid=$!; up "$A"; else ADDR=$G "$go" 2>/dev/null & pid=$!; up "$G"; fi
     pids+=("$pid")
@@ -69,15 +80,46 @@ report 'one request per connection, 16 at once: requests/s' <"$tmp.rps"
 report 'peak resident memory after all that, KiB' < <(echo "$(rss "$a") $(rss "$g")")
 stop "$a"; stop "$g"
 
+resident() { awk '/VmRSS/ { print $2 }' "/proc/$1/status"; }
+many=1000
+ulimit -n 8192 2>/dev/null || many=200
+start allout; a=$pid
+start go; g=$pid
+sleep 1
+ia=$(resident "$a"); ig=$(resident "$g")
+report 'resident memory, idle, KiB' < <(echo "$ia $ig")
+: >"$tmp.rps"
+for _ in $(seq "$pairs"); do
+    read -r without _ < <(wrk_once allout 16 /healthz)
+    hold "$A" "$many"
+    read -r with _ < <(wrk_once allout 16 /healthz)
+    let_go
+    echo "$with $without" >>"$tmp.rps"
+done
+report "allout beside $many idle connections, and without: requests/s" <"$tmp.rps"
+stop "$a"; start allout; a=$pid
+sleep 1
+ia=$(resident "$a")
+hold "$A" "$many"; sleep 1
+ra=$(resident "$a")
+let_go
+hold "$G" "$many"; sleep 1
+rg=$(resident "$g")
+let_go
+report "resident memory for each of $many idle connections, KiB" < <(awk -v a="$((ra - ia))" -v g="$((rg - ig))" -v n="$many" 'BEGIN { print a / n, g / n }')
+stop "$a"; stop "$g"
+
 : >"$tmp.start"; : >"$tmp.stop"
 for _ in $(seq 10); do
     for server in allout go; do
         began=$(date +%s%N); start "$server"; up_after=$((($(date +%s%N) - began) / 1000))
+        hold "$(address "$server")" 10
         began=$(date +%s%N); kill "$pid"; wait "$pid" 2>/dev/null || true; down_after=$((($(date +%s%N) - began) / 1000))
+        let_go
         printf '%s ' "$up_after" >>"$tmp.start"; printf '%s ' "$down_after" >>"$tmp.stop"
     done
     echo >>"$tmp.start"; echo >>"$tmp.stop"
 done
-report 'exec to the first 200 (curl polls every 10 ms), µs' <"$tmp.start"
-report 'SIGTERM to exit, idle, µs' <"$tmp.stop"
+report 'exec to the first 200, µs' <"$tmp.start"
+report 'SIGTERM to exit, 10 idle connections open, µs' <"$tmp.stop"
 rm -f "$tmp" "$tmp".*

@@ -45,6 +45,7 @@ use crate::flood::{self, Flood, Flow, Seen};
 use crate::gate::Gate;
 use crate::http::leftover;
 use crate::http::rules;
+use crate::memory;
 use crate::phase::{Current, Phase};
 
 /// How often the keeper looks while things happen. Two looks find a starved connection, so that it waits 40 ms at most;
@@ -76,6 +77,10 @@ const SAID_AGAIN: Duration = Duration::from_millis(700);
 const HANDSHAKE: Duration = Duration::from_millis(250);
 /// For how long connections may wait in the kernel, none being accepted, before tiny_http counts as dead.
 const ACCEPTS_WITHIN: Duration = Duration::from_millis(400);
+/// As many connections at once leave behind what is worth giving back: a few megabytes.
+const CROWD: usize = 100;
+/// How long after a crowd the threads have left, too: tiny_http's wait 5 s for another connection.
+const DISPERSED: Duration = Duration::from_secs(6);
 /// Events taken from the kernel in one call.
 const EVENTS: usize = 256;
 /// Rescues in one look; each costs one short connection.
@@ -308,6 +313,7 @@ impl Keeper {
     /// The system refuses to wait for events.
     pub(crate) fn run(&self) -> io::Result<()> {
         let began = Instant::now();
+        memory::keep_little();
         let bell = Bell::new()?;
         let mut rounds = Rounds::default();
         let mut awake = true;
@@ -341,7 +347,9 @@ impl Keeper {
             (true, _) => Some(DRAIN_TICK),
             (false, true) if rounds.flood.is_on() => Some(FLOOD_TICK),
             (false, true) => Some(TICK),
-            (false, false) if self.book.connections() > 0 || self.gate.is_closed() => Some(REST),
+            (false, false) if self.book.connections() > 0 || self.gate.is_closed() || rounds.crowd.is_some() => {
+                Some(REST)
+            }
             // The bell is hung before the last look, so that no connection comes unnoticed between the two.
             (false, false) if !rounds.belled => {
                 bell.hang(self.gate.listener());
@@ -351,6 +359,10 @@ impl Keeper {
             }
             (false, false) => None,
         };
+        if !ticking && rounds.crowd.is_some_and(|crowd| crowd.elapsed() >= DISPERSED) {
+            rounds.crowd = None;
+            memory::give_back();
+        }
         self.resting.store(!ticking, Ordering::Release);
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let mut all = [
@@ -399,6 +411,9 @@ impl Keeper {
         let mut watched = lock(&self.watched);
         let mut again = false;
 
+        if watched.by_cookie.len() > CROWD {
+            rounds.crowd = Some(now);
+        }
         if draining && rounds.farthest.is_none() {
             let way = |watch: &Watch| tcp_facts(&*watch.socket).map_or(Duration::ZERO, |facts| facts.round_trip);
             rounds.farthest = Some(watched.by_cookie.values().map(way).max().unwrap_or_default().min(HANDSHAKE));
@@ -762,6 +777,8 @@ struct Rounds {
     brisk_until: Option<Instant>,
     short: bool,
     flood: Flood,
+    /// When there were many connections for the last time, if memory was not given back since.
+    crowd: Option<Instant>,
     /// The bell is hung: a new connection rings it.
     belled: bool,
     woken: bool,

@@ -95,6 +95,7 @@ mod http;
 mod keeper;
 mod limits;
 mod listener;
+mod memory;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod operations;

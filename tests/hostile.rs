@@ -292,6 +292,18 @@ fn clients_that_never_read_hurt_nobody_and_are_closed_in_time() {
     assert_sound(server);
 }
 
+#[test]
+fn what_a_crowd_took_is_given_back_when_it_has_left() {
+    let server = allout().start();
+    let before = server.resident();
+    let crowd = burst(&server, 300);
+    let with = server.resident();
+    assert!(with > before + 4096, "{before} KiB, {with} KiB with 300 connections");
+    drop(crowd);
+    wait_until(LIMIT, "memory to be given back", || server.resident() < before + (with - before) / 2);
+    assert_sound(server);
+}
+
 /// How often clients have been held back so far.
 fn held(server: &Serving) -> u64 {
     let metrics = server.get("/metrics").text();

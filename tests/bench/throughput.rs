@@ -1,5 +1,6 @@
 //! How fast it is, as ratios: allout in this process, against a bare thread for each connection with a fixed reply (the
-//! bound for any server that has a thread for each connection), and against plain `tiny_http` with a pool of threads.
+//! bound for any server that has a thread for each connection), against bare `tiny_http` with a fixed reply (the bound
+//! for any server on `tiny_http`: one thread receives and writes), and against plain `tiny_http` with a pool of threads.
 //!
 //! `cargo bench` runs it; `cargo bench -- SECONDS PAIRS` takes longer or shorter. One thread of this program is the
 //! client, so that on two cores the server has the other. The servers take turns within each round, and what is compared
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use allout::Service;
 use rustix::event::{Timespec, epoll};
+use socket2::SockRef;
 
 const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
@@ -31,32 +33,33 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.listen = "127.0.0.1:0".parse()?;
     let service = Service::with_config(config).start()?;
     let bound = bound()?;
+    let bare = bare()?;
     let plain = plain(thread::available_parallelism().map_or(2, usize::from))?;
     println!("requests per second, medians of {pairs} rounds of {seconds} s each");
     println!(
-        "{:>11} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "connections", "allout", "bound", "tiny_http", "to bound", "to plain"
+        "{:>11} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "connections", "allout", "bound", "bare", "plain", "to bound", "to bare", "to plain"
     );
     let mut noisy = false;
     for connections in CONNECTIONS {
-        let mut rounds: Vec<[f64; 3]> = Vec::new();
+        let mut rounds: Vec<[f64; 4]> = Vec::new();
         for _ in 0..pairs {
-            let mut round = [0.0; 3];
-            for (figure, address) in round.iter_mut().zip([service.address(), bound, plain]) {
+            let mut round = [0.0; 4];
+            for (figure, address) in round.iter_mut().zip([service.address(), bound, bare, plain]) {
                 *figure = load(address, connections, Duration::from_secs_f64(seconds))?;
             }
             rounds.push(round);
         }
-        let of = |what: &dyn Fn(&[f64; 3]) -> f64| median(rounds.iter().map(what).collect());
+        let of = |what: &dyn Fn(&[f64; 4]) -> f64| median(rounds.iter().map(what).collect());
+        print!("{connections:>11}");
+        for server in 0..4 {
+            print!(" {:>9.0}", of(&|round| round[server]));
+        }
         // Plain tiny_http starves connections in bursts; with none answered there is nothing to compare with.
-        println!(
-            "{connections:>11} {:>9.0} {:>9.0} {:>9.0} {:>9.2} {:>9.2}",
-            of(&|round| round[0]),
-            of(&|round| round[1]),
-            of(&|round| round[2]),
-            of(&|round| round[0] / round[1]),
-            of(&|round| round[0] / round[2].max(1.0)),
-        );
+        for peer in 1..4 {
+            print!(" {:>9.2}", of(&|round| round[0] / round[peer].max(1.0)));
+        }
+        println!();
         noisy |= (0..2).any(|server| spread(rounds.iter().map(|round| round[server])) > NOISY);
     }
     if noisy {
@@ -75,11 +78,13 @@ fn spread(figures: impl Iterator<Item = f64> + Clone) -> f64 {
     figures.clone().fold(f64::MIN, f64::max) / figures.fold(f64::MAX, f64::min)
 }
 
+/// What allout answers, as long as it is.
+const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nServer: allout\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    X-Content-Type-Options: nosniff\r\nX-Request-Id: 0123456789-1\r\nCache-Control: no-store\r\n\
+    Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 3\r\n\r\nok\n";
+
 /// A thread for each connection, and the same bytes for whatever is asked.
 fn bound() -> io::Result<SocketAddr> {
-    const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nServer: allout\r\nContent-Type: text/plain; charset=utf-8\r\n\
-        X-Content-Type-Options: nosniff\r\nX-Request-Id: 0123456789-1\r\nCache-Control: no-store\r\n\
-        Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 3\r\n\r\nok\n";
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
@@ -92,6 +97,21 @@ fn bound() -> io::Result<SocketAddr> {
                 }
                 Ok(())
             });
+        }
+    });
+    Ok(address)
+}
+
+/// `tiny_http` with as little as can be on top: whatever is asked, one thread writes the same bytes, all at once.
+fn bare() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    SockRef::from(&listener).set_tcp_nodelay(true)?; // connections inherit it
+    let address = listener.local_addr()?;
+    let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+    thread::spawn(move || {
+        for request in server.incoming_requests() {
+            let mut writer = request.into_writer();
+            let _ = writer.write_all(REPLY).and_then(|()| writer.flush()); // fails if the client has left
         }
     });
     Ok(address)

@@ -676,7 +676,9 @@ impl Keeper {
         }
         let pages: Vec<_> = self.book.pages().into_iter().map(|page| (page.glance(), page)).collect();
         let open = pages.iter().filter(|(glance, _)| glance.fate == Fate::Open).count();
-        let mut excess = open.saturating_sub(most);
+        // Behind a closed gate somebody may wait: idle ones make room for as many as it opens for, lest it flutter.
+        let room = most - most / 8;
+        let mut excess = open.saturating_sub(if self.gate.is_closed() { room } else { most });
         if wanted && rounds.next_eviction.is_none_or(|next| now >= next) {
             rounds.next_eviction = Some(now + REST / 2);
             excess = excess.max(open / 4 + 1);
@@ -693,11 +695,11 @@ impl Keeper {
             self.book.count_ended(Ended::Evicted);
             page.shut_down(Shutdown::Both);
         }
-        // All in flight, or tiny_http does not let go: then nobody else comes in. Opened with some room, lest it flutter.
+        // All in flight, or tiny_http does not let go: then nobody else comes in.
         let left = pages.len() - idle.len().min(excess);
         let result = if left > most || rounds.short || wanted {
             self.gate.close()
-        } else if left <= most - most / 8 {
+        } else if left <= room {
             self.gate.open()
         } else {
             Ok(())

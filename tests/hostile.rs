@@ -394,6 +394,25 @@ fn the_idlest_connections_go_and_one_in_flight_never() {
 }
 
 #[test]
+fn whoever_waits_at_the_gate_comes_in_when_those_in_flight_have_become_idle() {
+    let server = allout().args(["--max-connections", "16", "--timeout-delay", "500ms"]).start();
+    let mut all: Vec<_> = (0..17)
+        .map(|_| {
+            let mut connection = server.connect();
+            connection.say(SLOW);
+            server.wait_until_read(&connection); // in flight: not one that may be sent away
+            connection
+        })
+        .collect();
+    for connection in &mut all {
+        assert_eq!(connection.hear("GET").status, 200);
+    }
+    // They stay open: the idlest have to make room, for as many as the gate opens for.
+    assert_eq!(server.get("/").status, 200);
+    assert_sound(server);
+}
+
+#[test]
 fn what_is_beyond_workers_and_queue_is_shed_at_once() {
     let server = allout().args(["--workers", "2", "--queue", "2", "--timeout-delay", "2s"]).start();
     let mut all = connections(&server, 12);

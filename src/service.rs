@@ -462,6 +462,11 @@ impl Service {
             config.workers,
             config.queue
         );
+        if !std::path::Path::new("/proc/self").exists() {
+            log::warn!(
+                "/proc is not mounted: a limit on threads is not known, a renewal finds no binary, SIGUSR1 names no threads"
+            );
+        }
         let drain = Drain {
             book,
             gate: Arc::clone(&gate),

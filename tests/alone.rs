@@ -8,6 +8,7 @@ use common::http::Connection;
 use common::{Allout, LIMIT, Speak as _, listening, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -115,6 +116,25 @@ fn as_process_1_it_reacts_to_signals_and_ends_with_the_right_code() {
         kill_process(pid, signal).expect("it can be signalled");
         assert_eq!(shell.ends().code(), Some(0), "{signal:?}");
     }
+}
+
+#[test]
+#[ignore = "needs root: a mount namespace of its own"]
+fn without_proc_it_serves_and_says_what_it_cannot_do() {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", r#"umount -l /proc && exec "$0" --listen 127.0.0.1:0"#]);
+    command.arg(env!("CARGO_BIN_EXE_allout")).stderr(Stdio::piped());
+    let mut shell = Shell::start(command, Some);
+    let mut all: Vec<_> = (0..64).map(|_| Connection::open(shell.address, LIMIT).expect("it is there")).collect();
+    for connection in &mut all {
+        assert_eq!(connection.ask("GET", "/").status, 200);
+    }
+    shell.signal(Signal::TERM);
+    assert_eq!(shell.ends().code(), Some(0));
+    let mut log = String::new();
+    let mut stderr = shell.child.stderr.take().expect("it is piped");
+    stderr.read_to_string(&mut log).expect("a log is text");
+    assert_eq!(log.matches("/proc is not mounted").count(), 1, "{log}");
 }
 
 /// Whoever listens where `NOTIFY_SOCKET` says.

@@ -12,6 +12,8 @@
 //! * notices that tiny_http has stopped accepting, and has it started anew;
 //! * drops the requests whose bodies nobody read, once their clients have left;
 //! * counts what tiny_http has lost for good;
+//! * holds back clients that send faster than anybody takes it in (see [`flood`](crate::flood));
+//! * gives memory back when a crowd has left;
 //! * and in a drain, closes what has nothing more to say.
 //!
 //! # When it wakes up

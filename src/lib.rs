@@ -54,8 +54,8 @@
 //! the program of the same name: a library user does without, by `default-features = false`.
 //!
 //! Whoever reads the source begins with `crew` (the group of threads) and `drain` (how it ends, and why nothing is
-//! lost); then `listener` and `dispatch` (the way of a request), `book`, `keeper` and `flood` (the connections, and what is done
-//! about them), `engine` (`tiny_http`'s ways), and `service`, where all of them meet.
+//! lost); then `listener` and `dispatch` (the way of a request), `book`, `keeper` and `flood` (the connections, and what
+//! is done about them), `engine` (`tiny_http`'s ways), and `service`, where all of them meet.
 //!
 //! # What always holds
 //!

@@ -203,6 +203,10 @@ impl Book {
             return Admission::Discard { page: Some(page), request };
         }
         if state.busy {
+            if state.waiting.is_empty() && state.is_over() {
+                drop(state);
+                return Admission::Discard { page: Some(page), request };
+            }
             state.waiting.push_back(request);
             let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
             if waiting > MOST_WAITING && state.waiting.len() > HOLD_ABOVE {
@@ -293,8 +297,9 @@ impl Book {
         let mut pages = lock(&self.pages);
         if let Some(page) = pages.get(&found.peer) {
             let mut state = lock(&page.state);
-            // The same peer may have come back from the same port before its former page was closed.
-            let is_of_former = state.socket.is_some() && (!state.busy || state.fate != Fate::Open);
+            // The same peer has come back from the same port, before its former page was closed. A request in flight on
+            // that page goes on there, whichever connection it is of: its response finds its way by itself.
+            let is_of_former = state.socket.is_some();
             if !is_of_former {
                 state.socket = Some(Arc::clone(&socket));
                 let said_close = !state.busy && matches!(state.fate, Fate::Closing { .. });
@@ -422,7 +427,8 @@ impl Page {
 
     /// Whether the kernel is done with it, as far as is known: its peer may be another connection's by now.
     pub(crate) fn is_over(&self) -> bool {
-        self.socket().is_none_or(|socket| tcp_facts(&*socket).is_ok_and(|facts| facts.closed))
+        let state = lock(&self.state);
+        state.socket.is_none() || state.is_over()
     }
 
     pub(crate) fn glance(&self) -> Glance {
@@ -623,6 +629,11 @@ impl State {
                 counts.held.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Whether its socket is known, and the kernel is done with it.
+    fn is_over(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| tcp_facts(&**socket).is_ok_and(|facts| facts.closed))
     }
 
     fn release_if_few_wait(&mut self) {

@@ -462,7 +462,7 @@ fn reset(connection: &Connection) {
 #[test]
 fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answered() {
     use socket2::{Domain, SockAddr, Socket, Type};
-    let server = allout().start();
+    let server = allout().args(["--timeout-delay", "1s"]).start();
     let from_port = |port: u16| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
         socket.set_reuse_address(true).expect("a socket takes the option");
@@ -470,6 +470,20 @@ fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answ
         socket.connect(&SockAddr::from(server.addr)).expect("the server is there");
         Connection::over(TcpStream::from(socket))
     };
+    // One that left while its request was in flight must not take the next with it.
+    let mut left = from_port(0);
+    let port = left.stream().local_addr().expect("it is bound").port();
+    left.say(SLOW);
+    server.wait_until_read(&left);
+    assert_others(&server, 2); // received in order: by now it is in flight
+    reset(&left);
+    drop(left);
+    let mut back = from_port(port);
+    back.say(GET);
+    assert_eq!(back.hear("GET").status, 200);
+    reset(&back);
+    drop(back);
+
     let mut port = 0;
     for _ in 0..10 {
         let mut refused = from_port(port);

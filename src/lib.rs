@@ -6,7 +6,7 @@
 //! [`log`]: https://docs.rs/log
 //!
 //! ```no_run
-//! use allout::{Failure, Outcome, Request, Service};
+//! use allout::{HandlerError, Outcome, Request, Service};
 //!
 //! fn main() -> Outcome {
 //!     Service::new()
@@ -17,7 +17,7 @@
 //!         .run() // until SIGTERM, SIGINT, GET /shutdown, or something fails
 //! }
 //!
-//! fn note(request: &mut Request) -> Result<u16, Failure> {
+//! fn note(request: &mut Request) -> Result<u16, HandlerError> {
 //!     std::fs::write("note.txt", request.text()?)?; // too large: 413; a full disk: 500, and a line in the log
 //!     Ok(201)
 //! }
@@ -44,13 +44,13 @@
 //! | | |
 //! | --- | --- |
 //! | [`Service`], [`Config`] | routes, settings, members and hooks, put together; [`run`](Service::run) or [`start`](Service::start) |
-//! | [`Request`], [`Reply`] | what a handler gets, and what its result becomes; [`Failure`] makes `?` work in it |
+//! | [`Request`], [`Response`] | what a handler gets, and what its result becomes; [`HandlerError`] makes `?` work in it |
 //! | [`Stop`], [`Stopper`] | how a handler or a member sees the end coming, and how anybody brings it about |
 //! | [`Crew`] | threads that live and die together, without any HTTP |
 //! | [`Outcome`], [`Cause`] | how it ended, why, who was abandoned; it is what `main` returns |
 //! | [`channel`] | `crossbeam_channel`, whose `Receiver` is the one foreign type in a signature (but for serde's traits) |
 //!
-//! Features, all by default: `json` ([`Request::json`], [`Reply::json`]), `metrics` (`/metrics`), and `cli`, which is for
+//! Features, all by default: `json` ([`Request::json`], [`Response::json`]), `metrics` (`/metrics`), and `cli`, which is for
 //! the program of the same name: a library user does without, by `default-features = false`.
 //!
 //! Whoever reads the source begins with `crew` (the group of threads) and `drain` (how it ends, and why nothing is
@@ -80,52 +80,32 @@
 //!   start: see [`run`](Service::run) for what that asks of `main`.
 #![deny(missing_docs)]
 
-mod access_log;
-mod book;
-mod config;
+mod admin;
 mod crew;
-mod descriptors;
 mod dispatch;
-mod drain;
 mod engine;
-mod flood;
-mod gate;
-mod hooks;
 mod http;
-mod keeper;
-mod limits;
-mod listener;
-mod memory;
-#[cfg(feature = "metrics")]
-mod metrics;
-mod operations;
-mod outcome;
-mod phase;
-mod renewal;
-mod report;
+mod lifecycle;
+mod listen;
+mod observe;
 mod service;
-mod settings;
-mod shutdown;
-mod signals;
-mod socket;
-mod stop;
-mod systemd;
-mod workers;
+mod sys;
 
 pub use crossbeam_channel as channel;
 
 pub use crate::{
-    config::Config,
-    crew::{Crew, How, Stopper},
-    http::{
-        reply::{Failure, Reply},
-        request::{BodyError, Request},
-        routes::BadRoute,
+    crew::{
+        Crew, Exit, Stopper,
+        outcome::{Cause, Outcome},
+        stop::{GraceExpired, Stop},
     },
-    outcome::{Cause, Outcome},
-    service::{Running, Service},
-    socket::StartError,
-    stop::{GraceOver, Stop},
+    dispatch::{
+        request::{BodyError, Request},
+        router::BadRoute,
+    },
+    http::response::{HandlerError, Response},
+    listen::StartError,
+    service::{Service, ServiceHandle, config::Config},
 };
 
 /// The examples of the README are compiled as well.

@@ -262,7 +262,7 @@ fn idle_connections_do_not_delay_the_exit_after_the_last_response() {
 #[test]
 fn a_request_on_an_idle_connection_within_the_linger_is_answered() {
     let _alone = alone();
-    let mut server = Allout::new().args(["--linger", "10s"]).start();
+    let mut server = Allout::new().args(["--keepalive-min", "10s"]).start();
     let mut idle: Vec<_> = (0..8)
         .map(|_| {
             let mut connection = server.connect();

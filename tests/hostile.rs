@@ -307,7 +307,7 @@ fn what_a_crowd_took_is_given_back_when_it_has_left() {
 /// How often clients have been held back so far.
 fn held(server: &Serving) -> u64 {
     let metrics = server.get("/metrics").text();
-    let line = metrics.lines().find_map(|line| line.strip_prefix("allout_connections_held_total "));
+    let line = metrics.lines().find_map(|line| line.strip_prefix("allout_connections_throttled_total "));
     line.and_then(|number| number.trim().parse().ok()).expect("the metric is there")
 }
 
@@ -555,7 +555,7 @@ fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_i
             let _ = connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         }
     }
-    server.wait_for_line("tiny_http is worn", LIMIT);
+    server.wait_for_line("tiny_http has leaked", LIMIT);
 }
 
 #[test]

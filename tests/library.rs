@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use allout::{BodyError, Cause, Crew, Failure, How, Reply, Request, Running, Service, StartError, channel};
-use http::{Connection, Response};
+use allout::{
+    BodyError, Cause, Crew, Exit, HandlerError, Request, Response, Service, ServiceHandle, StartError, channel,
+};
+use http::Connection;
 
 #[allow(dead_code, reason = "its main is the example's")]
 #[cfg(feature = "json")]
@@ -31,11 +33,11 @@ mod member;
 /// Far longer than anything here takes, on a machine that is busy with something else.
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn start(service: Service) -> Running {
+fn start(service: Service) -> ServiceHandle {
     service.listen("127.0.0.1:0").start().expect("a service on a free port starts")
 }
 
-fn ask_with(address: SocketAddr, method: &str, path: &str, body: &str) -> Response {
+fn ask_with(address: SocketAddr, method: &str, path: &str, body: &str) -> http::Response {
     let mut connection = Connection::open(address, LIMIT).unwrap_or_else(|e| panic!("connecting to {address}: {e}"));
     let length = body.len();
     let request =
@@ -102,7 +104,7 @@ fn the_member_example_goes_out_when_its_member_fails() {
     let running = start(member::service(Full));
     assert_eq!(ask_with(running.address(), "POST", "/journal", "line").status, 202);
     let outcome = running.wait();
-    assert!(matches!(&outcome.cause, Cause::Member { name, how: How::Failed(_) } if name == "journal"), "{outcome}");
+    assert!(matches!(&outcome.cause, Cause::Member { name, how: Exit::Failed(_) } if name == "journal"), "{outcome}");
     assert_eq!(outcome.code(), 1);
 }
 
@@ -154,11 +156,13 @@ fn handlers_answer_with_whatever_becomes_a_reply() {
             .get("/status", |_| 410)
             .get("/both", |_| (201, "made".to_owned()))
             .get("/result", |_| Err::<(), _>((409, "taken")))
-            .get("/failure", |_| -> Result<(), Failure> { Err(io::Error::other("secret"))? })
+            .get("/failure", |_| -> Result<(), HandlerError> { Err(io::Error::other("secret"))? })
             .get("/panic", |_| -> () { std::panic::resume_unwind(Box::new("a bug")) })
-            .get("/html", |_| Reply::html("<p>"))
-            .get("/reader", |_| Reply::reader(io::repeat(b'a').take(100_000), None))
-            .get("/file", move |_| -> Result<Reply, Failure> { Ok(Reply::file(std::fs::File::open(&path)?)?) })
+            .get("/html", |_| Response::html("<p>"))
+            .get("/reader", |_| Response::reader(io::repeat(b'a').take(100_000), None))
+            .get("/file", move |_| -> Result<Response, HandlerError> {
+                Ok(Response::file(std::fs::File::open(&path)?)?)
+            })
             .get("/query", |request| {
                 let all: Vec<_> = request.query_pairs().map(|(name, value)| format!("{name}={value}")).collect();
                 format!("{} {:?}", all.join(";"), request.query("b"))
@@ -190,7 +194,7 @@ fn a_body_has_a_limit_and_is_refused_beyond_it() {
             .max_body(10)
             .post("/service", Request::text)
             .post("/own", |request| request.bytes_up_to(20))
-            .post("/failure", |request| -> Result<String, Failure> { Ok(request.text()?) })
+            .post("/failure", |request| -> Result<String, HandlerError> { Ok(request.text()?) })
             .post("/seen", |request| match request.text() {
                 Err(BodyError::TooLarge) => "too large".to_owned(),
                 other => format!("{other:?}"),
@@ -207,7 +211,7 @@ fn a_body_has_a_limit_and_is_refused_beyond_it() {
 fn a_service_that_is_dropped_is_stopped_and_joined() {
     let (sender, told) = channel::bounded(1);
     let running = start(Service::new().member("watches", move |stop| {
-        stop.wait_leaving();
+        stop.wait();
         sender.send(()).unwrap();
     }));
     let address = running.address();
@@ -224,7 +228,7 @@ fn a_stopper_stops_from_within_a_handler_and_the_reason_is_the_cause() {
     let running = start(service.get("/enough", move |_| stopper.stop("somebody has had enough")));
     assert_eq!(ask(running.address(), "GET", "/enough").0, 204);
     let outcome = running.wait();
-    assert_eq!(outcome.cause, Cause::Asked("somebody has had enough".to_owned()));
+    assert_eq!(outcome.cause, Cause::Requested("somebody has had enough".to_owned()));
     assert_eq!(outcome.cause.to_string(), "asked to stop: somebody has had enough");
 }
 
@@ -241,9 +245,9 @@ fn hooks_and_members_have_their_moments_in_order() {
                 second.send("request").unwrap();
             })
             .before_drain(move || first.send("before").unwrap())
-            .after_last_request(move || third.send("after").unwrap())
+            .after_drain(move || third.send("after").unwrap())
             .member("member", move |stop| {
-                stop.wait_leaving();
+                stop.wait();
                 fourth.send("member").unwrap();
             }),
     );
@@ -273,7 +277,7 @@ fn a_hook_that_hangs_is_abandoned_within_the_grace() {
 #[test]
 fn a_member_that_waits_for_something_else_is_interrupted() {
     let (sender, receiver) = channel::bounded::<()>(0);
-    let running = start(Service::new().member_with(
+    let running = start(Service::new().member_with_interrupt(
         "receives",
         move || drop(sender),
         move |_| {

@@ -134,7 +134,7 @@ fn shutdown_lets_other_requests_finish() {
 #[test]
 fn a_connection_from_before_hears_that_it_drains() {
     // A long linger: the drain waits for these connections to speak once more. The request in flight keeps it going.
-    let mut server = Allout::new().args(["--linger", "10s", "--timeout-delay", "3s"]).start();
+    let mut server = Allout::new().args(["--keepalive-min", "10s", "--timeout-delay", "3s"]).start();
     // A response of 200 that already carries `close` takes its connection with it, so there are some to spare.
     let mut spare: Vec<_> = (0..8).map(|_| idle(&server)).collect();
     let mut ready = idle(&server);

@@ -171,8 +171,8 @@ fn requests_are_counted_by_route_and_never_by_path() {
     wait_for_sample(&server, &count("/healthz", "DELETE", 405), 1.0);
     wait_for_sample(&server, &count("/timeout", "GET", 200), 1.0);
     wait_for_sample(&server, "allout_http_request_duration_seconds_count{route=\"/healthz\"}", 3.0);
-    wait_for_sample(&server, "allout_http_requests_refused_total", 1.0);
-    wait_for_sample(&server, "allout_connections_closed_total{cause=\"refused\"}", 1.0);
+    wait_for_sample(&server, "allout_http_requests_rejected_total", 1.0);
+    wait_for_sample(&server, "allout_connections_closed_total{cause=\"bad_request\"}", 1.0);
     let text = server.get("/metrics").text();
     assert!(!text.to_lowercase().contains("secret"), "{text}");
 }
@@ -186,7 +186,7 @@ fn what_goes_on_is_measured() {
     wait_for_sample(&server, "allout_workers{state=\"busy\"}", 2.0);
     wait_for_sample(&server, "allout_http_requests_in_flight", 2.0);
     wait_for_sample(&server, "allout_workers_limit", 2.0);
-    wait_for_sample(&server, "allout_drain_phase{phase=\"serving\"}", 1.0);
+    wait_for_sample(&server, "allout_phase{phase=\"serving\"}", 1.0);
     for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"] {
         assert!(sample(&server, name).is_some_and(|value| value > 1.0), "{name}");
     }
@@ -198,8 +198,8 @@ fn the_phase_of_a_drain_is_told() {
     let mut server = Allout::new().args(["--drain-delay", "30s", "--grace", "30s"]).start();
     server.signal(Signal::TERM);
     wait_until_draining(|| server.connect());
-    wait_for_sample(&server, "allout_drain_phase{phase=\"drain_delay\"}", 1.0);
-    wait_for_sample(&server, "allout_drain_phase{phase=\"serving\"}", 0.0);
+    wait_for_sample(&server, "allout_phase{phase=\"drain_delay\"}", 1.0);
+    wait_for_sample(&server, "allout_phase{phase=\"serving\"}", 0.0);
     server.signal(Signal::TERM);
     server.wait_exit(LIMIT);
 }
@@ -423,7 +423,7 @@ fn sigusr1_tells_who_is_doing_what() {
     for expected in [
         "state: serving, up for ",
         "1 listener waiting",
-        "state: member keeper: in for ",
+        "state: member monitor: running for ",
         "2 busy, 1 idle, 0 closing",
         "state: 1 worker of at most 1, 1 busy; 1 of at most 1 queued; 2 requests in flight",
         " at worker-1",

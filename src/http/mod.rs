@@ -1,16 +1,13 @@
 //! What an exchange is made of: the request, the rules that it must keep, the routes, and the reply. No threads here.
 
-pub(crate) mod leftover;
-pub(crate) mod reply;
-pub(crate) mod request;
-pub(crate) mod routes;
-pub(crate) mod rules;
+pub(crate) mod response;
+pub(crate) mod validate;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The client's `X-Request-Id`, if it is sane (at most 64 of letters, digits and `-_.:/+=@`), else one of ours.
-fn request_id(headers: &[tiny_http::Header]) -> String {
+pub(crate) fn request_id(headers: &[tiny_http::Header]) -> String {
     const LONGEST: usize = 64;
     headers
         .iter()

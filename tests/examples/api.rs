@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use allout::{Failure, Outcome, Reply, Request, Service};
+use allout::{HandlerError, Outcome, Request, Response, Service};
 use serde::{Deserialize, Serialize};
 
 /// What the API is about.
@@ -27,7 +27,7 @@ fn main() -> Outcome {
 pub fn service() -> Service {
     let items = Arc::new(Items::default());
     // A handler owns what it uses; an `Arc` lets several of them own the same.
-    let with = |handler: fn(&Items, &mut Request) -> Result<Reply, Failure>| {
+    let with = |handler: fn(&Items, &mut Request) -> Result<Response, HandlerError>| {
         let items = Arc::clone(&items);
         move |request: &mut Request| handler(&items, request)
     };
@@ -40,38 +40,38 @@ pub fn service() -> Service {
         .fallback(|request: &mut Request| (404, format!("there is no {}\n", request.path())))
 }
 
-fn list(items: &Items, _: &mut Request) -> Result<Reply, Failure> {
-    Reply::json(&items.lock().1)
+fn list(items: &Items, _: &mut Request) -> Result<Response, HandlerError> {
+    Response::json(&items.lock().1)
 }
 
-fn add(items: &Items, request: &mut Request) -> Result<Reply, Failure> {
+fn add(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
     let item: Item = request.json()?; // no JSON, or no item: 422; too large: 413
     let mut all = items.lock();
     all.0 += 1;
     let id = all.0;
     all.1.insert(id, item);
-    Ok(Reply::empty(201).with_header("Location", format!("/items/{id}")))
+    Ok(Response::empty(201).with_header("Location", format!("/items/{id}")))
 }
 
-fn get(items: &Items, request: &mut Request) -> Result<Reply, Failure> {
+fn get(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
     let id = id(request)?;
-    Reply::json(items.lock().1.get(&id).ok_or(Reply::from(404))?)
+    Response::json(items.lock().1.get(&id).ok_or(Response::from(404))?)
 }
 
-fn replace(items: &Items, request: &mut Request) -> Result<Reply, Failure> {
+fn replace(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
     let (id, item) = (id(request)?, request.json()?);
-    *items.lock().1.get_mut(&id).ok_or(Reply::from(404))? = item;
-    Ok(Reply::empty(204))
+    *items.lock().1.get_mut(&id).ok_or(Response::from(404))? = item;
+    Ok(Response::empty(204))
 }
 
-fn remove(items: &Items, request: &mut Request) -> Result<Reply, Failure> {
+fn remove(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
     let id = id(request)?;
-    items.lock().1.remove(&id).ok_or(Reply::from(404))?;
-    Ok(Reply::empty(204))
+    items.lock().1.remove(&id).ok_or(Response::from(404))?;
+    Ok(Response::empty(204))
 }
 
-fn id(request: &Request) -> Result<u64, Reply> {
-    request.param("id").and_then(|id| id.parse().ok()).ok_or(Reply::from(404))
+fn id(request: &Request) -> Result<u64, Response> {
+    request.param("id").and_then(|id| id.parse().ok()).ok_or(Response::from(404))
 }
 
 impl Items {

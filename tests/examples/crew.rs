@@ -10,7 +10,7 @@ use allout::{Crew, Outcome, channel};
 
 fn main() -> io::Result<Outcome> {
     let mut crew = Crew::new().grace(Duration::from_secs(5));
-    crew.catch_signals()?; // before any other thread begins
+    crew.handle_signals()?; // before any other thread begins
     let (sender, lines) = channel::bounded(100);
     // A thread that reads a terminal cannot be told to stop. It is no member, so that nobody waits for it.
     std::thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
@@ -33,12 +33,12 @@ pub fn count(crew: &mut Crew, lines: channel::Receiver<io::Result<String>>) -> i
                     Ok(line) => line.map(|_| counted.fetch_add(1, Ordering::Relaxed))?,
                     Err(_) => return Ok(()),
                 },
-                recv(stop.leaving()) -> _ => return Ok(()),
+                recv(stop.stopping()) -> _ => return Ok(()),
             };
         }
     })?;
     crew.spawn("reporter", move |stop| {
-        while !stop.leaving_within(Duration::from_secs(1)) {
+        while !stop.wait_timeout(Duration::from_secs(1)) {
             println!("{} lines so far", reported.load(Ordering::Relaxed));
         }
     })?;

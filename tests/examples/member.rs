@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 
-use allout::{Outcome, Reply, Request, Service, Stop, channel};
+use allout::{Outcome, Request, Response, Service, Stop, channel};
 
 fn main() -> io::Result<Outcome> {
     Ok(service(File::create("journal.txt")?).run())
@@ -19,11 +19,11 @@ pub fn service(journal: impl Write + Send + 'static) -> Service {
 }
 
 /// A handler may return early with anything that is an answer: here a body that is too large, or no text.
-fn accept(request: &mut Request, sender: &channel::Sender<String>) -> Result<u16, Reply> {
+fn accept(request: &mut Request, sender: &channel::Sender<String>) -> Result<u16, Response> {
     let line = request.text()?;
     match sender.try_send(line) {
         Ok(()) => Ok(202),
-        Err(_) => Err(Reply::from((503, "the journal is behind\n")).with_header("Retry-After", "1")),
+        Err(_) => Err(Response::from((503, "the journal is behind\n")).with_header("Retry-After", "1")),
     }
 }
 
@@ -36,7 +36,7 @@ fn write_down(mut journal: impl Write, lines: &channel::Receiver<String>, stop: 
                 Err(_) => return Ok(()), // no route is left that could send
             },
             // Members are told to leave after the last request: what is in the queue now is all there will be.
-            recv(stop.leaving()) -> _ => {
+            recv(stop.stopping()) -> _ => {
                 for line in lines.try_iter() {
                     writeln!(journal, "{line}")?;
                 }

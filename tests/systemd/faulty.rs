@@ -24,13 +24,13 @@ fn main() -> Outcome {
     Service::with_config(config)
         .get("/", |_: &mut Request| "ok\n")
         .get("/stuck-worker", |_: &mut Request| stuck())
-        .quick("GET", "/stuck-listener", |_: &mut Request| stuck())
-        .quick("GET", "/fail", move |_: &mut Request| {
+        .inline_route("GET", "/stuck-listener", |_: &mut Request| stuck())
+        .inline_route("GET", "/fail", move |_: &mut Request| {
             let _ = fail.try_send(());
             "as you wish\n"
         })
         .member("fragile", move |stop| {
-            while !stop.leaving_within(Duration::from_millis(10)) {
+            while !stop.wait_timeout(Duration::from_millis(10)) {
                 if failing.try_recv().is_ok() {
                     return Err("it was asked to");
                 }

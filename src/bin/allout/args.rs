@@ -37,7 +37,7 @@ Exit codes:
   1      a part of the service failed, or it could not start
   2      unusable arguments
   3      the grace period ran out and requests were abandoned
-  128+n  a second signal n forced the exit
+  128+n  a second signal n forced_by the exit
 
 Logging:
   RUST_LOG chooses what is logged, on stderr: error, warn, info (the default), debug, trace, off,
@@ -69,7 +69,7 @@ pub struct Args {
     /// Address and port to serve on; port 0 picks a free one.
     /// Not used when systemd passes a socket
     #[arg(long, env = "ALLOUT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8088")]
-    #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
+    #[arg(help_heading = "ListenSocket", value_parser = parse_listen, verbatim_doc_comment)]
     pub listen: SocketAddr,
 
     /// Most workers that may run at once, 1 or more; the pool grows to it
@@ -104,9 +104,9 @@ pub struct Args {
 
     /// How long a stop waits for an idle connection to speak once more, so
     /// that it can be told 'Connection: close'
-    #[arg(long, env = "ALLOUT_LINGER", value_name = "DUR", default_value = "50ms")]
+    #[arg(long, env = "ALLOUT_KEEPALIVE_MIN", value_name = "DUR", default_value = "50ms")]
     #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
-    pub linger: Duration,
+    pub keepalive_min: Duration,
 
     /// A connection must complete its first, or next, request within this
     #[arg(long, env = "ALLOUT_IDLE_TIMEOUT", value_name = "DUR", default_value = "30s")]
@@ -388,7 +388,7 @@ mod tests {
         Args::read(&line)
     }
 
-    fn refusal(line: &[&str]) -> String {
+    fn rejection(line: &[&str]) -> String {
         let error = read(line).err().unwrap_or_else(|| panic!("{line:?} was accepted"));
         assert_eq!(error.exit_code(), 2, "{line:?}");
         error.to_string()
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!((args.workers, args.queue, args.max_connections), (None, None, None));
         assert_eq!(args.grace, Duration::from_secs(30));
         assert_eq!(args.drain_delay, Duration::ZERO);
-        assert_eq!(args.linger, Duration::from_millis(50));
+        assert_eq!(args.keepalive_min, Duration::from_millis(50));
         assert_eq!(args.idle_timeout, Duration::from_secs(30));
         assert_eq!(args.request_timeout, Duration::from_mins(1));
         assert_eq!(args.timeout_delay, Duration::from_secs(20));
@@ -441,7 +441,7 @@ mod tests {
             ("localhost:99999", "127.0.0.1:8088"),
             ("", "127.0.0.1:8088"),
         ] {
-            let said = refusal(&["--listen", bad]);
+            let said = rejection(&["--listen", bad]);
             assert!(said.contains(hint), "{bad}: {said}");
         }
     }
@@ -449,35 +449,35 @@ mod tests {
     #[test]
     fn durations_parse_or_say_what_would() {
         assert_eq!(read(&["--grace", "1m 30s"]).unwrap().grace, Duration::from_secs(90));
-        assert_eq!(read(&["--linger=500ms"]).unwrap().linger, Duration::from_millis(500));
+        assert_eq!(read(&["--keepalive-min=500ms"]).unwrap().keepalive_min, Duration::from_millis(500));
         for bad in ["30", "0", "-1s", "30 parsecs", "s", "1e3s", "999999999999999999999s"] {
-            let said = refusal(&[&format!("--grace={bad}")]);
+            let said = rejection(&[&format!("--grace={bad}")]);
             assert!(said.contains("as in 30s"), "{bad}: {said}");
         }
-        assert!(refusal(&["--grace", "400d"]).contains("a year at most"));
-        assert!(refusal(&["--idle-timeout", "0s"]).contains("more than nothing"));
+        assert!(rejection(&["--grace", "400d"]).contains("a year at most"));
+        assert!(rejection(&["--idle-timeout", "0s"]).contains("more than nothing"));
         assert!(read(&["--grace", "0s"]).is_ok());
     }
 
     #[test]
     fn numbers_of_nothing_are_refused_where_nothing_would_work() {
-        assert!(refusal(&["--workers", "0"]).contains("1 or more"));
-        assert!(refusal(&["--max-connections", "0"]).contains("1 or more"));
-        assert!(refusal(&["--queue=-1"]).contains("whole number"));
+        assert!(rejection(&["--workers", "0"]).contains("1 or more"));
+        assert!(rejection(&["--max-connections", "0"]).contains("1 or more"));
+        assert!(rejection(&["--queue=-1"]).contains("whole number"));
         assert_eq!(read(&["--queue", "0"]).unwrap().queue, Some(0));
-        refusal(&["--shutdown-token", ""]);
+        rejection(&["--shutdown-token", ""]);
     }
 
     #[test]
     fn a_unit_needs_no_value_and_swallows_no_neighbour() {
         assert_eq!(read(&["--systemd-unit"]).unwrap().systemd_unit, Some(Unit::Service));
         assert_eq!(read(&["--systemd-unit=socket"]).unwrap().systemd_unit, Some(Unit::Socket));
-        refusal(&["--systemd-unit", "socket"]);
+        rejection(&["--systemd-unit", "socket"]);
     }
 
     #[test]
     fn a_slip_gets_a_suggestion() {
-        assert!(refusal(&["--grase", "3s"]).contains("'--grace'"));
+        assert!(rejection(&["--grase", "3s"]).contains("'--grace'"));
     }
 
     /// Variables belong to the whole process and tests share it: each of these runs this test program again.

@@ -514,7 +514,7 @@ mod tests {
         Event {
             time: SystemTime::UNIX_EPOCH,
             level,
-            target: "allout::book",
+            target: "allout::service",
             message: message.to_owned(),
             fields: fields.iter().map(|(k, v)| ((*k).to_owned(), Value::Text((*v).to_owned()))).collect(),
         }
@@ -532,7 +532,10 @@ mod tests {
             line(TEXT, &event(Level::Info, "served", &fields)),
             "1970-01-01T00:00:00.000Z INFO  served path=/a user=\"two words\" empty=\"\" q=\"say \\\"x\\\"\"\n"
         );
-        assert_eq!(line(TEXT, &event(Level::Debug, "x", &[])), "1970-01-01T00:00:00.000Z DEBUG allout::book: x\n");
+        assert_eq!(
+            line(TEXT, &event(Level::Debug, "x", &[])),
+            "1970-01-01T00:00:00.000Z DEBUG allout::service: x\n"
+        );
     }
 
     #[test]
@@ -540,7 +543,7 @@ mod tests {
         for (level, start) in [(Level::Error, "<3>x\n"), (Level::Warn, "<4>x\n"), (Level::Info, "<6>x\n")] {
             assert_eq!(line(JOURNAL, &event(level, "x", &[])), start);
         }
-        assert_eq!(line(JOURNAL, &event(Level::Trace, "x", &[])), "<7>allout::book: x\n");
+        assert_eq!(line(JOURNAL, &event(Level::Trace, "x", &[])), "<7>allout::service: x\n");
         let json = line(Style { format: LogFormat::Json, journal: true }, &event(Level::Warn, "x", &[]));
         assert_eq!(parse(json.strip_prefix("<4>").unwrap())["level"], "warn");
     }

@@ -70,7 +70,7 @@ fn service(args: &Args) -> Result<Service, String> {
     let service = Service::with_config(config(args))
         .access_log(args.access_log.is_on())
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
-        .quick_fallback(hello);
+        .inline_fallback(hello);
     if args.no_shutdown {
         return Ok(service.without_shutdown());
     }
@@ -88,7 +88,7 @@ fn config(args: &Args) -> Config {
     config.max_connections = args.max_connections.unwrap_or(config.max_connections);
     config.grace = args.grace;
     config.drain_delay = args.drain_delay;
-    config.linger = args.linger;
+    config.keepalive_min = args.keepalive_min;
     config.idle_timeout = args.idle_timeout;
     config.request_timeout = args.request_timeout;
     config

@@ -22,11 +22,11 @@ Type=notify
 NotifyAccess=main
 EnvironmentFile=-/etc/default/allout
 @NOTE@ExecStart=@BINARY@
-# Renewal: the same process goes on with the binary that is on disk now, and no request is lost.
+# Reexec: the same process goes on with the binary that is on disk now, and no request is lost.
 ExecReload=kill -HUP $MAINPID
 KillMode=mixed
 
-# No SuccessExitStatus: 0 is the only success. 3 (requests were abandoned) and 128+n (a second signal n forced the
+# No SuccessExitStatus: 0 is the only success. 3 (requests were abandoned) and 128+n (a second signal n forced_by the
 # exit) are shown as failures, because something was lost, but they are the ends of a stop that was asked for, so the
 # service stays down. 2 (unusable arguments) would only be repeated.
 Restart=on-failure

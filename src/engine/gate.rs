@@ -1,0 +1,190 @@
+//! The gate in front of the listening socket: closed, the kernel ignores new connections, while those that are
+//! established, queued or half open live on.
+//!
+//! A client whose request for a connection was ignored asks again after a second, and meets an open gate, the next
+//! instance, or a closed port. How the kernel is told: [`ignore_arrivals`]. A connection whose handshake ends behind the
+//! closed gate inherits the deafness, and loses it when the keeper finds it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::RawFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use crate::engine::tiny_http::discover::{self as descriptors, set_min_ttl_filter, tcp_info};
+
+/// The gate of one listening socket, of which it holds a duplicate.
+pub(crate) struct AcceptGate {
+    listener: TcpListener,
+    /// Where the socket listens.
+    address: SocketAddr,
+    closed: Mutex<bool>,
+    /// Where tiny_http accepts since the listening socket is somebody else's.
+    private_listener: OnceLock<TcpListener>,
+}
+
+impl AcceptGate {
+    /// # Errors
+    ///
+    /// The socket has no address, or no descriptor is left.
+    pub(crate) fn new(listener: &TcpListener) -> io::Result<AcceptGate> {
+        Ok(AcceptGate {
+            listener: listener.try_clone()?,
+            address: listener.local_addr()?,
+            closed: Mutex::new(false),
+            private_listener: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn listener(&self) -> &TcpListener {
+        &self.listener
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// New connections are ignored from here on. Doing it again does nothing.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        self.set(true)
+    }
+
+    /// Lets new connections in again.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        self.set(false)
+    }
+
+    fn set(&self, close: bool) -> io::Result<()> {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed != close {
+            set_min_ttl_filter(&self.listener, close)?;
+            *closed = close;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many connections the kernel holds for us that nobody has accepted.
+    pub(crate) fn accept_queue_len(&self) -> u32 {
+        tcp_info(self.private_listener.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue_len)
+    }
+
+    /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
+    /// whoever has it next. `number` is the descriptor on which tiny_http accepts.
+    ///
+    /// tiny_http takes one more connection at most from the listening socket, the one that it is waiting for. That it has
+    /// gone on is certain once it has accepted a [knock](AcceptGate::knock) at the side door, for it accepts one after the other.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or tiny_http has ended by itself.
+    pub(crate) fn redirect_accept(&self, number: RawFd) -> io::Result<()> {
+        let door = TcpListener::bind((to_self(self.address).ip(), 0))?;
+        set_min_ttl_filter(&door, true)?; // it is for ourselves
+        let cookie = SockRef::from(&self.listener).cookie()?;
+        descriptors::replace(number, cookie, &door.try_clone()?.into())?;
+        let _ = self.private_listener.set(door); // this is done once
+        self.knock_at(self.address)
+    }
+
+    /// One short connection to ourselves, which makes tiny_http start a thread. It is reset at once, so that neither end
+    /// keeps anything of it.
+    ///
+    /// # Errors
+    ///
+    /// The connection was refused.
+    pub(crate) fn knock(&self) -> io::Result<()> {
+        self.knock_at(self.private_listener.get().map_or(Ok(self.address), TcpListener::local_addr)?)
+    }
+
+    fn knock_at(&self, door: SocketAddr) -> io::Result<()> {
+        let own = self.socket_to_self()?;
+        own.set_linger(Some(Duration::ZERO))?;
+        match own.connect(&SockAddr::from(to_self(door))) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// A connection to ourselves, of the kind that clients have.
+    ///
+    /// # Errors
+    ///
+    /// There was none within `limit`.
+    pub(crate) fn call(&self, limit: Duration) -> io::Result<TcpStream> {
+        let own = self.socket_to_self()?;
+        own.connect_timeout(&SockAddr::from(to_self(self.address)), limit)?;
+        Ok(own.into())
+    }
+
+    fn socket_to_self(&self) -> io::Result<Socket> {
+        let own = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
+        own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
+        // Our own packets pass the closed gate: they start with all the time to live that there is.
+        match self.address {
+            SocketAddr::V4(_) => own.set_ttl_v4(255)?,
+            SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
+        }
+        Ok(own)
+    }
+}
+
+/// Where to connect to, to reach ourselves at `address`.
+pub(crate) fn to_self(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
+    const SOON: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn a_closed_gate_lets_in_nobody_but_ourselves_and_opens_again() {
+        for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let gate = AcceptGate::new(&listener).unwrap();
+            let address = to_self(listener.local_addr().unwrap());
+
+            let mut before = TcpStream::connect_timeout(&address, SOON).unwrap();
+            gate.close().unwrap();
+            gate.close().unwrap();
+            assert!(gate.is_closed());
+            assert!(TcpStream::connect_timeout(&address, SOON).is_err(), "{address}: a connection got through");
+
+            assert_eq!(gate.accept_queue_len(), 1, "what was queued stays");
+            let (mut held, _) = listener.accept().unwrap();
+            before.write_all(b"x").unwrap();
+            let mut byte = [0];
+            held.read_exact(&mut byte).unwrap();
+
+            for _ in 0..3 {
+                gate.knock().unwrap();
+                listener.accept().unwrap();
+            }
+            gate.open().unwrap();
+            TcpStream::connect_timeout(&address, SOON).unwrap();
+        }
+    }
+}

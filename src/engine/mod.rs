@@ -1,0 +1,4 @@
+//! The engines.
+
+pub(crate) mod gate;
+pub(crate) mod tiny_http;

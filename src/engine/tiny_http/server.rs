@@ -1,0 +1,87 @@
+//! tiny_http, as far as it can be held: one `Server` on the listening socket, and what to do about its ways.
+//!
+//! What must be known of it (measured on 0.12.0; the version is pinned):
+//!
+//! * Its accept thread ends for good on any error of `accept`, and panics, without telling anyone, when a descriptor or
+//!   a thread is missing. So an engine can die under us; a new one on the same socket takes over, and the connections
+//!   of the old one live on.
+//! * Its threads have no names. They inherit that of the thread that makes the server: `connection`.
+//! * Dropping a `Server` connects to its own port to wake the accept thread, so the port must be closed by then, or the
+//!   server must not be dropped.
+
+use std::io;
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Once};
+use std::thread;
+
+use socket2::SockRef;
+use tiny_http::Server;
+
+use crate::crew::panic_message;
+
+/// The name of tiny_http's threads: its accept thread, and one for each connection.
+const THREADS: &str = "connection";
+
+/// A running `Server`.
+pub(crate) struct Engine {
+    server: Arc<Server>,
+    /// The number of the descriptor on which it accepts.
+    number: RawFd,
+}
+
+impl Engine {
+    /// Starts tiny_http on a duplicate of the listening socket.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or no thread is left.
+    pub(crate) fn start(listener: &TcpListener) -> io::Result<Engine> {
+        silence_server_panics();
+        let listener = listener.try_clone()?;
+        let number = listener.as_raw_fd();
+        let maker = thread::Builder::new()
+            .name(THREADS.to_owned())
+            .spawn(move || catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None))))?;
+        match maker.join() {
+            Ok(Ok(Ok(server))) => Ok(Engine { server: Arc::new(server), number }),
+            Ok(Ok(Err(error))) => Err(io::Error::other(error.to_string())),
+            Ok(Err(payload)) | Err(payload) => Err(io::Error::other(panic_message(payload.as_ref()))),
+        }
+    }
+
+    pub(crate) fn server(&self) -> Arc<Server> {
+        Arc::clone(&self.server)
+    }
+
+    pub(crate) fn number(&self) -> RawFd {
+        self.number
+    }
+}
+
+/// Ends the accept thread of a socket that is ours alone, by closing the socket for everyone: `accept` fails, the
+/// thread leaves, and a `Server` that is dropped after this finds nobody to connect to, at once.
+pub(crate) fn shut_listener(listener: &TcpListener) {
+    let _ = SockRef::from(listener).shutdown(Shutdown::Both); // fails if it is closed already
+}
+
+/// Panics of tiny_http's own threads are its way to say that a peer has left, or that a descriptor or a thread is
+/// missing. They are not printed: what follows from them is noticed, handled and counted elsewhere. Other panics go
+/// where they went before.
+fn silence_server_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            // Threads of tiny_http have a name for Linux (inherited), and none for Rust.
+            let of_engine = thread::current().name().is_none_or(|name| name == THREADS)
+                && rustix::thread::name().is_ok_and(|name| name.to_bytes() == THREADS.as_bytes());
+            if of_engine {
+                log::debug!("tiny_http thread panicked: {info}");
+            } else {
+                before(info);
+            }
+        }));
+    });
+}

@@ -1,0 +1,186 @@
+//! The drain: what the main thread does from the first message until the last member is out.
+//!
+//! # The phases
+//!
+//! 1. *Drain delay*: for as long as configured (0 s by default), and for as long as requests are in flight that were
+//!    when the message came. All is served as before, new connections included, so that a load balancer, or whoever
+//!    asks, can see `/healthz` say 503; every response tells its client to close.
+//! 2. *Finishing*. The gate is closed: the kernel ignores new connections. What it had queued is accepted and answered.
+//!    (If the listening socket outlives this service, the gate stays open and tiny_http stops accepting instead: the
+//!    kernel's queue is for whoever has the socket next, be it the next image or the next instance under systemd.)
+//!    Requests in flight finish; a connection's last response says `Connection: close`. An idle connection has the
+//!    linger to speak once more; then its input is ended. This phase is over when no connection is left.
+//! 3. *Leaving*. Members are told to leave, and counted home.
+//! 4. *Out*.
+//!
+//! # Why nothing is lost
+//!
+//! A request that a client has sent whole is always in a place that somebody looks at before the drain goes on. It only
+//! ever moves down this list, and the looks go down it, too, so that none slips past them:
+//!
+//! 1. behind a handshake that has begun and is not over, so that the client believes that it is connected: nothing that
+//!    can be asked for shows it, so the gate is closed for as long as the way to the farthest client and back takes;
+//! 2. in the kernel's queue of connections: `tcp_info` of the listening socket counts them;
+//! 3. between that queue and a descriptor, for a few instructions of the accept thread: nobody is there once that thread,
+//!    which accepts one after the other, has accepted a knock of ours that came later;
+//! 4. in a connection's receive buffer: `FIONREAD` counts its bytes, and input is ended only where there are none; what
+//!    arrives after the look and before the end is still read, since the kernel gives out what it has received before it
+//!    reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
+//! 5. in tiny_http, read and not yet received by the listener: its connection's descriptor is open until the request is
+//!    dropped, no connection counts as gone while its descriptor is open, and what arrives from a connection whose input
+//!    was ended is answered all the same;
+//! 6. on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
+//!
+//! A connection whose handshake ends behind the closed gate ignores what its client says next until the keeper finds it
+//! and makes it listen; the client then says it again. Such a connection has longer before its input is ended.
+//!
+//! Leaving is the end of the accept thread, so it comes after all of these are empty, with the gate closed all along.
+//! Where the socket is handed over instead, places 1 and 2 are for whoever has it next, and the knock of 3 is at a side
+//! door (see [`AcceptGate::show_side_door`]): who accepts there has let go of the socket.
+//!
+//! What remains is HTTP's own: a client that has been silent for longer than the linger and speaks in the very moment
+//! that its connection is closed cannot know whether it was heard (RFC 9112, section 9.5).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::crew::hooks::{self, Hook};
+use crate::crew::outcome::human_duration;
+use crate::crew::{Crew, Shutdown};
+use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::connections::ConnectionTable;
+use crate::engine::tiny_http::monitor::Monitor;
+use crate::engine::tiny_http::receive::ReceiveLoop;
+use crate::lifecycle::phase::{Lifecycle, Phase};
+
+/// How often the log says how far the drain is.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// For how long members may leave when grace was used up by requests: the exit comes within half a second of its end.
+const LAST_CALL: Duration = Duration::from_millis(250);
+
+/// What a drain works on.
+pub(crate) struct Drain {
+    pub(crate) connections: Arc<ConnectionTable>,
+    pub(crate) gate: Arc<AcceptGate>,
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) phase: Arc<Lifecycle>,
+    pub(crate) listener: Arc<ReceiveLoop>,
+    pub(crate) delay: Duration,
+    /// The listening socket outlives this service: it is systemd's, or goes to the next image.
+    pub(crate) handover: bool,
+}
+
+impl Drain {
+    /// Takes everyone out. Only a second signal makes it shorter than its phases.
+    pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) {
+        self.phase.advance(Phase::DrainDelay);
+        crew.stop().drain();
+        log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
+        hooks::run("before_drain", before, shutdown.began + shutdown.grace / 2, crew, shutdown);
+        self.delay(crew, shutdown);
+
+        self.phase.advance(Phase::Draining);
+        let whose = if self.handover {
+            "new connections are left to the next instance"
+        } else {
+            "no longer accepting connections"
+        };
+        log::info!("draining: {whose}: {}", self.what_is_left());
+        if self.handover {
+            // It may have been closed because there were too many connections: nobody else would open it.
+            if let Err(error) = self.gate.open() {
+                log::warn!("new connections may be kept out: {error}");
+            }
+            if let Err(error) = self.listener.hand_over() {
+                log::warn!("tiny_http may go on accepting, so that some connections may be reset: {error}");
+            }
+        } else if let Err(error) = self.gate.close() {
+            log::warn!("new connections cannot be kept out, so that some may be reset: {error}");
+        }
+        self.monitor.wake();
+        self.finish(crew, shutdown);
+
+        for request in self.connections.describe_in_flight() {
+            if shutdown.forced_by.is_none() {
+                log::warn!("abandoned: {request}");
+                shutdown.abandoned.push(request);
+                shutdown.already_reported = vec!["workers"];
+            }
+        }
+        let until = shutdown.end().max(Instant::now() + LAST_CALL / 2);
+        hooks::run("after_drain", after, until, crew, shutdown);
+        self.phase.advance(Phase::Stopping);
+        log::info!(
+            "stopping members {} after the first message: {}",
+            human_duration(shutdown.began.elapsed()),
+            self.what_is_left()
+        );
+        shutdown.extend_to(Instant::now() + LAST_CALL);
+        crew.stop_members(shutdown);
+        self.phase.advance(Phase::Stopped);
+    }
+
+    /// Goes on serving for the drain delay, and until what was in flight at the first message is over: nobody who comes
+    /// meanwhile, a health check above all, waits for others' requests to end. Ends in time for the rest of the drain.
+    fn delay(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
+        let until = shutdown.began + self.delay;
+        let mut progress = Instant::now() + PROGRESS;
+        if !self.delay.is_zero() {
+            log::info!("drain delay: serving as before for {}", human_duration(self.delay));
+        }
+        while shutdown.forced_by.is_none() && crew.all_running() {
+            let now = Instant::now();
+            let over = now >= until && !self.connections.has_requests_older_than_drain(&self.phase);
+            if over || now >= shutdown.soft_deadline() {
+                return;
+            }
+            self.say_how_far(&mut progress, shutdown);
+            let next = if now < until { until } else { shutdown.soft_deadline() };
+            crew.wait_event(next.min(shutdown.soft_deadline()).min(progress), shutdown);
+        }
+    }
+
+    fn say_how_far(&self, progress: &mut Instant, shutdown: &Shutdown) {
+        let now = Instant::now();
+        if now >= *progress {
+            let left = shutdown.end().saturating_duration_since(now);
+            log::info!("draining: {}, {} of grace left", self.what_is_left(), human_duration(left));
+            *progress = now + PROGRESS;
+        }
+    }
+
+    /// Waits until no connection is left, or grace is over.
+    fn finish(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
+        let mut progress = Instant::now() + PROGRESS;
+        while shutdown.forced_by.is_none() && !self.monitor.is_quiescent() {
+            let now = Instant::now();
+            if now >= shutdown.soft_deadline() {
+                crew.stop().expire();
+            }
+            if now >= shutdown.end() {
+                return;
+            }
+            self.say_how_far(&mut progress, shutdown);
+            if !crew.is_running("monitor") && self.connections.in_flight() == 0 {
+                return; // nobody is left who could see more than this
+            }
+            let next = if now < shutdown.soft_deadline() { shutdown.soft_deadline() } else { shutdown.end() };
+            crew.wait_event(next.min(progress), shutdown);
+        }
+    }
+
+    fn what_is_left(&self) -> String {
+        let waiting = match self.connections.waiting() {
+            0 => String::new(),
+            n => format!(" ({n} more behind)"),
+        };
+        let in_flight = pluralize(self.connections.in_flight(), "request");
+        format!("{in_flight} in flight{waiting}, {} open", pluralize(self.connections.connections(), "connection"))
+    }
+}
+
+/// `1 request`, `2 requests`.
+pub(crate) fn pluralize(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

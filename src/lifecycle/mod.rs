@@ -1,0 +1,5 @@
+//! From serving to stopped.
+
+pub(crate) mod drain;
+pub(crate) mod phase;
+pub(crate) mod reexec;

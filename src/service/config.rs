@@ -1,0 +1,67 @@
+//! What a service can be told, and what it does when it is told nothing. Each default says where it comes from.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// How long a drain may take: the mission's 30 s, which is what the Go program that allout grew from had.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
+
+/// How a service runs. All fields have defaults; see [`Config::default`].
+///
+/// ```
+/// use std::time::Duration;
+/// let mut config = allout::Config::default();
+/// config.listen = "127.0.0.1:0".parse()?;
+/// config.grace = Duration::from_secs(10);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where to listen; port 0 picks a free one. Default: `127.0.0.1:8088`, so that nobody is served by accident.
+    pub listen: SocketAddr,
+    /// Most workers that may run at once; the pool grows to it under load and shrinks when idle.
+    ///
+    /// Default 2048: a thousand handlers that wait must not keep the others waiting, and a thread that waits costs some
+    /// 10 KiB resident.
+    pub workers: usize,
+    /// Requests that may wait for a worker; what comes beyond is shed: 503 at once.
+    ///
+    /// Default 1024: with all workers waiting, a queue only adds delay, but a burst of quick requests passes through it.
+    pub queue: usize,
+    /// Connections that may be open at once; beyond it the idlest go first.
+    ///
+    /// Default 4096, or what the limits on descriptors and threads allow, if that is less.
+    pub max_connections: usize,
+    /// How long a drain may take. Default 30 s.
+    pub grace: Duration,
+    /// How long to go on serving normally after the first message, while `/healthz` already says 503. Default 0 s.
+    pub drain_delay: Duration,
+    /// How long a drain waits for an idle keep-alive connection to speak once more. Default 50 ms: longer than a client
+    /// in a closed loop takes to ask again, and shorter than anyone notices.
+    pub keepalive_min: Duration,
+    /// A connection must complete its first, or next, request within this. Default 30 s.
+    pub idle_timeout: Duration,
+    /// A request, its body and its response included, may take this long. Default 60 s.
+    pub request_timeout: Duration,
+    /// The largest request body, in bytes, that is read where nobody says another limit; what a handler leaves unread is
+    /// thrown away up to this length. Default 1 MiB, as nginx has it (`client_max_body_size`).
+    pub max_body: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8088)),
+            workers: 2048,
+            queue: 1024,
+            max_connections: 4096,
+            grace: GRACE,
+            drain_delay: Duration::ZERO,
+            keepalive_min: Duration::from_millis(50),
+            idle_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_mins(1),
+            max_body: 1024 * 1024,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The settings of a [`Config`], one by one, on the service that is put together.
+
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
+use crate::listen::StartError;
+use crate::service::Service;
+use crate::service::config::Config;
+
+/// # Settings
+///
+/// Each sets the field of [`Config`] that has its name, where the defaults are told, too.
+impl Service {
+    /// Where to listen: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`. Of several addresses that a name has, the first.
+    ///
+    /// A name is looked up here and now. One that cannot be keeps the service from starting.
+    pub fn listen(mut self, address: impl ToSocketAddrs) -> Service {
+        match address.to_socket_addrs().map(|mut all| all.next()) {
+            Ok(Some(address)) => self.config.listen = address,
+            Ok(None) => self.refuse(StartError::Unresolved(std::io::ErrorKind::AddrNotAvailable.into())),
+            Err(error) => self.refuse(StartError::Unresolved(error)),
+        }
+        self
+    }
+
+    /// Most workers that may run at once.
+    pub fn workers(self, most: usize) -> Service {
+        self.with(|config| config.workers = most)
+    }
+
+    /// Requests that may wait for a worker.
+    pub fn queue(self, most: usize) -> Service {
+        self.with(|config| config.queue = most)
+    }
+
+    /// Connections that may be open at once.
+    pub fn max_connections(self, most: usize) -> Service {
+        self.with(|config| config.max_connections = most)
+    }
+
+    /// How long a drain may take.
+    pub fn grace(self, grace: Duration) -> Service {
+        self.with(|config| config.grace = grace)
+    }
+
+    /// How long to go on serving after the first message.
+    pub fn drain_delay(self, delay: Duration) -> Service {
+        self.with(|config| config.drain_delay = delay)
+    }
+
+    /// How long a drain waits for an idle connection to speak once more.
+    pub fn keepalive_min(self, keepalive_min: Duration) -> Service {
+        self.with(|config| config.keepalive_min = keepalive_min)
+    }
+
+    /// How long a connection may take to complete its first, or next, request.
+    pub fn idle_timeout(self, timeout: Duration) -> Service {
+        self.with(|config| config.idle_timeout = timeout)
+    }
+
+    /// How long a request, its body and its response included, may take.
+    pub fn request_timeout(self, timeout: Duration) -> Service {
+        self.with(|config| config.request_timeout = timeout)
+    }
+
+    /// The largest request body, in bytes, that is read where a handler says no other limit.
+    pub fn max_body(self, bytes: u64) -> Service {
+        self.with(|config| config.max_body = bytes)
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Config)) -> Service {
+        set(&mut self.config);
+        self
+    }
+}

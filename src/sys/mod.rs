@@ -1,0 +1,4 @@
+//! The kernel.
+
+pub(crate) mod heap;
+pub(crate) mod limits;

@@ -1,0 +1,253 @@
+//! SIGHUP: the same process goes on with the binary that is on disk, and nobody is refused or loses a request.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+#[path = "load/client.rs"]
+mod client;
+mod common;
+
+use client::{Load, Mode, Report, Running};
+use common::http;
+use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// One load at a time: what is measured is the server under its clients, not under those of the next test.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+const SERVES: &str = "listening on http://";
+
+/// A place for a binary that may be replaced; it goes with the test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Place {
+        let place = std::env::temp_dir().join(format!("allout-renewal-{name}-{}", std::process::id()));
+        fs::create_dir_all(&place).expect("a directory");
+        let place = Place(place);
+        place.put_copy(env!("CARGO_BIN_EXE_allout"));
+        place
+    }
+
+    fn binary(&self) -> PathBuf {
+        self.0.join("allout")
+    }
+
+    /// Replaces the binary as an installer does: the new one gets its name at once.
+    fn put(&self, make: impl FnOnce(&Path)) {
+        let next = self.0.join("next");
+        make(&next);
+        fs::rename(&next, self.binary()).expect("renaming");
+    }
+
+    fn put_copy(&self, of: &str) {
+        self.put(|path| assert!(fs::copy(of, path).expect("a copy") > 0));
+    }
+
+    fn put_script(&self, text: &str) {
+        self.put(|path| {
+            fs::write(path, text).expect("writing");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        });
+    }
+
+    fn start(&self, args: &[&str]) -> Serving {
+        Allout::of(&self.binary()).args(args.iter().copied()).start()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn times(server: &Serving, part: &str) -> usize {
+    server.log().matches(part).count()
+}
+
+/// One renewal, from the signal until the next image serves.
+fn renew(server: &Serving) {
+    let before = times(server, SERVES);
+    server.signal(Signal::HUP);
+    wait_until(LIMIT, "the renewal", || times(server, SERVES) > before);
+}
+
+#[track_caller]
+fn assert_unnoticed(report: &Report) {
+    let counts = &report.counts;
+    let told: Vec<_> = counts.losses.iter().map(|loss| format!("\n  {loss}")).collect();
+    assert_eq!((counts.lost, counts.refused), (0, 0), "{report}{}", told.concat());
+    assert_eq!(counts.statuses.keys().copied().collect::<Vec<_>>(), [200], "{report}");
+    assert!(counts.longest_wait < Duration::from_secs(5), "{report}");
+}
+
+fn load(server: &Serving, mode: Mode) -> Load {
+    Load { mode, lasts: Duration::from_secs(2), ..Load::new(server.addr, 16) }
+}
+
+#[test]
+fn renewals_under_load_are_not_noticed() {
+    let _alone = alone();
+    for mode in [Mode::KeepAlive, Mode::Close, Mode::Pipeline(4)] {
+        let mut server = Allout::new().start();
+        let running = Running::start(load(&server, mode), Some(server.id())).expect("the clients start");
+        for _ in 0..4 {
+            let answered = running.answered();
+            wait_until(LIMIT, "some answers", || running.answered() > answered + 64);
+            running.cause(|| renew(&server));
+        }
+        let report = running.finish(None);
+        println!("{report}");
+        assert_unnoticed(&report);
+        server.signal(Signal::TERM);
+        server.assert_exit(0, LIMIT);
+    }
+}
+
+#[test]
+fn a_renewal_lets_slow_requests_finish() {
+    let _alone = alone();
+    let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
+    let mut slow = server.connect();
+    slow.request("GET", "/timeout");
+    server.wait_until_read(&slow);
+    server.signal(Signal::HUP);
+    server.wait_for_line("renewal (SIGHUP)", LIMIT);
+    // Who comes meanwhile waits for nobody, and is answered by this image still.
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(times(&server, SERVES), 1);
+    assert_eq!(slow.hear("GET").status, 200);
+    wait_until(LIMIT, "the next image", || times(&server, SERVES) == 2);
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn the_next_image_is_the_binary_on_disk() {
+    let _alone = alone();
+    let place = Place::new("newer");
+    let mut server = place.start(&[]);
+    for _ in 0..3 {
+        place.put_copy(env!("CARGO_BIN_EXE_allout"));
+        let newer = fs::metadata(place.binary()).expect("it is there").ino();
+        let running = || fs::metadata(format!("/proc/{}/exe", server.id())).expect("it runs").ino();
+        assert_ne!(running(), newer);
+        renew(&server);
+        assert_eq!(running(), newer);
+        assert_eq!(server.get("/").status, 200);
+    }
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
+    let _alone = alone();
+    let place = Place::new("broken");
+    let mut server = place.start(&[]);
+    let running = Running::start(load(&server, Mode::KeepAlive), Some(server.id())).expect("the clients start");
+    let good = fs::read(env!("CARGO_BIN_EXE_allout")).expect("it can be read");
+    let half = &good[..good.len() / 2];
+    let attempts: [(&str, &dyn Fn()); 6] = [
+        ("ends at once", &|| place.put_copy("/bin/true")),
+        ("refuses its arguments", &|| place.put_script("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
+        ("is none", &|| place.put_script("not a program\n")),
+        ("is cut off", &|| place.put(|path| fs::write(path, half).expect("writing"))),
+        ("may not be executed", &|| place.put(|path| fs::write(path, &good).expect("writing"))),
+        ("is missing", &|| fs::remove_file(place.binary()).expect("removing")),
+    ];
+    for (number, (what, put)) in attempts.iter().enumerate() {
+        put();
+        server.signal(Signal::HUP);
+        wait_until(LIMIT, &format!("the end of a rehearsal: the new binary {what}"), || {
+            times(&server, "re-exec cancelled (SIGHUP)") > number
+        });
+        assert_eq!(server.get("/").status, 200, "the new binary {what}");
+    }
+    assert_eq!(times(&server, SERVES), 1);
+    let report = running.finish(None);
+    assert_unnoticed(&report);
+    // And then a good one.
+    place.put_copy(env!("CARGO_BIN_EXE_allout"));
+    renew(&server);
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn a_binary_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it() {
+    let _alone = alone();
+    let place = Place::new("hangs");
+    let mut server = place.start(&[]);
+    place.put_script("#!/bin/sh\nexec sleep 60\n");
+    server.signal(Signal::HUP);
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, Duration::from_secs(5));
+}
+
+#[test]
+fn hangups_in_quick_succession_are_one_renewal_or_more_and_never_the_end() {
+    let _alone = alone();
+    let mut server = Allout::new().start();
+    let running = Running::start(load(&server, Mode::Close), Some(server.id())).expect("the clients start");
+    for _ in 0..200 {
+        server.signal(Signal::HUP);
+        std::thread::sleep(Duration::from_millis(5)); // so that they come in every phase
+    }
+    let report = running.finish(None);
+    println!("{} images: {report}", times(&server, SERVES));
+    assert_unnoticed(&report);
+    assert!(times(&server, SERVES) > 1);
+    // It may be in the midst of one.
+    wait_until(LIMIT, "the last renewal to be over", || {
+        times(&server, "re-executing, ") + 1 == times(&server, SERVES) && times(&server, "re-exec cancelled") == 0
+    });
+    server.signal(Signal::TERM);
+    let code = server.wait_exit(LIMIT).code();
+    // A renewal that is not over yet when the signal comes is cut short by it.
+    assert!(matches!(code, Some(0 | 143)), "{code:?}");
+}
+
+/// Clients of HTTP/2, which tiny_http loses for good.
+fn wear_out(server: &Serving, how_many: usize) {
+    for _ in 0..how_many {
+        let mut connection = server.connect();
+        connection.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        server.wait_until_read(&connection);
+    }
+}
+
+#[test]
+fn a_worn_engine_is_renewed_and_at_most_once_a_minute() {
+    let _alone = alone();
+    // The fewest that make it worn.
+    let mut server = Allout::new().args(["--max-connections", "64"]).start();
+    let pid = server.id();
+    wear_out(&server, 40);
+    wait_until(LIMIT, "the renewal", || times(&server, SERVES) == 2);
+    assert!(server.log().contains("tiny_http has leaked"));
+    assert_eq!((server.id(), server.get("/").status), (pid, 200));
+    wear_out(&server, 40);
+    wait_until(LIMIT, "it to be worn again", || {
+        times(&server, "tiny_http has leaked") > 2 || worn_since_renewal(&server)
+    });
+    std::thread::sleep(Duration::from_millis(500)); // many times what a renewal takes
+    assert_eq!(times(&server, SERVES), 2, "renewed again");
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+}
+
+fn worn_since_renewal(server: &Serving) -> bool {
+    server.log().rsplit(SERVES).next().is_some_and(|since| since.contains("tiny_http has leaked"))
+}

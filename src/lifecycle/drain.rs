@@ -47,6 +47,7 @@ use std::time::{Duration, Instant};
 use crate::crew::hooks::{self, Hook};
 use crate::crew::outcome::human_duration;
 use crate::crew::{Crew, Shutdown};
+use crate::engine::StopState;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::monitor::Monitor;
@@ -65,6 +66,7 @@ pub(crate) struct Drain {
     pub(crate) gate: Arc<AcceptGate>,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) phase: Arc<Lifecycle>,
+    pub(crate) stop_state: Arc<StopState>,
     pub(crate) listener: Arc<ReceiveLoop>,
     pub(crate) delay: Duration,
     /// The listening socket outlives this service: it is systemd's, or goes to the next image.
@@ -75,12 +77,14 @@ impl Drain {
     /// Takes everyone out. Only a second signal makes it shorter than its phases.
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) {
         self.phase.advance(Phase::DrainDelay);
+        self.stop_state.announce_close();
         crew.stop().drain();
         log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
         hooks::run("before_drain", before, shutdown.began + shutdown.grace / 2, crew, shutdown);
         self.delay(crew, shutdown);
 
         self.phase.advance(Phase::Draining);
+        self.stop_state.stop_accepting();
         let whose = if self.handover {
             "new connections are left to the next instance"
         } else {
@@ -131,7 +135,7 @@ impl Drain {
         }
         while shutdown.forced_by.is_none() && crew.all_running() {
             let now = Instant::now();
-            let over = now >= until && !self.connections.has_requests_older_than_drain(&self.phase);
+            let over = now >= until && !self.connections.has_requests_older_than_drain(&self.stop_state);
             if over || now >= shutdown.soft_deadline() {
                 return;
             }

@@ -44,7 +44,6 @@ impl fmt::Display for Phase {
 pub(crate) struct Lifecycle {
     phase: AtomicU8,
     began: OnceLock<Instant>,
-    finishing: OnceLock<Instant>,
     renewing: AtomicBool,
     observers: Mutex<Vec<Sender<Phase>>>,
 }
@@ -57,9 +56,6 @@ impl Lifecycle {
     /// Goes on to `phase`; never back.
     pub(crate) fn advance(&self, phase: Phase) {
         self.began.get_or_init(Instant::now);
-        if phase >= Phase::Draining {
-            self.finishing.get_or_init(Instant::now);
-        }
         let former = self.phase.fetch_max(phase as u8, Ordering::AcqRel);
         if former < phase as u8 {
             let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,11 +82,6 @@ impl Lifecycle {
     /// For how long the drain has lasted.
     pub(crate) fn draining_for(&self) -> Duration {
         self.began.get().map_or(Duration::ZERO, Instant::elapsed)
-    }
-
-    /// For how long new connections have been kept out, or left to whoever has the socket next.
-    pub(crate) fn accept_stopped_for(&self) -> Duration {
-        self.finishing.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// Whether the drain has begun, and a request that arrived then was there before.

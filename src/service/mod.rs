@@ -16,16 +16,17 @@ use crate::crew::outcome::{Cause, Outcome, human_duration};
 use crate::crew::pool::Pool;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
-use crate::crew::{Crew, Exit, Shutdown, Stopper, panic_message};
+use crate::crew::{Command, Crew, Exit, Shutdown, Stopper, panic_message};
 use crate::dispatch::Dispatch;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::discover as descriptors;
-use crate::engine::tiny_http::monitor::{Limits, Monitor};
+use crate::engine::tiny_http::monitor::Monitor;
 use crate::engine::tiny_http::receive::ReceiveLoop;
 use crate::engine::tiny_http::server::{self as engine, Engine};
+use crate::engine::{Events, Settings, StopState};
 use crate::http::response::Response;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
@@ -366,9 +367,20 @@ impl Service {
         let mut crew = self.crew.grace(config.grace);
         let (stop, stopper) = (crew.stop(), crew.stopper());
         let phase = Arc::new(Lifecycle::default());
+        let stop_state = Arc::new(StopState::default());
+        let events = {
+            let (changed, leaking) = (stopper.clone(), stopper.clone());
+            Arc::new(Events {
+                changed: Box::new(move || changed.recheck()),
+                leaking: Box::new(move |leaked, limit| {
+                    let why = format!("tiny_http has leaked {leaked} connections (limit {limit})");
+                    leaking.ask(Command::EngineLeak(why));
+                }),
+            })
+        };
         let connections = Arc::new(ConnectionTable::default());
         let max_connections = config.max_connections.min(connections_for(descriptors, limits::threads()));
-        let limits = Limits {
+        let limits = Settings {
             max_connections,
             idle_timeout: config.idle_timeout,
             request_timeout: config.request_timeout,
@@ -376,7 +388,7 @@ impl Service {
             leak_limit: (max_connections as u64 / 4).clamp(16, 1024),
         };
         let monitor =
-            Monitor::new(Arc::clone(&connections), Arc::clone(&gate), Arc::clone(&phase), limits, stopper.clone());
+            Monitor::new(Arc::clone(&connections), Arc::clone(&gate), Arc::clone(&stop_state), limits, events);
         let monitor = Arc::new(monitor.map_err(system("the monitor's descriptors"))?);
         let closing = Closing::default();
         let pool = {
@@ -480,6 +492,7 @@ impl Service {
             gate: Arc::clone(&gate),
             monitor,
             phase,
+            stop_state,
             listener: listening,
             delay: config.drain_delay,
             handover: inherited,

@@ -532,10 +532,7 @@ mod tests {
             line(TEXT, &event(Level::Info, "served", &fields)),
             "1970-01-01T00:00:00.000Z INFO  served path=/a user=\"two words\" empty=\"\" q=\"say \\\"x\\\"\"\n"
         );
-        assert_eq!(
-            line(TEXT, &event(Level::Debug, "x", &[])),
-            "1970-01-01T00:00:00.000Z DEBUG allout::service: x\n"
-        );
+        assert_eq!(line(TEXT, &event(Level::Debug, "x", &[])), "1970-01-01T00:00:00.000Z DEBUG allout::service: x\n");
     }
 
     #[test]

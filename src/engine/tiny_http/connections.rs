@@ -25,8 +25,8 @@ use std::time::Instant;
 use socket2::SockRef;
 
 use crate::dispatch::request::Line;
+use crate::engine::StopState;
 use crate::engine::tiny_http::discover::{DiscoveredSocket, set_min_ttl_filter, tcp_info};
-use crate::lifecycle::phase::Lifecycle;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
@@ -323,11 +323,11 @@ impl ConnectionTable {
     }
 
     /// Whether requests are in flight that were when the drain began.
-    pub(crate) fn has_requests_older_than_drain(&self, phase: &Lifecycle) -> bool {
+    pub(crate) fn has_requests_older_than_drain(&self, stop: &StopState) -> bool {
         self.in_flight() > 0
             && self.all().iter().any(|connection| {
                 let state = lock(&connection.state);
-                state.busy && phase.predates_drain(state.since)
+                state.busy && stop.predates_drain(state.since)
             })
     }
 

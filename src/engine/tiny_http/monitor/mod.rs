@@ -40,7 +40,6 @@ use signal_hook::consts::SIGIO;
 use signal_hook::low_level::pipe;
 use socket2::SockRef;
 
-use crate::crew::{Command, Stopper};
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::{CloseReason, ConnState, Connection, ConnectionTable, unread};
 use crate::engine::tiny_http::discover::{
@@ -48,8 +47,8 @@ use crate::engine::tiny_http::discover::{
 };
 use crate::engine::tiny_http::throttle::{self as flood, Flood, Flow, Seen};
 use crate::engine::tiny_http::unread_body as leftover;
+use crate::engine::{Events, Settings, StopState};
 use crate::http::validate as rules;
-use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::sys::heap as memory;
 
 /// How often the keeper looks while things happen. Two looks find a starved connection, so that it waits 40 ms at most;
@@ -90,24 +89,13 @@ const EVENTS: usize = 256;
 /// Rescues in one look; each costs one short connection.
 const MOST_RESCUES: usize = 256;
 
-/// Times and limits that the keeper enforces.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_connections: usize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) request_timeout: Duration,
-    pub(crate) keepalive_min: Duration,
-    /// So many connections lost by tiny_http make it worn.
-    pub(crate) leak_limit: u64,
-}
-
 /// The keeper, shared by its own thread and by those who need a look at once.
 pub(crate) struct Monitor {
     connections: Arc<ConnectionTable>,
     gate: Arc<AcceptGate>,
-    phase: Arc<Lifecycle>,
-    limits: Limits,
-    stopper: Stopper,
+    stop_state: Arc<StopState>,
+    limits: Settings,
+    callbacks: Arc<Events>,
     /// All watched sockets, and the listening one.
     events: OwnedFd,
     wake: OwnedFd,
@@ -188,9 +176,9 @@ impl Monitor {
     pub(crate) fn new(
         connections: Arc<ConnectionTable>,
         gate: Arc<AcceptGate>,
-        phase: Arc<Lifecycle>,
-        limits: Limits,
-        stopper: Stopper,
+        stop_state: Arc<StopState>,
+        limits: Settings,
+        callbacks: Arc<Events>,
     ) -> io::Result<Monitor> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -198,9 +186,9 @@ impl Monitor {
         Ok(Monitor {
             connections,
             gate,
-            phase,
+            stop_state,
             limits,
-            stopper,
+            callbacks,
             events,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             stopping: AtomicBool::new(false),
@@ -325,7 +313,9 @@ impl Monitor {
             let brisk = rounds.brisk_until.is_some_and(|until| Instant::now() < until);
             let woken = self.wait(awake, brisk, &bell, &mut rounds)?;
             let active = self.collect()?;
-            if self.phase.get() >= Phase::Draining && (woken || !active.is_empty() || rounds.brisk_until.is_none()) {
+            if self.stop_state.accept_stopped().is_some()
+                && (woken || !active.is_empty() || rounds.brisk_until.is_none())
+            {
                 rounds.brisk_until = Some(Instant::now() + BRISK);
             }
             rounds.woken = woken;
@@ -346,7 +336,7 @@ impl Monitor {
 
     /// Waits for the next tick, or, when all is quiet, for something to happen. True if somebody woke us.
     fn wait(&self, awake: bool, brisk: bool, bell: &AcceptSignal, rounds: &mut Rounds) -> io::Result<bool> {
-        let ticking = awake || self.phase.get() >= Phase::Draining;
+        let ticking = awake || self.stop_state.accept_stopped().is_some();
         let limit = match (brisk, ticking) {
             (true, _) => Some(DRAIN_TICK),
             (false, true) if rounds.flood.is_on() => Some(FLOOD_TICK),
@@ -411,7 +401,7 @@ impl Monitor {
     /// One look at everything that may need one. True if there is something to look at again soon.
     fn look(&self, active: &HashSet<u64>, rounds: &mut Rounds) -> bool {
         let now = Instant::now();
-        let draining = self.phase.get() >= Phase::Draining;
+        let draining = self.stop_state.accept_stopped().is_some();
         let mut watched = lock(&self.watched);
         let mut again = false;
 
@@ -479,14 +469,15 @@ impl Monitor {
         self.look_at_engine(now, found, rounds);
         self.keep_within_limits(now, rounds);
         if rounds.woken
-            && self.phase.get() == Phase::DrainDelay
-            && !self.connections.has_requests_older_than_drain(&self.phase)
+            && self.stop_state.announced().is_some()
+            && !draining
+            && !self.connections.has_requests_older_than_drain(&self.stop_state)
         {
-            self.stopper.recheck();
+            (self.callbacks.changed)();
         }
         if draining && self.is_quiet(nobody_at_the_gate, rounds) {
             self.quiet.store(true, Ordering::Release);
-            self.stopper.recheck();
+            (self.callbacks.changed)();
         }
         again || rounds.gone_suspected || starved > 0 || rounds.waiting_since.is_some()
     }
@@ -515,10 +506,7 @@ impl Monitor {
             false
         });
         if rounds.lost >= self.limits.leak_limit && !std::mem::replace(&mut rounds.said_worn, true) {
-            self.stopper.ask(Command::EngineLeak(format!(
-                "tiny_http has leaked {} connections (limit {})",
-                rounds.lost, self.limits.leak_limit
-            )));
+            (self.callbacks.leaking)(rounds.lost, self.limits.leak_limit);
         }
     }
 
@@ -603,7 +591,9 @@ impl Monitor {
         let quiet = Duration::from_millis(u64::from(facts.quiet_ms)).min(age);
         let (keepalive_min, drained) = match watch.was_deaf {
             Some(since) => (self.limits.keepalive_min.max(SAID_AGAIN), since.elapsed()),
-            None => (self.limits.keepalive_min, self.phase.draining_for()),
+            None => {
+                (self.limits.keepalive_min, self.stop_state.announced().map_or(Duration::ZERO, |began| began.elapsed()))
+            }
         };
         unread(&watch.socket) == 0
             && drained >= keepalive_min
@@ -676,7 +666,7 @@ impl Monitor {
 
     /// Sends the idlest connections away when there are too many; closes the gate while that is not enough.
     fn keep_within_limits(&self, now: Instant, rounds: &mut Rounds) {
-        if self.phase.get() >= Phase::Draining {
+        if self.stop_state.accept_stopped().is_some() {
             return;
         }
         let most = self.limits.max_connections;
@@ -725,7 +715,7 @@ impl Monitor {
     /// is nobody, if tiny_http has accepted a knock of ours since: it accepts one after the other.
     fn is_nobody_at_the_gate(&self, rounds: &Rounds) -> bool {
         let Some(knocked) = rounds.knocked else { return false };
-        let finishing = self.phase.accept_stopped_for();
+        let finishing = self.stop_state.accept_stopped().map_or(Duration::ZERO, |since| since.elapsed());
         finishing >= rounds.farthest.unwrap_or_default()
             // If knocks do not come through, a rule is against them, or tiny_http is dead: then time must do.
             && (self.gate.accept_queue_len() == 0 || knocked.elapsed() >= HANDSHAKE)

@@ -89,7 +89,9 @@ mod lifecycle;
 mod listen;
 mod observe;
 mod service;
+mod sync;
 mod sys;
+mod text;
 
 pub use crossbeam_channel as channel;
 

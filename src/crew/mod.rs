@@ -24,7 +24,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::stop::Stop;
+use crate::sync::lock;
 
 /// The longest thread name that Linux keeps: `TASK_COMM_LEN` of 16 less the final NUL, `prctl(2)`, `PR_SET_NAME`.
 const MAX_THREAD_NAME: usize = 15;
@@ -175,7 +176,7 @@ impl MemberTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<MemberState>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

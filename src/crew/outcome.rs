@@ -5,6 +5,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use crate::crew::Exit;
+use crate::text::human_duration;
 
 /// Why everyone went out: the first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,15 +110,6 @@ impl fmt::Display for Outcome {
             write!(f, ", {} failed", self.failures.len())?;
         }
         write!(f, " after {}", human_duration(self.duration))
-    }
-}
-
-/// A duration for the log, written as on the command line: milliseconds below a second, else seconds.
-pub(crate) fn human_duration(span: Duration) -> String {
-    if span < Duration::from_secs(1) {
-        format!("{}ms", span.as_millis())
-    } else {
-        format!("{:.1}s", span.as_secs_f64())
     }
 }
 

@@ -9,11 +9,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::crew::{Exit, ExitGuard, panic_message, thread_name};
+use crate::sync::{ignore_poison, lock};
 
 /// How long a worker waits for a job before it leaves: longer than the pauses between bursts, short enough that the
 /// memory of a burst is not kept. The same as tiny_http's own threads.
@@ -82,7 +83,7 @@ impl<W: Work> Pool<W> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<W>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Gives a job to a worker, a new one if nobody is free. Never blocks.
@@ -156,10 +157,10 @@ impl<W: Work> Pool<W> {
             state.free += 1;
             let timed_out;
             if state.threads <= STAYING {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = ignore_poison(self.work.wait(state));
                 timed_out = false;
             } else {
-                let (again, result) = self.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                let (again, result) = ignore_poison(self.work.wait_timeout(state, PATIENCE));
                 state = again;
                 timed_out = result.timed_out();
             }

@@ -5,10 +5,12 @@
 //! the latch into a `select!` beside what else it waits for.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+use crate::sync::lock;
 
 /// Pulled at most once; any number of threads wait for it.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ impl Latch {
     }
 
     fn pull(&self) {
-        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.sender).take());
     }
 
     fn is_released(&self) -> bool {

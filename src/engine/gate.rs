@@ -8,12 +8,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::engine::tiny_http::discover::{self as descriptors, set_min_ttl_filter, tcp_info};
+use crate::sync::lock;
 
 /// The gate of one listening socket, of which it holds a duplicate.
 pub(crate) struct AcceptGate {
@@ -65,7 +66,7 @@ impl AcceptGate {
     }
 
     fn set(&self, close: bool) -> io::Result<()> {
-        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut closed = lock(&self.closed);
         if *closed != close {
             set_min_ttl_filter(&self.listener, close)?;
             *closed = close;
@@ -74,7 +75,7 @@ impl AcceptGate {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.closed)
     }
 
     /// How many connections the kernel holds for us that nobody has accepted.

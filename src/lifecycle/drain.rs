@@ -45,7 +45,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::crew::hooks::{self, Hook};
-use crate::crew::outcome::human_duration;
 use crate::crew::{Crew, Shutdown};
 use crate::engine::StopState;
 use crate::engine::gate::AcceptGate;
@@ -53,6 +52,7 @@ use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::monitor::Monitor;
 use crate::engine::tiny_http::receive::ReceiveLoop;
 use crate::lifecycle::phase::{Lifecycle, Phase};
+use crate::text::{human_duration, pluralize};
 
 /// How often the log says how far the drain is.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -182,9 +182,4 @@ impl Drain {
         let in_flight = pluralize(self.connections.in_flight(), "request");
         format!("{in_flight} in flight{waiting}, {} open", pluralize(self.connections.connections(), "connection"))
     }
-}
-
-/// `1 request`, `2 requests`.
-pub(crate) fn pluralize(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use crate::sync::lock;
 
 /// The phases, in the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +60,7 @@ impl Lifecycle {
         self.began.get_or_init(Instant::now);
         let former = self.phase.fetch_max(phase as u8, Ordering::AcqRel);
         if former < phase as u8 {
-            let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut observers = lock(&self.observers);
             observers.retain(|observer| observer.send(phase).is_ok()); // unbounded: never waits
         }
     }
@@ -66,7 +68,7 @@ impl Lifecycle {
     /// Each phase that comes from now on, for those who watch.
     pub(crate) fn changes(&self) -> Receiver<Phase> {
         let (sender, receiver) = unbounded();
-        self.observers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        lock(&self.observers).push(sender);
         receiver
     }
 

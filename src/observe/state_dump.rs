@@ -9,11 +9,10 @@ use std::time::Instant;
 
 use crate::admin::ServiceState;
 use crate::crew::MemberTable;
-use crate::crew::outcome::human_duration;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnState;
-use crate::lifecycle::drain::pluralize;
 use crate::lifecycle::phase::Phase;
+use crate::text::{human_duration, pluralize};
 
 /// Requests that are named; the oldest are those that somebody looks for.
 const MOST_NAMED: usize = 100;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{AdminRoutes, ServiceState};
 use crate::crew::hooks::Hook;
-use crate::crew::outcome::{Cause, Outcome, human_duration};
+use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::pool::Pool;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
@@ -36,6 +36,7 @@ use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::config::Config;
 use crate::sys::limits;
+use crate::text::human_duration;
 
 /// How often the rehearsal of a renewal is looked after.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);

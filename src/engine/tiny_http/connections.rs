@@ -19,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use socket2::SockRef;
@@ -27,6 +27,7 @@ use socket2::SockRef;
 use crate::dispatch::request::Line;
 use crate::engine::StopState;
 use crate::engine::tiny_http::discover::{DiscoveredSocket, set_min_ttl_filter, tcp_info};
+use crate::sync::lock;
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
@@ -173,11 +174,6 @@ pub(crate) enum Admission {
     Floods(Arc<Connection>),
     /// Nothing on this connection is handled any more.
     Discard { connection: Option<Arc<Connection>>, request: tiny_http::Request },
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that can panic runs under these locks but allocation; what they guard is valid between any two steps.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ConnectionTable {
@@ -382,7 +378,7 @@ impl ConnectionTable {
         busy.sort_by_key(|(snapshot, _)| snapshot.since);
         busy.into_iter()
             .map(|(snapshot, peer)| {
-                let age = crate::crew::outcome::human_duration(now.saturating_duration_since(snapshot.since));
+                let age = crate::text::human_duration(now.saturating_duration_since(snapshot.since));
                 let behind = match snapshot.waiting {
                     0 => String::new(),
                     n => format!(", and {n} behind it"),

@@ -21,7 +21,8 @@ use crate::dispatch::{Dispatch, Ready};
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::monitor::Monitor;
 use crate::engine::tiny_http::server::Engine;
-use std::sync::{Mutex, PoisonError};
+use crate::sync::{WarnOnce, lock};
+use std::sync::Mutex;
 
 /// How long to wait before tiny_http is started anew, when it could not be: descriptors or threads are missing.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -66,7 +67,7 @@ impl ReceiveLoop {
     }
 
     fn server(&self) -> Arc<Server> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).server)
+        Arc::clone(&lock(&self.current).server)
     }
 
     /// Has tiny_http accept no more, for the sake of whoever gets the listening socket next: what the kernel queues from
@@ -77,14 +78,14 @@ impl ReceiveLoop {
     /// See [`AcceptGate::show_side_door`].
     pub(crate) fn hand_over(&self) -> io::Result<()> {
         self.handed_over.store(true, Ordering::Release);
-        let number = self.current.lock().unwrap_or_else(PoisonError::into_inner).number;
+        let number = lock(&self.current).number;
         self.gate.redirect_accept(number)
     }
 
     /// Makes the listener leave.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.stop).take());
         self.server().unblock();
     }
 
@@ -120,8 +121,7 @@ impl ReceiveLoop {
             // What the old one still has must be received meanwhile; if no thread can be had for it, later.
             match self.start_anew(&server, &mut former) {
                 Some(engine) => {
-                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
-                        ActiveServer { server: engine.server(), number: engine.number() };
+                    *lock(&self.current) = ActiveServer { server: engine.server(), number: engine.number() };
                     self.replace.store(false, Ordering::Release);
                     self.monitor.engine_is_dead.store(false, Ordering::Release);
                     log::info!("tiny_http accepts again");
@@ -147,7 +147,7 @@ impl ReceiveLoop {
 
     fn start_anew(self: &Arc<Self>, old: &Arc<Server>, former: &mut Vec<RetiredServer>) -> Option<Engine> {
         let mut receiving = false;
-        let mut said = false;
+        let warn_once = WarnOnce::default();
         loop {
             if !receiving {
                 match RetiredServer::start(Arc::clone(self), Arc::clone(old)) {
@@ -163,7 +163,7 @@ impl ReceiveLoop {
             match started {
                 Ok(engine) => return Some(engine),
                 Err(error) => {
-                    if !std::mem::replace(&mut said, true) {
+                    if warn_once.is_first() {
                         log::warn!("tiny_http cannot be started anew yet: {error}");
                     }
                     self.monitor.request_eviction();

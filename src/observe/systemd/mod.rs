@@ -35,8 +35,9 @@ use crate::dispatch::Job;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::monitor::Monitor;
-use crate::lifecycle::drain::pluralize;
 use crate::lifecycle::phase::{Lifecycle, Phase};
+use crate::sync::WarnOnce;
+use crate::text::pluralize;
 
 /// How long an answer may take at the start, where no watchdog says it.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -77,7 +78,7 @@ impl SystemdNotifier {
     /// The member's life.
     pub(crate) fn run(&self) {
         let mut manager = NotifySocket::default();
-        let mut checks = Checks { watch: self, looks: None, said_unreachable: false };
+        let mut checks = Checks { watch: self, looks: None, warn_unreachable: WarnOnce::default() };
         manager.tell_status("starting", &[]);
         if self.start(&mut manager, &mut checks) {
             if let Some(period) = manager.watchdog {
@@ -91,12 +92,12 @@ impl SystemdNotifier {
 
     /// Waits until the service answers. False if it is asked to stop before.
     fn start(&self, manager: &mut NotifySocket, checks: &mut Checks<'_>) -> bool {
-        let mut said = false;
+        let warn_once = WarnOnce::default();
         while let Err(why) = checks.answers(FIRST_ANSWER) {
             if self.changes.recv_timeout(AGAIN).is_ok() {
                 return false;
             }
-            if !std::mem::replace(&mut said, true) {
+            if warn_once.is_first() {
                 log::warn!("not ready yet: {why}");
             }
         }
@@ -106,21 +107,21 @@ impl SystemdNotifier {
 
     /// Feeds the watchdog while the service answers, until the first message.
     fn serve(&self, period: Duration, manager: &mut NotifySocket, checks: &mut Checks<'_>) {
-        let mut failing = false;
+        let failing = WarnOnce::default();
         let mut next = Instant::now() + period / 2;
         while self.changes.recv_deadline(next).is_err() {
             let status = self.serving(true); // without our own connection
             match checks.all(period / 8) {
                 Ok(()) => {
                     manager.tell_status(&status, &[NotifyState::Watchdog]);
-                    if std::mem::take(&mut failing) {
+                    if failing.reset() {
                         log::info!("the service answers again");
                     }
                     next = Instant::now() + period / 2;
                 }
                 Err(_) if !self.changes.is_empty() => {} // it was interrupted
                 Err(why) => {
-                    if !std::mem::replace(&mut failing, true) {
+                    if failing.is_first() {
                         log::warn!("the watchdog is not fed: {why}");
                     }
                     manager.tell_status(&format!("stuck: {why}"), &[]);
@@ -176,7 +177,7 @@ struct Checks<'a> {
     watch: &'a SystemdNotifier,
     /// When the keeper had last looked at the time that it was woken.
     looks: Option<u64>,
-    said_unreachable: bool,
+    warn_unreachable: WarnOnce,
 }
 
 impl Checks<'_> {
@@ -233,7 +234,7 @@ impl Checks<'_> {
                 if (error.kind() == ErrorKind::TimedOut && gate.accept_queue_len() == 0)
                     || error.kind() == ErrorKind::PermissionDenied =>
             {
-                if !std::mem::replace(&mut self.said_unreachable, true) {
+                if self.warn_unreachable.is_first() {
                     log::warn!("cannot connect to itself, so that systemd is not told if it does not answer: {error}");
                 }
                 return Ok(());
@@ -280,13 +281,13 @@ struct NotifySocket {
     watchdog: Option<Duration>,
     /// What it was last told.
     status: String,
-    said_deaf: bool,
+    warn_unheard: WarnOnce,
 }
 
 impl Default for NotifySocket {
     fn default() -> NotifySocket {
         let watchdog = sd_notify::watchdog_enabled().filter(|period| !period.is_zero());
-        NotifySocket { watchdog, status: String::new(), said_deaf: false }
+        NotifySocket { watchdog, status: String::new(), warn_unheard: WarnOnce::default() }
     }
 }
 
@@ -316,7 +317,7 @@ impl NotifySocket {
 
     fn tell(&mut self, states: &[NotifyState<'_>]) {
         if let Err(error) = sd_notify::notify(states)
-            && !std::mem::replace(&mut self.said_deaf, true)
+            && self.warn_unheard.is_first()
         {
             log::warn!("systemd cannot be told anything: NOTIFY_SOCKET: {error}");
         }

@@ -31,7 +31,7 @@ use std::net::{Shutdown, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
@@ -49,6 +49,7 @@ use crate::engine::tiny_http::throttle::{self as flood, Flood, Flow, Seen};
 use crate::engine::tiny_http::unread_body as leftover;
 use crate::engine::{Events, Settings, StopState};
 use crate::http::validate as rules;
+use crate::sync::{WarnOnce, lock};
 use crate::sys::heap as memory;
 
 /// How often the keeper looks while things happen. Two looks find a starved connection, so that it waits 40 ms at most;
@@ -111,7 +112,7 @@ pub(crate) struct Monitor {
     partings: Mutex<Vec<LingeringClose>>,
     /// Milliseconds since the keeper began, at its last look: for a watchdog.
     pub(crate) looks: AtomicU64,
-    said_no_knock: AtomicBool,
+    warn_no_knock: WarnOnce,
     /// Connections must go, so that tiny_http can be started anew.
     room_wanted: AtomicBool,
 }
@@ -151,10 +152,6 @@ struct LingeringClose {
     socket: Option<Arc<OwnedFd>>,
     request: tiny_http::Request,
     left: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The key of the listening socket's events; no socket has this cookie (the kernel counts from 1).
@@ -199,7 +196,7 @@ impl Monitor {
             watched: Mutex::new(SocketTable::default()),
             partings: Mutex::new(Vec::new()),
             looks: AtomicU64::new(0),
-            said_no_knock: AtomicBool::new(false),
+            warn_no_knock: WarnOnce::default(),
             room_wanted: AtomicBool::new(false),
         })
     }
@@ -505,7 +502,7 @@ impl Monitor {
             self.connections.forget(&watch.connection);
             false
         });
-        if rounds.lost >= self.limits.leak_limit && !std::mem::replace(&mut rounds.said_worn, true) {
+        if rounds.lost >= self.limits.leak_limit && rounds.warn_leak.is_first() {
             (self.callbacks.leaking)(rounds.lost, self.limits.leak_limit);
         }
     }
@@ -615,7 +612,7 @@ impl Monitor {
                     self.connections.counts.unstarved.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
-                    if !self.said_no_knock.swap(true, Ordering::Relaxed) {
+                    if self.warn_no_knock.is_first() {
                         log::warn!("cannot connect to own port ({error}): connections may hang after bursts");
                     }
                     return;
@@ -795,5 +792,5 @@ struct Rounds {
     /// When the last knock of a drain was; none if it has not been quiet since.
     knocked: Option<Instant>,
     lost: u64,
-    said_worn: bool,
+    warn_leak: WarnOnce,
 }

@@ -1,0 +1,33 @@
+//! Numbers and durations as the log writes them.
+
+use std::time::Duration;
+
+/// `1 request`, `2 requests`.
+pub(crate) fn pluralize(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A duration as on the command line: `7ms` below a second, else `1.5s`.
+pub(crate) fn human_duration(span: Duration) -> String {
+    if span < Duration::from_secs(1) {
+        format!("{}ms", span.as_millis())
+    } else {
+        format!("{:.1}s", span.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_everything_else_plural() {
+        assert_eq!([0, 1, 2].map(|n| pluralize(n, "request")), ["0 requests", "1 request", "2 requests"]);
+    }
+
+    #[test]
+    fn durations_are_milliseconds_below_a_second() {
+        assert_eq!(human_duration(Duration::from_millis(999)), "999ms");
+        assert_eq!(human_duration(Duration::from_millis(1500)), "1.5s");
+    }
+}

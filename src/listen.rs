@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::engine::tiny_http::discover as descriptors;
 use crate::lifecycle::reexec;
+use crate::sys::fd::take_passed;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::sigio::set_sigio;
+use crate::sys::tcp::set_window_clamp;
 
 /// Connections that the kernel completes and keeps while `tiny_http` is busy; the kernel takes `net.core.somaxconn` if that
 /// is less (4096 since Linux 5.4).
@@ -127,7 +130,7 @@ fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, StartE
 }
 
 fn adopt(number: RawFd) -> Result<TcpListener, String> {
-    let descriptor = descriptors::passed(number).map_err(|error| format!("cannot be had: {error}"))?;
+    let descriptor = take_passed(number).map_err(|error| format!("cannot be had: {error}"))?;
     judge(descriptor)
 }
 
@@ -153,8 +156,8 @@ fn judge(descriptor: OwnedFd) -> Result<TcpListener, String> {
 
 /// Undoes what a former holder may have left on a socket, and what would end `accept`.
 fn renew(socket: &Socket) -> io::Result<()> {
-    descriptors::set_min_ttl_filter(socket, false)?;
-    descriptors::set_sigio(socket, false)?;
+    set_min_ttl_filter(socket, false)?;
+    set_sigio(socket, false)?;
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(None)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)
@@ -185,7 +188,7 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 /// Lets more of a connection come in at once, for the sake of a body.
 pub(crate) fn grow_receive_buffer(connection: &OwnedFd) {
     let _ = SockRef::from(connection).set_recv_buffer_size(BODY_BUFFER); // fails if the peer has left
-    let _ = descriptors::set_window_clamp(connection, BODY_BUFFER);
+    let _ = set_window_clamp(connection, BODY_BUFFER);
 }
 
 /// Sets what connections inherit from the listening socket.
@@ -232,13 +235,13 @@ mod tests {
     fn what_a_former_holder_left_on_the_socket_is_undone() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
-            descriptors::set_min_ttl_filter(&listener, true).unwrap();
-            descriptors::set_sigio(&listener, true).unwrap();
+            set_min_ttl_filter(&listener, true).unwrap();
+            set_sigio(&listener, true).unwrap();
             listener.set_nonblocking(true).unwrap();
             SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
 
             let adopted = judge(listener.into()).unwrap();
-            assert!(!descriptors::has_min_ttl_filter(&adopted));
+            assert!(!crate::sys::min_ttl::has_min_ttl_filter(&adopted));
             let flags = rustix::fs::fcntl_getfl(&adopted).unwrap();
             let unwanted = u32::try_from(libc::O_ASYNC | libc::O_NONBLOCK).unwrap();
             assert_eq!(flags.bits() & unwanted, 0);

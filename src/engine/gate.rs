@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::engine::tiny_http::discover::{self as descriptors, set_min_ttl_filter, tcp_info};
 use crate::sync::lock;
+use crate::sys::fd::replace_fd;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::tcp::tcp_info;
 
 /// The gate of one listening socket, of which it holds a duplicate.
 pub(crate) struct AcceptGate {
@@ -80,7 +82,7 @@ impl AcceptGate {
 
     /// How many connections the kernel holds for us that nobody has accepted.
     pub(crate) fn accept_queue_len(&self) -> u32 {
-        tcp_info(self.private_listener.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue_len)
+        tcp_info(self.private_listener.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue)
     }
 
     /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
@@ -96,7 +98,7 @@ impl AcceptGate {
         let door = TcpListener::bind((to_self(self.address).ip(), 0))?;
         set_min_ttl_filter(&door, true)?; // it is for ourselves
         let cookie = SockRef::from(&self.listener).cookie()?;
-        descriptors::replace(number, cookie, &door.try_clone()?.into())?;
+        replace_fd(number, cookie, &door.try_clone()?.into())?;
         let _ = self.private_listener.set(door); // this is done once
         self.knock_at(self.address)
     }

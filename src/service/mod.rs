@@ -22,7 +22,6 @@ use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::discover as descriptors;
 use crate::engine::tiny_http::monitor::Monitor;
 use crate::engine::tiny_http::receive::ReceiveLoop;
 use crate::engine::tiny_http::server::{self as engine, Engine};
@@ -353,7 +352,7 @@ impl Service {
             return Err(bad);
         }
         let config = self.config;
-        let descriptors = descriptors::raise_nofile_limit();
+        let descriptors = limits::raise_nofile_limit();
         // Whoever catches the signals is the whole process: what was passed to it, and what it tells systemd.
         let owns_process = signals.is_some();
         let ListenSocket { listener, inherited } = if owns_process {
@@ -380,7 +379,7 @@ impl Service {
             })
         };
         let connections = Arc::new(ConnectionTable::default());
-        let max_connections = config.max_connections.min(connections_for(descriptors, limits::threads()));
+        let max_connections = config.max_connections.min(connections_for(descriptors, limits::max_threads()));
         let limits = Settings {
             max_connections,
             idle_timeout: config.idle_timeout,

@@ -1,32 +1,29 @@
-//! Memory that a crowd has left behind.
-
+//! The heap: returns to the system what glibc keeps.
 //!
-//! Each connection has a thread, and glibc keeps what its threads have freed in pools of its own. After a thousand
-//! connections, a service that is idle would hold what it held with all of them.
+//! Each connection of tiny_http has a thread, and glibc keeps what a thread freed in an arena. Without this, an idle
+//! service would keep the memory that a thousand former connections used.
 
-/// Has the allocator give back the end of a pool as soon as so much of it is free.
+/// Sets the size, in bytes, of the free end of an arena above which glibc returns it to the system.
 ///
-/// glibc begins with half as much, and goes up to 64 MiB with every large block that is freed (mallopt(3), "dynamic mmap
-/// threshold"): one long queue, once, and no pool would ever shrink again.
+/// glibc's default of 128 KiB grows up to 64 MiB as large blocks are freed (mallopt(3), "dynamic mmap threshold"); after
+/// one long queue no arena would be trimmed again.
 #[cfg(target_env = "gnu")]
-#[allow(unsafe_code, reason = "no crate wraps mallopt")]
 pub(crate) fn set_trim_threshold() {
-    const FREE_AT_THE_END: libc::c_int = 256 * 1024;
-    // SAFETY: it takes the locks of the allocator, and sets a number there.
-    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, FREE_AT_THE_END) };
+    const TRIM_THRESHOLD: libc::c_int = 256 * 1024;
+    // SAFETY: mallopt takes the allocator's locks and sets a number.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) };
 }
 
-/// Gives the system back what is free in the middle of pools, too.
+/// Returns all free pages of all arenas to the system (`malloc_trim(3)`).
 ///
-/// `malloc_trim(3)` takes a few milliseconds, in which others may have to wait to allocate: for when nobody is there.
+/// It takes a few milliseconds, in which other threads may wait to allocate: call it when the service is idle.
 #[cfg(target_env = "gnu")]
-#[allow(unsafe_code, reason = "no crate wraps malloc_trim")]
 pub(crate) fn trim() {
-    // SAFETY: it takes the locks of the allocator, and touches nothing that is in use.
+    // SAFETY: malloc_trim takes the allocator's locks and touches no memory that is in use.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other allocators have no such calls, and need none.
+/// Other C libraries have no such calls.
 #[cfg(not(target_env = "gnu"))]
 mod others {
     pub(crate) fn set_trim_threshold() {}

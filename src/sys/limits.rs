@@ -1,27 +1,46 @@
-//! What the system lets this process have: how many threads, wherever that is written.
+//! Limits of this process on threads and file descriptors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How many threads this process may have, as far as anything limits them: its cgroup and those above it (`pids.max`),
-/// which count threads, and the user's limit (`RLIMIT_NPROC`), which counts those of all processes of the user and does
-/// not hold for root. What others use up of either is not known beforehand.
-pub(crate) fn threads() -> u64 {
-    let of_cgroup = fs::read_to_string("/proc/self/cgroup").map_or(u64::MAX, |lines| of_cgroups(&lines));
+/// Raises the soft limit on descriptors (`RLIMIT_NOFILE`) to the hard limit, and returns the limit that is then in force.
+pub(crate) fn raise_nofile_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }); // always allowed
+    nofile_limit()
+}
+
+/// The soft limit on descriptors; `u64::MAX` if there is none.
+fn nofile_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Whether so few descriptors are left that no more connections should be accepted: an eighth of the limit, at least 32.
+/// `in_use` is the number of open descriptors.
+pub(crate) fn under_fd_pressure(in_use: u64) -> bool {
+    let limit = nofile_limit();
+    limit.saturating_sub(in_use) < (limit / 8).clamp(32, 1024)
+}
+
+/// The most threads that this process may have: the least of the `pids.max` of its cgroup and of the groups above, which
+/// count threads, and of `RLIMIT_NPROC`, which counts the threads of all processes of the user and does not hold for
+/// root. How many of these other processes use is not known.
+pub(crate) fn max_threads() -> u64 {
+    let of_cgroup = fs::read_to_string("/proc/self/cgroup").map_or(u64::MAX, |lines| cgroup_limit(&lines));
     let of_user = getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX);
     if rustix::process::geteuid().is_root() { of_cgroup } else { of_cgroup.min(of_user) }
 }
 
-/// The least of the limits along the hierarchies that `/proc/self/cgroup` names.
-fn of_cgroups(lines: &str) -> u64 {
-    lines.lines().filter_map(place_of).map(|(mount, path)| least_along(mount, path)).min().unwrap_or(u64::MAX)
+/// The least limit along the hierarchies that `/proc/self/cgroup` names.
+fn cgroup_limit(lines: &str) -> u64 {
+    lines.lines().filter_map(cgroup_mount).map(|(mount, path)| min_pids_max(mount, path)).min().unwrap_or(u64::MAX)
 }
 
-/// Where the hierarchy of a line of `/proc/self/cgroup` is mounted by convention, and the group's path in it, if it can
-/// have a limit on threads: that of version 2, which has no name, or the one called `pids` of version 1.
-fn place_of(line: &str) -> Option<(&'static str, &str)> {
+/// The conventional mount point of the hierarchy of a line of `/proc/self/cgroup`, and the group's path in it, if it can
+/// limit threads: the one of version 2, which has no name, or the one called `pids` of version 1.
+fn cgroup_mount(line: &str) -> Option<(&'static str, &str)> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
     match controllers {
@@ -31,9 +50,9 @@ fn place_of(line: &str) -> Option<(&'static str, &str)> {
     }
 }
 
-/// The least `pids.max` from the group up to where the hierarchy is mounted. In a container the path may be one of the
-/// host's, of which nothing is to be seen here: then what is mounted is the group itself.
-fn least_along(mount: &str, path: &str) -> u64 {
+/// The least `pids.max` from the group up to the mount point. In a container the path may be one of the host's that does
+/// not exist here: then the mount point is the group itself.
+fn min_pids_max(mount: &str, path: &str) -> u64 {
     let mount = Path::new(mount);
     let mut group: PathBuf = mount.join(path.trim_start_matches('/'));
     let mut least = u64::MAX;
@@ -52,11 +71,11 @@ mod tests {
 
     #[test]
     fn only_hierarchies_that_limit_threads_are_asked() {
-        assert_eq!(place_of("0::/system.slice/a.service"), Some(("/sys/fs/cgroup", "/system.slice/a.service")));
-        assert_eq!(place_of("8:pids:/a"), Some(("/sys/fs/cgroup/pids", "/a")));
-        assert_eq!(place_of("8:cpu,pids:/a:b"), Some(("/sys/fs/cgroup/pids", "/a:b")));
-        assert_eq!(place_of("4:memory:/a"), None);
-        assert_eq!(place_of(""), None);
+        assert_eq!(cgroup_mount("0::/system.slice/a.service"), Some(("/sys/fs/cgroup", "/system.slice/a.service")));
+        assert_eq!(cgroup_mount("8:pids:/a"), Some(("/sys/fs/cgroup/pids", "/a")));
+        assert_eq!(cgroup_mount("8:cpu,pids:/a:b"), Some(("/sys/fs/cgroup/pids", "/a:b")));
+        assert_eq!(cgroup_mount("4:memory:/a"), None);
+        assert_eq!(cgroup_mount(""), None);
     }
 
     #[test]
@@ -67,7 +86,7 @@ mod tests {
         fs::write(group.join("pids.max"), "max\n").unwrap();
         fs::write(mount.join("above/pids.max"), "70\n").unwrap();
         fs::write(mount.join("pids.max"), "100\n").unwrap();
-        let least = |path| least_along(mount.to_str().unwrap(), path);
+        let least = |path| min_pids_max(mount.to_str().unwrap(), path);
         assert_eq!((least("/above/group"), least("/"), least("/not/here")), (70, 100, 100));
         fs::remove_dir_all(&mount).unwrap();
     }

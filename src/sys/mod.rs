@@ -1,4 +1,13 @@
-//! The kernel.
+//! The kernel's interface: what no crate wraps, or wraps with a policy of its own. No policy here.
+//!
+//! All `unsafe` of this crate is in this folder and in `engine/tiny_http/unread_body.rs`.
 
+#![allow(unsafe_code, reason = "system calls and libc functions that no crate wraps; each block says why it is sound")]
+
+pub(crate) mod fd;
 pub(crate) mod heap;
 pub(crate) mod limits;
+pub(crate) mod min_ttl;
+pub(crate) mod sigio;
+mod sockopt;
+pub(crate) mod tcp;

@@ -26,8 +26,10 @@ use socket2::SockRef;
 
 use crate::dispatch::request::Line;
 use crate::engine::StopState;
-use crate::engine::tiny_http::discover::{DiscoveredSocket, set_min_ttl_filter, tcp_info};
+use crate::engine::tiny_http::discover::DiscoveredSocket;
 use crate::sync::lock;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::tcp::{tcp_info, unread_bytes as unread};
 
 /// Requests that may wait behind another of their connection before the kernel is told to take no more of it. A client
 /// that pipelines a thousand is answered without ever being held back by more than its own responses.
@@ -453,8 +455,8 @@ impl Connection {
         }
         settled
             || tcp_info(socket).is_ok_and(|facts| {
-                let end = u64::from(facts.peer_left); // the end of the stream counts as a byte
-                facts.received.saturating_sub(end) <= self.progress()
+                let end = u64::from(facts.close_wait); // the end of the stream counts as a byte
+                facts.bytes_received.saturating_sub(end) <= self.progress()
             })
     }
 
@@ -587,7 +589,7 @@ impl Line for Connection {
             let state = lock(&self.state);
             (state.told || matches!(state.fate, ConnState::Aborted { .. }), state.socket.clone())
         };
-        ended || socket.is_none_or(|socket| tcp_info(&*socket).is_ok_and(|facts| facts.peer_left || facts.closed))
+        ended || socket.is_none_or(|socket| tcp_info(&*socket).is_ok_and(|facts| facts.close_wait || facts.closed))
     }
 }
 
@@ -598,11 +600,6 @@ fn estimated_wire_len(request: &tiny_http::Request) -> u64 {
     let headers: usize = headers.map(|header| header.field.as_str().len() + header.value.len() + ": \r\n".len()).sum();
     let body = request.body_length().filter(|length| *length <= 1024).unwrap_or(0); // read with the head
     (line + headers + body) as u64
-}
-
-/// Bytes that have arrived and that nobody has read.
-pub(crate) fn unread(socket: &OwnedFd) -> u64 {
-    rustix::io::ioctl_fionread(socket).unwrap_or(0)
 }
 
 impl State {

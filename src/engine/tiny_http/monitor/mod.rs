@@ -2,7 +2,7 @@
 //! sees. No client decides when it wakes up, and no request waits for it.
 //!
 //! tiny_http shows no sockets, has no timeouts, loses connections in its own thread pool, and dies when descriptors run
-//! out. So the keeper finds the sockets itself (see [`descriptors`](crate::engine::tiny_http::discover)), holds a duplicate of each, and
+//! out. So the keeper finds the sockets itself (see [`discover`](crate::engine::tiny_http::discover)), holds a duplicate of each, and
 //!
 //! * ends what takes too long: idle connections, endless heads, requests beyond the request timeout;
 //! * rescues connections that tiny_http has accepted and then left without a thread: bytes wait, none was ever read,
@@ -41,16 +41,18 @@ use signal_hook::low_level::pipe;
 use socket2::SockRef;
 
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::{CloseReason, ConnState, Connection, ConnectionTable, unread};
-use crate::engine::tiny_http::discover::{
-    self as descriptors, FdScan, has_min_ttl_filter, set_min_ttl_filter, set_sigio, tcp_info,
-};
+use crate::engine::tiny_http::connections::{CloseReason, ConnState, Connection, ConnectionTable};
+use crate::engine::tiny_http::discover::{self, FdScan};
 use crate::engine::tiny_http::throttle::{self as flood, Flood, Flow, Seen};
 use crate::engine::tiny_http::unread_body as leftover;
 use crate::engine::{Events, Settings, StopState};
 use crate::http::validate as rules;
 use crate::sync::{WarnOnce, lock};
 use crate::sys::heap as memory;
+use crate::sys::limits::under_fd_pressure;
+use crate::sys::min_ttl::{has_min_ttl_filter, set_min_ttl_filter};
+use crate::sys::sigio::set_sigio;
+use crate::sys::tcp::{tcp_info, unread_bytes as unread};
 
 /// How often the keeper looks while things happen. Two looks find a starved connection, so that it waits 40 ms at most;
 /// eight clients that send one endless header each get some 6 MB in between on two cores.
@@ -261,7 +263,7 @@ impl Monitor {
     }
 
     fn look_through(&self, watched: &mut SocketTable) -> FdScan {
-        let mut sighting = descriptors::look(
+        let mut sighting = discover::scan(
             self.gate.address(),
             |number| watched.own.contains(&number),
             |cookie| watched.by_cookie.contains_key(&cookie) || watched.lost.contains(&cookie),
@@ -406,7 +408,7 @@ impl Monitor {
             rounds.crowd = Some(now);
         }
         if draining && rounds.farthest.is_none() {
-            let way = |watch: &WatchedSocket| tcp_info(&*watch.socket).map_or(Duration::ZERO, |facts| facts.round_trip);
+            let way = |watch: &WatchedSocket| tcp_info(&*watch.socket).map_or(Duration::ZERO, |facts| facts.min_rtt);
             rounds.farthest = Some(watched.by_cookie.values().map(way).max().unwrap_or_default().min(HANDSHAKE));
         }
         let nobody_at_the_gate = draining && self.is_nobody_at_the_gate(rounds);
@@ -424,7 +426,7 @@ impl Monitor {
         let found = watched.by_cookie.len() - found_before;
         if let Some(sighting) = &sighting {
             rounds.exhausted = sighting.exhausted;
-            rounds.short = descriptors::under_fd_pressure(sighting.in_use);
+            rounds.short = under_fd_pressure(sighting.in_use);
             self.strike(&mut watched, sighting, rounds);
         }
         rounds.gone_suspected = false;
@@ -512,7 +514,7 @@ impl Monitor {
         let Ok(facts) = tcp_info(&*watch.socket) else { return false };
         let waiting = unread(&watch.socket);
         // The end of the stream counts as one byte received.
-        let untouched = waiting > 0 && facts.received <= waiting + 1;
+        let untouched = waiting > 0 && facts.bytes_received <= waiting + 1;
         if untouched && std::mem::replace(&mut watch.starving, true) {
             *starved += 1;
         } else if !untouched {
@@ -521,7 +523,7 @@ impl Monitor {
         // Also while a request is in flight: tiny_http reads the next head meanwhile, and lines of a chunked body that
         // may be as endless.
         let progress = watch.connection.progress();
-        let taken = facts.received.saturating_sub(waiting);
+        let taken = facts.bytes_received.saturating_sub(waiting);
         let seen = Seen { taken, arrived: progress, requests: watch.connection.requests() };
         watch.flow.look(seen, self.connections.is_all_taken_in());
         if std::mem::replace(&mut watch.progress, progress) != progress {
@@ -574,7 +576,7 @@ impl Monitor {
             return true;
         }
         let Ok(facts) = tcp_info(&*watch.socket) else { return true };
-        if facts.peer_left && age >= LETTING_GO && unread(&watch.socket) == 0 {
+        if facts.close_wait && age >= LETTING_GO && unread(&watch.socket) == 0 {
             // tiny_http has read the end and is still there: it waits for something that never comes.
             watch.connection.shut_down(Shutdown::Both);
         }
@@ -585,7 +587,7 @@ impl Monitor {
     /// byte of it is unread. A client that is in the middle of a request has as long again.
     fn has_nothing_to_say(&self, watch: &WatchedSocket, age: Duration) -> bool {
         let Ok(facts) = tcp_info(&*watch.socket) else { return true };
-        let quiet = Duration::from_millis(u64::from(facts.quiet_ms)).min(age);
+        let quiet = Duration::from_millis(u64::from(facts.ms_since_data)).min(age);
         let (keepalive_min, drained) = match watch.was_deaf {
             Some(since) => (self.limits.keepalive_min.max(SAID_AGAIN), since.elapsed()),
             None => {
@@ -595,7 +597,7 @@ impl Monitor {
         unread(&watch.socket) == 0
             && drained >= keepalive_min
             && age >= keepalive_min // since its last response, or since it was opened
-            && (quiet >= keepalive_min || facts.received <= watch.mark || drained >= keepalive_min * 20)
+            && (quiet >= keepalive_min || facts.bytes_received <= watch.mark || drained >= keepalive_min * 20)
     }
 
     fn end(&self, watch: &WatchedSocket, why: CloseReason) {

@@ -1,0 +1,102 @@
+//! TCP sockets: `TCP_INFO`, `TCP_WINDOW_CLAMP`, `FIONREAD`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use super::sockopt;
+
+/// Part of the kernel's `struct tcp_info` (linux/tcp.h; only ever extended at its end).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TcpInfo {
+    /// State `TCP_CLOSE` (7): both directions are shut, or the connection was reset.
+    pub(crate) closed: bool,
+    /// State `TCP_CLOSE_WAIT` (8): the peer has sent its FIN, and this end has not.
+    pub(crate) close_wait: bool,
+    /// Of a listening socket: connections that wait to be accepted.
+    pub(crate) accept_queue: u32,
+    /// Bytes received so far; the FIN counts as one.
+    pub(crate) bytes_received: u64,
+    /// Whether everything that was written has been acknowledged.
+    pub(crate) all_acknowledged: bool,
+    /// Milliseconds since bytes last arrived.
+    pub(crate) ms_since_data: u32,
+    /// The shortest round trip measured; zero if no packet of ours was acknowledged.
+    pub(crate) min_rtt: Duration,
+}
+
+/// The first 152 bytes of `struct tcp_info`, as 8-byte words: up to `tcpi_min_rtt`, at byte 148.
+type RawTcpInfo = [u64; 19];
+
+/// Reads [`TcpInfo`].
+///
+/// # Errors
+///
+/// The descriptor is no TCP socket.
+pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
+    const TCP_CLOSE: u8 = 7; // net/tcp_states.h
+    const TCP_CLOSE_WAIT: u8 = 8;
+    let info = raw_tcp_info(socket.as_fd())?;
+    let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
+    let word = |at: usize| u32::from_ne_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
+    let unacked = word(24); // tcpi_unacked: segments in flight; of a listening socket, the length of its accept queue
+    Ok(TcpInfo {
+        closed: byte(0) == TCP_CLOSE,
+        close_wait: byte(0) == TCP_CLOSE_WAIT,
+        accept_queue: unacked,
+        bytes_received: info[16],                         // tcpi_bytes_received, at byte 128
+        all_acknowledged: unacked == 0 && word(144) == 0, // tcpi_notsent_bytes
+        ms_since_data: word(52),                          // tcpi_last_data_recv
+        min_rtt: Duration::from_micros(match word(148) {
+            u32::MAX => 0, // not measured yet
+            shortest => u64::from(shortest),
+        }),
+    })
+}
+
+fn raw_tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {
+    let mut info = RawTcpInfo::default();
+    let mut length = libc::socklen_t::try_from(size_of::<RawTcpInfo>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes, the size of `info`, into integers, of which every bit pattern is a
+    // value; what an older kernel does not write stays 0. The descriptor is borrowed, hence open.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+    };
+    if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the largest receive window, in bytes, that is advertised to the peer (`TCP_WINDOW_CLAMP`, tcp(7)): a receive
+/// buffer that grows does not raise it.
+///
+/// # Errors
+///
+/// The socket is no TCP socket.
+pub(crate) fn set_window_clamp(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    sockopt::set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+}
+
+/// Bytes that have arrived and that were not read (`FIONREAD`); zero if the kernel does not say.
+pub(crate) fn unread_bytes(socket: impl AsFd) -> u64 {
+    rustix::io::ioctl_fionread(socket).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn tcp_info_shows_received_bytes_and_the_accept_queue() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(tcp_info(&listener).unwrap().accept_queue, 1);
+        let (held, _) = listener.accept().unwrap();
+        assert_eq!(tcp_info(&listener).unwrap().accept_queue, 0);
+        client.write_all(b"hello").unwrap();
+        let info = tcp_info(&held).unwrap();
+        assert_eq!((info.bytes_received, info.closed, info.all_acknowledged), (5, false, true));
+        assert_eq!(unread_bytes(&held), 5);
+    }
+}

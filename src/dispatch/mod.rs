@@ -31,9 +31,10 @@ use crate::dispatch::request::{Line, Request, path_of};
 use crate::dispatch::router::{Handler, Route, RouteMatch, Router};
 use crate::engine::tiny_http::connections::{Admission, AfterResponse, CloseReason, Connection, ConnectionTable};
 use crate::engine::tiny_http::monitor::Monitor;
+use crate::engine::tiny_http::quirks::{self, Quirks};
 use crate::engine::tiny_http::unread_body as leftover;
+use crate::http::head::{Framing, Rejection, RequestHead, method_label};
 use crate::http::response::{Response, ResponseContext};
-use crate::http::validate::{self as rules, Framing, Head, Rejection};
 use crate::lifecycle::phase::{Lifecycle, Phase};
 
 /// A response's memory that a thread keeps for the next one; larger ones are given back.
@@ -69,7 +70,7 @@ struct Exchange {
     connection: Arc<Connection>,
     raw: tiny_http::Request,
     since: Instant,
-    head: Result<Head, Rejection>,
+    head: Result<(RequestHead, Quirks), Rejection>,
     found: RouteMatch,
 }
 
@@ -188,7 +189,7 @@ impl Dispatch {
     pub(crate) fn serve(self: &Arc<Self>, turn: Turn) -> Option<Turn> {
         let exchange = self.examine(turn);
         let body_buffered = match exchange.head {
-            Ok(head) => head.body_buffered,
+            Ok((_, quirks)) => quirks.body_buffered,
             Err(_) => self.socket_of(&exchange.connection).is_some(), // then the connection is closed under the body
         };
         let here = exchange.found.inline
@@ -231,7 +232,7 @@ impl Dispatch {
     }
 
     fn examine(&self, (connection, raw): Turn) -> Exchange {
-        let head = rules::check(&raw);
+        let head = quirks::validate_request(&raw);
         let found = match head {
             Ok(_) => self.routes.find(raw.method().as_str(), path_of(raw.url())),
             Err(_) => RouteMatch::refused(),
@@ -243,9 +244,9 @@ impl Dispatch {
     fn prepare(&self, exchange: Exchange) -> (Delivery, Option<Handler>, Option<Arc<str>>) {
         let Exchange { connection, raw, since, head, found } = exchange;
         let last = head.is_err();
-        let head = head.unwrap_or_else(|_| Head::refused(&raw));
+        let (head, quirks) = head.unwrap_or_else(|_| quirks::of_rejected(&raw));
         let line: Arc<dyn Line> = Arc::<Connection>::clone(&connection);
-        let mut request = Request::new(raw, head, connection.peer, line, self.stop.clone(), self.max_body);
+        let mut request = Request::new(raw, head, quirks, connection.peer, line, self.stop.clone(), self.max_body);
         request.set_params(found.params);
         let delivery =
             Delivery { connection, request, response: Response::empty(500), route: found.route, since, last };
@@ -255,7 +256,7 @@ impl Dispatch {
     /// Runs the handler, or finds the reply that needs none.
     fn handle(&self, exchange: Exchange) -> Delivery {
         let rejection = exchange.head.err();
-        if exchange.head.is_ok_and(|head| !head.body_buffered || head.framing == Framing::Chunked) {
+        if exchange.head.is_ok_and(|(head, quirks)| !quirks.body_buffered || head.framing == Framing::Chunked) {
             // Whether a chunked body is whole is known from the socket alone; and a body may come faster than heads may.
             if let Some(socket) = self.socket_of(&exchange.connection) {
                 crate::listen::grow_receive_buffer(&socket);
@@ -331,9 +332,9 @@ impl Dispatch {
                 response = self.broken_body(&connection);
             }
         }
-        let close = last || unread || request.head.last || self.should_close_for_drain(&connection);
+        let close = last || unread || request.head.close || self.should_close_for_drain(&connection);
         let (status, in_memory, left) = (response.status(), response.body().is_some(), request.left());
-        let (head, method) = (request.head, method_name(request.raw().method()));
+        let (head, quirks, method) = (request.head, request.quirks, method_label(request.method()));
         let version = request.raw().http_version().clone();
         let as_sent = |text: &str| if self.record_request_line { text.to_owned() } else { String::new() };
         let asked = (as_sent(request.method()), as_sent(request.target()));
@@ -362,7 +363,7 @@ impl Dispatch {
             sent = respond(response, &context, in_memory, &mut writer);
             if sent.is_err() {
                 connection.shut_down(Shutdown::Both);
-            } else if close && !head.engine_closes {
+            } else if close && !quirks.engine_closes {
                 // The end of the stream goes out before tiny_http's own thread can add a word to it. Where all is well
                 // it has no word to add: then the keeper can see to it, in a tick, if the socket is not known yet.
                 if last {
@@ -385,7 +386,7 @@ impl Dispatch {
         for observer in &self.observers {
             observer(&answered);
         }
-        self.finish(&connection, close || sent.is_err(), head.engine_closes)
+        self.finish(&connection, close || sent.is_err(), quirks.engine_closes)
     }
 
     /// Whether a drain wants this response to be the last of its connection.
@@ -445,8 +446,8 @@ impl Dispatch {
     /// Throws a request of a connection that is closing away, unanswered. `left` says how much of its body is, if some
     /// was read. Never waits for the client, for it is done on the listener's thread.
     fn discard(&self, raw: tiny_http::Request, left: Option<u64>) {
-        let head = Head::refused(&raw);
-        if !head.body_buffered {
+        let (_, quirks) = quirks::of_rejected(&raw);
+        if !quirks.body_buffered {
             let left = left.or(raw.body_length().map(|length| length as u64));
             let connection = raw.remote_addr().and_then(|peer| self.connections.connection(*peer));
             let Some(socket) = connection.and_then(|connection| self.socket_of(&connection)) else {
@@ -458,28 +459,6 @@ impl Dispatch {
         }
         drop(raw.into_writer()); // lest `Request` answers 500 by itself
     }
-}
-
-/// The methods that have a name of their own for those who count; all others share the last.
-pub(crate) const METHODS: [&str; 10] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE", "other"];
-
-/// The method for metrics: one of a few, whatever the client says.
-fn method_name(method: &tiny_http::Method) -> &'static str {
-    use tiny_http::Method;
-    let number = match method {
-        Method::Get => 0,
-        Method::Head => 1,
-        Method::Post => 2,
-        Method::Put => 3,
-        Method::Delete => 4,
-        Method::Options => 5,
-        Method::Patch => 6,
-        Method::Connect => 7,
-        Method::Trace => 8,
-        Method::NonStandard(_) => 9,
-    };
-    METHODS[number]
 }
 
 /// Writes a response, in one write if it is in memory; gives its length.

@@ -10,13 +10,16 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 use crate::crew::stop::{GraceExpired, Stop};
+use crate::engine::tiny_http::quirks::Quirks;
+use crate::http::head::{Framing, RequestHead};
 use crate::http::response::Response;
-use crate::http::validate::{Framing, Head, absolute_path};
+use crate::http::validate::absolute_path;
 
 /// A request: method, path, query, headers, body, and what the service knows of it.
 pub struct Request {
     raw: tiny_http::Request,
-    pub(crate) head: Head,
+    pub(crate) head: RequestHead,
+    pub(crate) quirks: Quirks,
     peer: SocketAddr,
     line: Arc<dyn Line>,
     id: String,
@@ -91,14 +94,15 @@ impl fmt::Debug for Request {
 impl Request {
     pub(crate) fn new(
         raw: tiny_http::Request,
-        head: Head,
+        head: RequestHead,
+        quirks: Quirks,
         peer: SocketAddr,
         line: Arc<dyn Line>,
         stop: Stop,
         max_body: u64,
     ) -> Request {
         let id = crate::http::request_id(raw.headers());
-        Request { raw, head, peer, line, id, params: Vec::new(), stop, body: Progress::default(), max_body }
+        Request { raw, head, quirks, peer, line, id, params: Vec::new(), stop, body: Progress::default(), max_body }
     }
 
     pub(crate) fn set_params(&mut self, params: Vec<(String, String)>) {
@@ -285,7 +289,7 @@ impl Request {
 
     /// Whether reading the rest of the body never waits for the client.
     pub(crate) fn is_body_buffered(&self) -> bool {
-        self.head.body_buffered || self.is_body_done()
+        self.quirks.body_buffered || self.is_body_done()
     }
 }
 

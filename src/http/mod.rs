@@ -1,5 +1,6 @@
 //! What an exchange is made of: the request, the rules that it must keep, the routes, and the reply. No threads here.
 
+pub(crate) mod head;
 pub(crate) mod response;
 pub(crate) mod validate;
 

@@ -15,8 +15,9 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterV
 
 use crate::admin::ServiceState;
 use crate::dispatch::router::FALLBACK;
-use crate::dispatch::{METHODS, ResponseObserver, ResponseRecord};
+use crate::dispatch::{ResponseObserver, ResponseRecord};
 use crate::engine::tiny_http::connections::CLOSE_REASONS;
+use crate::http::head::METHODS;
 use crate::lifecycle::phase::PHASES;
 
 /// Upper bounds in seconds: from what a quick handler takes to the default request timeout.

@@ -1,0 +1,287 @@
+//! Validation of a request's head by RFC 9110 and RFC 9112: pure functions over what an engine has parsed.
+//!
+//! A rejected request is answered, its connection is closed, and nothing that follows on it is handled: a client or proxy
+//! that disagrees with this server on where a request ends must not get a second request in (request smuggling).
+
+#[cfg(test)]
+mod tests;
+
+use super::head::{Framing, Rejection, RequestHead, Version};
+
+/// Most bytes of a request target. RFC 9112, section 3, recommends to support at least 8,000 for the whole line.
+pub(crate) const MAX_TARGET: usize = 8 * 1024;
+/// Most bytes of one header line, its name, colon and line break included. nginx and Go take about as much.
+pub(crate) const MAX_HEADER_LINE: usize = 16 * 1024;
+/// Most bytes of all header lines together.
+pub(crate) const MAX_HEADERS_TOTAL: usize = 64 * 1024;
+/// Most header lines, as in Apache httpd (`LimitRequestFields`).
+pub(crate) const MAX_HEADER_COUNT: usize = 100;
+
+/// Validates a request's head. `version` is (major, minor). Header values may carry spaces and tabs around them.
+///
+/// # Errors
+///
+/// A request that must, or had better, be rejected.
+pub(crate) fn validate<'a>(
+    method: &str,
+    target: &str,
+    version: (u8, u8),
+    headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<RequestHead, Rejection> {
+    let version = match version {
+        (1, 0) => Version::Http10,
+        (1, _) => Version::Http11,
+        _ => return Err(Rejection { status: 505, reason: "HTTP/1.0 and HTTP/1.1 only" }),
+    };
+    check_method(method)?;
+    check_target(method, target)?;
+    let headers = FramingHeaders::read(headers)?;
+
+    match headers.host {
+        Some(host) => check_host(host)?,
+        None if version == Version::Http10 => {}
+        None => return Err(bad_request("no Host")), // RFC 9112, section 3.2
+    }
+    let framing = check_framing(headers.length, headers.coding, version)?;
+    let expects = match headers.expect {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => true,
+        // RFC 9110, section 10.1.1: an expectation in HTTP/1.0 is ignored.
+        Some(_) if version == Version::Http10 => false,
+        Some(_) => return Err(Rejection { status: 417, reason: "only 100-continue can be expected" }),
+    };
+    let Connection { close, keep_alive } = headers.connection;
+    Ok(RequestHead {
+        version,
+        framing,
+        close: close || (version == Version::Http10 && !keep_alive),
+        keep_alive: version == Version::Http10 && keep_alive && !close,
+        expect_continue: expects && version == Version::Http11 && framing != Framing::None,
+    })
+}
+
+fn bad_request(reason: &'static str) -> Rejection {
+    Rejection { status: 400, reason }
+}
+
+/// Whether the text is a token: RFC 9110, section 5.6.2.
+pub(crate) fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
+}
+
+/// The bytes of a token.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut byte = 0_u8;
+    while byte.is_ascii() {
+        table[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
+/// Whether a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
+/// may not.
+fn is_field_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t')
+}
+
+/// The value without the optional whitespace around it: spaces and tabs alone (RFC 9110, section 5.6.3). A vertical tab or
+/// a form feed is not whitespace.
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+fn check_method(method: &str) -> Result<(), Rejection> {
+    if !is_token(method.as_bytes()) {
+        return Err(bad_request("the method is no token"));
+    }
+    // The target of CONNECT is no path, and this server makes no tunnels.
+    if method == "CONNECT" {
+        return Err(Rejection { status: 501, reason: "CONNECT is not supported" });
+    }
+    Ok(())
+}
+
+fn check_target(method: &str, target: &str) -> Result<(), Rejection> {
+    if target.len() > MAX_TARGET {
+        return Err(Rejection { status: 414, reason: "the target is too long" });
+    }
+    if !target.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(bad_request("the target holds a character other than visible ASCII"));
+    }
+    match target.as_bytes() {
+        [b'/', ..] => Ok(()),
+        // RFC 9112, section 3.2.4: asterisk form, for OPTIONS only.
+        b"*" if method == "OPTIONS" => Ok(()),
+        // RFC 9112, section 3.2.2: absolute form must be accepted.
+        _ if absolute_path(target).is_some() => Ok(()),
+        _ => Err(bad_request("the target is no path")),
+    }
+}
+
+/// The path and query of a target in absolute form (`http://host/path`).
+pub(crate) fn absolute_path(target: &str) -> Option<&str> {
+    let (_, rest) = split_absolute(target)?;
+    Some(if rest.starts_with('/') { rest } else { "/" })
+}
+
+/// Host and port of a target in absolute form.
+pub(crate) fn authority(target: &str) -> Option<&str> {
+    split_absolute(target).map(|(authority, _)| authority)
+}
+
+fn split_absolute(target: &str) -> Option<(&str, &str)> {
+    let scheme_end = target.find("://")?;
+    let scheme = &target[..scheme_end];
+    if !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")) {
+        return None;
+    }
+    let rest = &target[scheme_end + 3..];
+    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    check_host(authority.as_bytes()).is_ok().then_some((authority, rest))
+}
+
+/// RFC 9110, section 7.2: `uri-host [ ":" port ]`, of a scheme whose host must not be empty (section 4.2.1).
+fn check_host(host: &[u8]) -> Result<(), Rejection> {
+    let rejected = bad_request("the Host is no name or address");
+    let split = |at: u8, bytes: &[u8]| bytes.iter().position(|byte| *byte == at);
+    let (name, port) = if let Some(rest) = host.strip_prefix(b"[") {
+        let end = split(b']', rest).ok_or(rejected)?;
+        let address = &rest[..end];
+        if !address.iter().all(|b| b.is_ascii_hexdigit() || b".:vV%".contains(b)) {
+            return Err(rejected);
+        }
+        (address, &rest[end + 1..])
+    } else {
+        host.split_at(split(b':', host).unwrap_or(host.len()))
+    };
+    // reg-name (RFC 3986, section 3.2.2) without the comma, which would make a list of it.
+    let is_name = !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:".contains(b));
+    let is_port = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if is_name && is_port { Ok(()) } else { Err(rejected) }
+}
+
+/// The connection options that a server acts on (RFC 9112, section 9.3).
+#[derive(Clone, Copy, Default)]
+struct Connection {
+    close: bool,
+    keep_alive: bool,
+}
+
+impl Connection {
+    /// Adds the options of one `Connection` line; several lines are one list (RFC 9110, section 5.3).
+    fn add(&mut self, value: &[u8]) {
+        for option in value.split(|byte| *byte == b',').map(trim) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+}
+
+/// The headers that decide about the connection or the body; all but `Connection` at most once.
+#[derive(Default)]
+struct FramingHeaders<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<&'a [u8]>,
+    coding: Option<&'a [u8]>,
+    expect: Option<&'a [u8]>,
+    connection: Connection,
+}
+
+impl<'a> FramingHeaders<'a> {
+    /// Checks all headers, and keeps those.
+    fn read(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<FramingHeaders<'a>, Rejection> {
+        let mut known = FramingHeaders::default();
+        let (mut total, mut count) = (0, 0);
+        for (name, value) in headers {
+            let length = name.len() + value.len() + ": \r\n".len();
+            total += length;
+            count += 1;
+            if count > MAX_HEADER_COUNT {
+                return Err(Rejection { status: 431, reason: "too many headers" });
+            }
+            if length > MAX_HEADER_LINE || total > MAX_HEADERS_TOTAL {
+                return Err(Rejection { status: 431, reason: "the headers are too large" });
+            }
+            if !is_token(name.as_bytes()) {
+                return Err(bad_request("a header's name is no token"));
+            }
+            if !is_field_value(value) {
+                return Err(bad_request("a header holds a control character"));
+            }
+            let (slot, twice) = match name.len() {
+                4 if name.eq_ignore_ascii_case("host") => (&mut known.host, "Host twice"),
+                14 if name.eq_ignore_ascii_case("content-length") => (&mut known.length, "Content-Length twice"),
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => (&mut known.coding, "Transfer-Encoding twice"),
+                6 if name.eq_ignore_ascii_case("expect") => (&mut known.expect, "Expect twice"),
+                10 if name.eq_ignore_ascii_case("connection") => {
+                    known.connection.add(value);
+                    continue;
+                }
+                _ => continue,
+            };
+            if slot.replace(trim(value)).is_some() {
+                return Err(bad_request(twice));
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// The body's framing: RFC 9112, sections 6.1 to 6.3.
+fn check_framing(length: Option<&[u8]>, coding: Option<&[u8]>, version: Version) -> Result<Framing, Rejection> {
+    match (coding, length) {
+        (Some(_), Some(_)) => Err(bad_request("Content-Length beside Transfer-Encoding")),
+        (Some(_), None) if version == Version::Http10 => Err(bad_request("Transfer-Encoding in HTTP/1.0")),
+        (Some(coding), None) => check_coding(coding),
+        (None, None) => Ok(Framing::None),
+        (None, Some(length)) => match parse_length(length) {
+            Some(0) => Ok(Framing::None),
+            Some(length) => Ok(Framing::Length(length)),
+            None => Err(bad_request("Content-Length is no number of 64 bits")),
+        },
+    }
+}
+
+/// RFC 9112, section 6.3: without chunked as the last coding the length of a request's body cannot be known: 400. A body
+/// that was coded before it was chunked is framed, but not decoded here: 501 (section 6.1).
+fn check_coding(coding: &[u8]) -> Result<Framing, Rejection> {
+    let is_chunked = |coding: &[u8]| trim(coding).eq_ignore_ascii_case(b"chunked");
+    let mut codings = coding.rsplit(|byte| *byte == b',');
+    if !codings.next().is_some_and(is_chunked) {
+        return Err(bad_request("the last transfer coding is not chunked"));
+    }
+    let mut others = codings.peekable();
+    if others.peek().is_none() {
+        return Ok(Framing::Chunked);
+    }
+    if others.any(|coding| is_chunked(coding) || trim(coding).is_empty()) {
+        return Err(bad_request("the transfer codings are malformed"));
+    }
+    Err(Rejection { status: 501, reason: "no transfer coding but chunked" })
+}
+
+/// A length in bytes: decimal digits and nothing else, below 2^64.
+fn parse_length(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |length, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        length.checked_mul(10)?.checked_add(digit)
+    })
+}

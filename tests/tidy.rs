@@ -89,7 +89,6 @@ const TINY_HTTP: &[(&str, &str)] = &[
     ("src/dispatch/request.rs", "until the waist"),
     ("src/http/mod.rs", "until the waist"),
     ("src/http/response.rs", "until the waist"),
-    ("src/http/validate.rs", "until the waist"),
     ("src/lifecycle/drain.rs", "until the waist"),
     ("src/listen.rs", "until the waist"),
     ("src/observe/metrics.rs", "until the waist"),

@@ -1,0 +1,98 @@
+//! The log of the program: `env_logger`'s filter, our lines, and a writer that never blocks.
+//!
+//! Three promises. *One event is one line*: control characters and their relatives are escaped in both formats,
+//! whatever a client managed to get into a message. *Logging never blocks a request*: a line is written whole and at
+//! once, or it is dropped and counted, and the next line that fits is preceded by one that says how many were dropped.
+//! *Logging never ends the process*: a stderr that is closed or broken is ignored.
+//!
+//! Dropping lines is deliberate. Waiting turns a stuck log reader into a stuck service; queueing turns it into memory
+//! that grows until something else breaks.
+//!
+//! | file | |
+//! | --- | --- |
+//! | [`event`] | what one line says: level, target, message, fields; bounded while it is formatted |
+//! | [`render`] | an event as a line of text or JSON, cut to [`MAX_LINE`](event::MAX_LINE) |
+//! | [`sink`] | the writer: writes without blocking, or drops and counts |
+
+mod event;
+mod render;
+mod sink;
+
+use std::io;
+use std::panic::PanicHookInfo;
+
+use log::LevelFilter;
+use rustix::fs::fstat;
+
+use crate::args::LogFormat;
+use event::Event;
+use render::{Style, line};
+use sink::{Sink, own_stderr};
+
+/// The target of panics: that of the program, whichever crate the panic came from.
+const PANIC: &str = concat!(env!("CARGO_CRATE_NAME"), "::panic");
+
+/// Starts logging to stderr, filtered by `RUST_LOG` (`info` where it is unset or empty).
+///
+/// `tiny_http` is silent unless `RUST_LOG` names it: it logs errors of its clients at level `error`.
+///
+/// # Errors
+///
+/// A logger was installed before, or stderr cannot be duplicated.
+pub fn init(format: LogFormat) -> io::Result<()> {
+    let style = Style { format, journal: is_journal() };
+    let mut builder = env_logger::Builder::new();
+    builder.filter_module("tiny_http", LevelFilter::Off);
+    // Checked beforehand: env_logger reports a bad filter by eprintln, which is not JSON and panics if stderr is closed.
+    let wanted = std::env::var("RUST_LOG").ok().filter(|filters| !filters.trim().is_empty());
+    let unusable = wanted.as_ref().and_then(|filters| env_filter::Builder::new().try_parse(filters).err());
+    match wanted {
+        Some(filters) if unusable.is_none() => builder.parse_filters(&filters),
+        _ => builder.filter_level(LevelFilter::Info),
+    };
+    builder
+        .format(move |out, record| io::Write::write_all(out, line(style, &Event::new(record)).as_bytes()))
+        .target(env_logger::Target::Pipe(Box::new(Sink::new(own_stderr()?, style))))
+        .try_init()
+        .map_err(io::Error::other)?;
+    if let Some(error) = unusable {
+        log::warn!("RUST_LOG is ignored: {error}");
+    }
+    Ok(())
+}
+
+/// Makes a panic one line of the log, so that it has a level, a time and, in JSON, a form that a program can read.
+///
+/// With `RUST_BACKTRACE` set, the backtrace follows at `info`, one event for each of its lines: a filter for warnings
+/// then finds one panic and not sixty lines.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(report_panic));
+}
+
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a value that is not text");
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    match panic.location() {
+        Some(location) => log::error!(target: PANIC, thread = name, location:% = location; "panic: {message}"),
+        None => log::error!(target: PANIC, thread = name; "panic: {message}"),
+    }
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        for frame in backtrace.to_string().lines() {
+            log::info!(target: PANIC, thread = name; "backtrace: {}", frame.trim());
+        }
+    }
+}
+
+/// Whether stderr is the systemd journal. `JOURNAL_STREAM` (systemd.exec(5)) must name the device and inode of stderr:
+/// the variable is inherited, and stays set when stderr is redirected to a file.
+fn is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}

@@ -101,11 +101,11 @@ pub use crate::{
         outcome::{Cause, Outcome},
         stop::{GraceExpired, Stop},
     },
-    dispatch::{
-        request::{BodyError, Request},
-        router::BadRoute,
+    dispatch::{request::Request, router::BadRoute},
+    http::{
+        error::{BodyError, HandlerError},
+        response::Response,
     },
-    http::response::{HandlerError, Response},
     listen::StartError,
     service::{Service, ServiceHandle, config::Config},
 };

@@ -1,5 +1,6 @@
-//! Numbers and durations as the log writes them.
+//! Numbers, durations and panics as the log writes them.
 
+use std::any::Any;
 use std::time::Duration;
 
 /// `1 request`, `2 requests`.
@@ -13,6 +14,17 @@ pub(crate) fn human_duration(span: Duration) -> String {
         format!("{}ms", span.as_millis())
     } else {
         format!("{:.1}s", span.as_secs_f64())
+    }
+}
+
+/// The message of a panic, if it has one.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "without a message".to_owned()
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{TryRecvError, bounded};
 
-use crate::crew::{Crew, Shutdown, panic_message, thread_name};
+use crate::crew::{Crew, Shutdown, thread_name};
+use crate::text::panic_message;
 
 pub(crate) type Hook = Box<dyn FnOnce() + Send>;
 

@@ -20,7 +20,6 @@ pub(crate) mod pool;
 pub(crate) mod signals;
 pub(crate) mod stop;
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +32,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::stop::Stop;
 use crate::sync::lock;
+use crate::text::panic_message;
 
 /// The longest thread name that Linux keeps: `TASK_COMM_LEN` of 16 less the final NUL, `prctl(2)`, `PR_SET_NAME`.
 const MAX_THREAD_NAME: usize = 15;
@@ -525,17 +525,6 @@ fn catch_exit<R: Into<Exit>>(body: impl FnOnce() -> R) -> Exit {
     match catch_unwind(AssertUnwindSafe(|| body().into())) {
         Ok(how) => how,
         Err(payload) => Exit::Panicked(panic_message(payload.as_ref())),
-    }
-}
-
-/// What a panic said, if it said it in words.
-pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "without a message".to_owned()
     }
 }
 

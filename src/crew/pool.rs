@@ -13,8 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::crew::{Exit, ExitGuard, panic_message, thread_name};
+use crate::crew::{Exit, ExitGuard, thread_name};
 use crate::sync::{ignore_poison, lock};
+use crate::text::panic_message;
 
 /// How long a worker waits for a job before it leaves: longer than the pauses between bursts, short enough that the
 /// memory of a burst is not kept. The same as tiny_http's own threads.

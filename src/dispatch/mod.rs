@@ -12,7 +12,7 @@ pub(crate) mod router;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,9 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
 use socket2::SockRef;
-use tiny_http::HTTPVersion;
 
-use crate::crew::panic_message;
 use crate::crew::pool::{Pool, Work};
 use crate::crew::stop::Stop;
 use crate::dispatch::request::{Line, Request, path_of};
@@ -33,9 +31,12 @@ use crate::engine::tiny_http::connections::{Admission, AfterResponse, CloseReaso
 use crate::engine::tiny_http::monitor::Monitor;
 use crate::engine::tiny_http::quirks::{self, Quirks};
 use crate::engine::tiny_http::unread_body as leftover;
+use crate::http::encode::{ResponseContext, SendError, Sent, send};
+use crate::http::error::broken_body;
 use crate::http::head::{Framing, Rejection, RequestHead, method_label};
-use crate::http::response::{Response, ResponseContext};
+use crate::http::response::Response;
 use crate::lifecycle::phase::{Lifecycle, Phase};
+use crate::text::panic_message;
 
 /// A response's memory that a thread keeps for the next one; larger ones are given back.
 const MAX_RETAINED_BUFFER: usize = 16 * 1024;
@@ -288,20 +289,20 @@ impl Dispatch {
 
     fn broken_body(&self, connection: &Connection) -> Response {
         self.ways.refused.fetch_add(1, Ordering::Relaxed);
-        if connection.body_deadline_passed() {
-            return Response::error(408, "the body did not come in time");
+        let timed_out = connection.body_deadline_passed();
+        if !timed_out {
+            self.connections.count_close(CloseReason::BadRequest);
         }
-        self.connections.count_close(CloseReason::BadRequest);
-        Response::error(400, "the body broke off")
+        broken_body(timed_out, "the handler has not read it".to_owned())
     }
 
     /// Calls a handler. Its panic is no member's end: the policy of `crew` holds here, and the client gets a 500.
     fn call(&self, handler: &Handler, connection: &Connection, request: &mut Request) -> Response {
         match catch_unwind(AssertUnwindSafe(|| handler(request))) {
             Ok(response) => {
-                if let Some(why) = response.failure() {
-                    let line = connection.snapshot().line;
-                    log::error!("the handler of {line} from {} (id {}) failed: {why}", connection.peer, request.id());
+                if let Some(failure) = response.failure() {
+                    let (line, peer, id) = (connection.snapshot().line, connection.peer, request.id());
+                    log::log!(failure.level, "the handler of {line} from {peer} (id {id}) failed: {}", failure.reason);
                 }
                 response
             }
@@ -333,15 +334,13 @@ impl Dispatch {
             }
         }
         let close = last || unread || request.head.close || self.should_close_for_drain(&connection);
-        let (status, in_memory, left) = (response.status(), response.body().is_some(), request.left());
+        let left = request.left();
         let (head, quirks, method) = (request.head, request.quirks, method_label(request.method()));
-        let version = request.raw().http_version().clone();
         let as_sent = |text: &str| if self.record_request_line { text.to_owned() } else { String::new() };
         let asked = (as_sent(request.method()), as_sent(request.target()));
         let (mut raw, id) = request.into_parts();
         let context = ResponseContext {
-            // Whoever speaks neither 1.0 nor 1.1 is refused in the words of 1.1.
-            version: if version == HTTPVersion(1, 0) { version } else { HTTPVersion(1, 1) },
+            version: head.version,
             head_only: *raw.method() == tiny_http::Method::Head,
             close,
             keep_alive: head.keep_alive,
@@ -352,7 +351,7 @@ impl Dispatch {
         if let Some(socket) = unread.then(|| self.socket_of(&connection)).flatten() {
             // The request is kept while the response goes out past it: dropping it would read its body to the end. The
             // keeper drops it when the client has left, or has had time to.
-            sent = respond(response, &context, in_memory, RawSocket(&socket));
+            sent = respond(response, &context, &mut RawSocket(&socket));
             connection.shut_down(Shutdown::Write);
             self.monitor.linger_until_closed(socket, raw, left);
         } else {
@@ -360,10 +359,11 @@ impl Dispatch {
                 leftover::forget(&mut raw, left.unwrap_or(0));
             }
             let mut writer = raw.into_writer();
-            sent = respond(response, &context, in_memory, &mut writer);
-            if sent.is_err() {
+            sent = respond(response, &context, &mut writer);
+            if sent.error.is_some() {
+                self.socket_of(&connection); // without it nothing can be shut down
                 connection.shut_down(Shutdown::Both);
-            } else if close && !quirks.engine_closes {
+            } else if (close || sent.close) && !quirks.engine_closes {
                 // The end of the stream goes out before tiny_http's own thread can add a word to it. Where all is well
                 // it has no word to add: then the keeper can see to it, in a tick, if the socket is not known yet.
                 if last {
@@ -373,12 +373,13 @@ impl Dispatch {
             }
             drop(writer);
         }
+        self.log_cut(&sent, &connection, &id);
         let answered = ResponseRecord {
             route: &route,
             method,
             asked: (&asked.0, &asked.1),
-            status,
-            bytes: *sent.as_ref().unwrap_or(&0),
+            status: sent.status,
+            bytes: sent.bytes,
             took: since.elapsed(),
             peer: connection.peer,
             id: &id,
@@ -386,7 +387,25 @@ impl Dispatch {
         for observer in &self.observers {
             observer(&answered);
         }
-        self.finish(&connection, close || sent.is_err(), quirks.engine_closes)
+        self.finish(&connection, close || sent.close, quirks.engine_closes)
+    }
+
+    /// Logs why a response is not whole.
+    fn log_cut(&self, sent: &Sent, connection: &Connection, id: &str) {
+        let Some(error) = &sent.error else { return };
+        let (line, peer) = (connection.snapshot().line, connection.peer);
+        match error {
+            SendError::Client(error) => {
+                log::debug!("the response to {line} from {peer} (id {id}) was cut: {error}");
+            }
+            SendError::Reader(reason) => {
+                log::error!("the response to {line} from {peer} (id {id}) was cut: its reader failed: {reason}");
+            }
+            SendError::Panic(message) => {
+                self.ways.panics.fetch_add(1, Ordering::Relaxed);
+                log::error!("the response to {line} from {peer} (id {id}) was cut: its reader panicked: {message}");
+            }
+        }
     }
 
     /// Whether a drain wants this response to be the last of its connection.
@@ -461,24 +480,15 @@ impl Dispatch {
     }
 }
 
-/// Writes a response, in one write if it is in memory; gives its length.
-fn respond(response: Response, context: &ResponseContext<'_>, in_memory: bool, mut out: impl Write) -> io::Result<u64> {
-    if !in_memory {
-        let mut out = BufWriter::new(out);
-        let bytes = response.print(context, &mut out)?;
-        out.flush()?;
-        return Ok(bytes);
+/// Writes a response, with the memory that this thread keeps for it.
+fn respond(response: Response, context: &ResponseContext<'_>, out: &mut dyn Write) -> Sent {
+    // Taken, not borrowed: the reader of a body is foreign code.
+    let mut buffer = BUFFER.take();
+    let sent = send(response, context, &mut buffer, out);
+    if buffer.capacity() <= MAX_RETAINED_BUFFER {
+        BUFFER.set(buffer);
     }
-    BUFFER.with_borrow_mut(|buffer| {
-        buffer.clear();
-        let bytes = response.print(context, &mut *buffer)?;
-        out.write_all(buffer)?;
-        if buffer.capacity() > MAX_RETAINED_BUFFER {
-            *buffer = Vec::new();
-        }
-        out.flush()?;
-        Ok(bytes)
-    })
+    sent
 }
 
 /// The socket itself, past tiny_http: for the one response whose request must not be dropped yet. It is the first in

@@ -10,9 +10,9 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 use crate::crew::stop::{GraceExpired, Stop};
-use crate::engine::tiny_http::quirks::Quirks;
+use crate::engine::tiny_http::quirks::{self, Quirks};
+use crate::http::error::{BodyError, mark_broken_body};
 use crate::http::head::{Framing, RequestHead};
-use crate::http::response::Response;
 use crate::http::validate::absolute_path;
 
 /// A request: method, path, query, headers, body, and what the service knows of it.
@@ -45,41 +45,6 @@ struct Progress {
     broken: bool,
 }
 
-/// Why a body could not be had.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum BodyError {
-    /// It is larger than the limit.
-    TooLarge,
-    /// It broke its framing, ended early, or did not come within the request timeout.
-    Broken(io::Error),
-    /// It is not what was asked for: no UTF-8, or no JSON of the right form.
-    Malformed(String),
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BodyError::TooLarge => f.write_str("the body is too large"),
-            BodyError::Broken(error) => write!(f, "the body broke off: {error}"),
-            BodyError::Malformed(why) => write!(f, "the body is malformed: {why}"),
-        }
-    }
-}
-
-impl std::error::Error for BodyError {}
-
-/// 413, 400 or 422, with a short text.
-impl From<BodyError> for Response {
-    fn from(error: BodyError) -> Response {
-        match error {
-            BodyError::TooLarge => Response::error(413, "the body is too large"),
-            BodyError::Broken(_) => Response::error(400, "the body broke off"),
-            BodyError::Malformed(why) => Response::error(422, &why),
-        }
-    }
-}
-
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
@@ -101,7 +66,7 @@ impl Request {
         stop: Stop,
         max_body: u64,
     ) -> Request {
-        let id = crate::http::request_id(raw.headers());
+        let id = crate::http::request_id::request_id(quirks::headers(&raw));
         Request { raw, head, quirks, peer, line, id, params: Vec::new(), stop, body: Progress::default(), max_body }
     }
 
@@ -112,10 +77,6 @@ impl Request {
     /// The request of tiny_http, and the id.
     pub(crate) fn into_parts(self) -> (tiny_http::Request, String) {
         (self.raw, self.id)
-    }
-
-    pub(crate) fn raw(&self) -> &tiny_http::Request {
-        &self.raw
     }
 
     /// The method, in capitals: `GET`.
@@ -334,7 +295,7 @@ impl Read for Body<'_> {
                     Framing::Chunked => self.request.line.has_ended(),
                 };
                 if body.broken {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early"));
+                    return Err(mark_broken_body(&io::Error::new(io::ErrorKind::UnexpectedEof, "it ended early")));
                 }
                 Ok(0)
             }
@@ -347,7 +308,7 @@ impl Read for Body<'_> {
             Err(error) => {
                 body.ended = true;
                 body.broken = true;
-                Err(error)
+                Err(mark_broken_body(&error))
             }
         }
     }

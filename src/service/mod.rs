@@ -16,7 +16,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::pool::Pool;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
-use crate::crew::{Command, Crew, Exit, Shutdown, Stopper, panic_message};
+use crate::crew::{Command, Crew, Exit, Shutdown, Stopper};
 use crate::dispatch::Dispatch;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
@@ -36,6 +36,7 @@ use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::config::Config;
 use crate::sys::limits;
 use crate::text::human_duration;
+use crate::text::panic_message;
 
 /// How often the rehearsal of a renewal is looked after.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);

@@ -19,7 +19,7 @@ use std::thread;
 use socket2::SockRef;
 use tiny_http::Server;
 
-use crate::crew::panic_message;
+use crate::text::panic_message;
 
 /// The name of tiny_http's threads: its accept thread, and one for each connection.
 const THREADS: &str = "connection";

@@ -21,7 +21,6 @@ const LONG_FILES: &[(&str, &str)] = &[
     ("src/dispatch/mod.rs", "to be split"),
     ("src/engine/tiny_http/connections.rs", "to be split"),
     ("src/engine/tiny_http/monitor/mod.rs", "to be split"),
-    ("src/http/response.rs", "to be split"),
     ("src/service/mod.rs", "to be split"),
 ];
 
@@ -54,15 +53,12 @@ const ARROW_EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/admin/", "listen::StartError", "until it has an error of its own"),
     ("src/crew/", "service::config::GRACE", "to move to crew"),
     ("src/crew/", "lifecycle::reexec", "exit codes to move to crew::outcome"),
-    ("src/dispatch/", "crew::panic_message", "to move to crew::member"),
     ("src/dispatch/", "engine", "until the waist"),
     ("src/dispatch/", "lifecycle::phase", "until the waist"),
     ("src/dispatch/", "listen", "until the waist"),
     ("src/engine/", "crew", "until the waist"),
     ("src/engine/", "dispatch", "until the waist"),
     ("src/engine/", "lifecycle::phase", "until the waist"),
-    ("src/http/", "HandlerError", "to be named by its module"),
-    ("src/http/", "dispatch::request", "until http::error"),
     ("src/lifecycle/", "engine", "until the waist"),
     ("src/listen.rs", "BadRoute", "until service::error"),
     ("src/listen.rs", "engine::tiny_http::discover", "until sys"),
@@ -86,8 +82,6 @@ const TINY_HTTP: &[(&str, &str)] = &[
     ("src/crew/pool.rs", "until the waist"),
     ("src/dispatch/mod.rs", "until the waist"),
     ("src/dispatch/request.rs", "until the waist"),
-    ("src/http/mod.rs", "until the waist"),
-    ("src/http/response.rs", "until the waist"),
     ("src/lifecycle/drain.rs", "until the waist"),
     ("src/listen.rs", "until the waist"),
     ("src/observe/metrics.rs", "until the waist"),
@@ -110,7 +104,6 @@ const UNSAFE: &[(&str, &str)] = &[
 const CYCLE_EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/observe/metrics.rs", "src/admin/mod.rs", "until ServiceState is in observe"),
     ("src/crew/outcome.rs", "src/crew/mod.rs", "until Exit is in crew::member"),
-    ("src/http/response.rs", "src/dispatch/request.rs", "until http::error"),
 ];
 
 /// Words that hide what a sentence is about.

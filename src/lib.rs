@@ -97,7 +97,9 @@ pub use crossbeam_channel as channel;
 
 pub use crate::{
     crew::{
-        Crew, Exit, Stopper,
+        Crew,
+        member::Exit,
+        message::Stopper,
         outcome::{Cause, Outcome},
         stop::{GraceExpired, Stop},
     },

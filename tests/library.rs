@@ -104,7 +104,7 @@ fn the_member_example_goes_out_when_its_member_fails() {
     let running = start(member::service(Full));
     assert_eq!(ask_with(running.address(), "POST", "/journal", "line").status, 202);
     let outcome = running.wait();
-    assert!(matches!(&outcome.cause, Cause::Member { name, how: Exit::Failed(_) } if name == "journal"), "{outcome}");
+    assert!(matches!(&outcome.cause, Cause::Member { name, exit: Exit::Failed(_) } if name == "journal"), "{outcome}");
     assert_eq!(outcome.code(), 1);
 }
 

@@ -200,7 +200,7 @@ fn the_phase_of_a_drain_is_told() {
     wait_until_draining(|| server.connect());
     wait_for_sample(&server, "allout_phase{phase=\"drain_delay\"}", 1.0);
     wait_for_sample(&server, "allout_phase{phase=\"serving\"}", 0.0);
-    server.signal(Signal::TERM);
+    server.signal(Signal::INT);
     server.wait_exit(LIMIT);
 }
 

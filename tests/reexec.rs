@@ -119,7 +119,7 @@ fn a_renewal_lets_slow_requests_finish() {
     slow.request("GET", "/timeout");
     server.wait_until_read(&slow);
     server.signal(Signal::HUP);
-    server.wait_for_line("renewal (SIGHUP)", LIMIT);
+    server.wait_for_line("re-exec (SIGHUP)", LIMIT);
     // Who comes meanwhile waits for nobody, and is answered by this image still.
     assert_eq!(server.get("/").status, 200);
     assert_eq!(times(&server, SERVES), 1);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::admin::shutdown_guard::Guard;
-use crate::crew::Stopper;
+use crate::crew::message::Stopper;
 use crate::crew::pool::Pool;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{BadRoute, Handler, Router};

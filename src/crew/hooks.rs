@@ -1,7 +1,8 @@
-//! Hooks: what a service does at two moments of its drain, for no longer than its share of the grace.
+//! Hooks: code of the user that runs at two points of a drain, each with a deadline.
 //!
-//! They run one after the other on a thread of their own, so that one that hangs costs its share and no more, and so
-//! that a second signal is heard meanwhile. One that panics is a failure of the service; the others still run.
+//! The hooks of one point run one after the other on a thread of their own, so that one that hangs costs no more than the
+//! time until the deadline, and so that a second signal is heard meanwhile. A panic of one is a failure of the service;
+//! the others still run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -9,12 +10,14 @@ use std::time::Instant;
 
 use crossbeam_channel::{TryRecvError, bounded};
 
-use crate::crew::{Crew, Shutdown, thread_name};
+use crate::crew::Crew;
+use crate::crew::member::thread_name;
+use crate::crew::shutdown::Shutdown;
 use crate::text::panic_message;
 
 pub(crate) type Hook = Box<dyn FnOnce() + Send>;
 
-/// Runs `hooks`, and waits for them, but no longer than `until`. `name` is what the log calls them.
+/// Runs `hooks`, and waits for them until `until` at most. `name` is what the log calls them.
 pub(crate) fn run(name: &str, hooks: Vec<Hook>, until: Instant, crew: &mut Crew, shutdown: &mut Shutdown) {
     if hooks.is_empty() || shutdown.forced_by.is_some() {
         return;
@@ -22,19 +25,19 @@ pub(crate) fn run(name: &str, hooks: Vec<Hook>, until: Instant, crew: &mut Crew,
     let (sender, ended) = bounded(1);
     let stopper = crew.stopper();
     let thread = thread::Builder::new().name(thread_name(name)).spawn(move || {
-        // The policy for panics of `crew`: nothing that a hook held is used again.
+        // The policy for panics of `crew::member`: nothing that a hook held is used again.
         let panics: Vec<String> = hooks
             .into_iter()
             .filter_map(|hook| catch_unwind(AssertUnwindSafe(hook)).err())
             .map(|payload| panic_message(payload.as_ref()))
             .collect();
-        let _ = sender.send(panics); // nobody waits any more if it took too long
+        let _ = sender.send(panics); // an error means that the deadline has passed
         stopper.recheck();
     });
     let thread = match thread {
         Ok(thread) => thread,
         Err(error) => {
-            log::error!("{name} could not be run, for want of a thread: {error}");
+            log::error!("cannot spawn a thread for {name}: {error}");
             shutdown.failures.push(format!("{name} could not be run: {error}"));
             return;
         }
@@ -46,10 +49,10 @@ pub(crate) fn run(name: &str, hooks: Vec<Hook>, until: Instant, crew: &mut Crew,
                     log::error!("{name} panicked: {message}");
                     shutdown.failures.push(format!("{name} panicked: {message}"));
                 }
-                let _ = thread.join(); // it is done; its panics were caught
+                let _ = thread.join(); // it has ended; panics were caught
                 return;
             }
-            Err(TryRecvError::Disconnected) => return, // not reachable: the thread sends, whatever happens
+            Err(TryRecvError::Disconnected) => return, // unreachable: the thread always sends
             Err(TryRecvError::Empty) if shutdown.forced_by.is_some() => return,
             Err(TryRecvError::Empty) if Instant::now() >= until => {
                 log::warn!("abandoned: {name}");
@@ -77,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_run_in_order_and_one_that_panics_keeps_none_from_running() {
+    fn hooks_run_in_order_and_a_panic_of_one_keeps_none_from_running() {
         let (sender, receiver) = bounded(2);
         let other = sender.clone();
         let shutdown = run_all(
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_hangs_is_abandoned_when_its_share_is_over() {
+    fn a_hook_that_hangs_is_abandoned_at_the_deadline() {
         let (_kept, receiver) = bounded::<()>(0);
         let hangs: Hook = Box::new(move || {
             let _ = receiver.recv();

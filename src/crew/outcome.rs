@@ -1,34 +1,45 @@
-//! How it ended, and the one place that turns this into an exit code.
+//! How a crew, or a service, ended: the cause, and the exit code that follows from it.
 
 use std::fmt;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
-use crate::crew::Exit;
+use crate::crew::member::Exit;
+use crate::crew::message::Command;
 use crate::text::human_duration;
 
-/// Why everyone went out: the first message.
+/// Exit code of a member that failed, panicked or ended unasked, and of a service that could not start.
+const EXIT_FAILED: u8 = 1;
+/// Exit code when something was still running at the end of the grace period.
+const EXIT_ABANDONED: u8 = 3;
+/// Exit code of a preflight that went well: no other end has it. 2 is left to unusable arguments, as in clap and getopt.
+pub(crate) const EXIT_PREFLIGHT_OK: u8 = 99;
+/// Added to the number of the signal that forced the exit, as shells report it.
+const EXIT_SIGNAL: i32 = 128;
+
+/// Why a crew stopped: its first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
-    /// It could not even start; the text says why.
+    /// It could not start; the text says why.
     NotStarted(String),
     /// A signal that asks to stop.
     Signal(i32),
-    /// Somebody asked: `GET /shutdown`, or a [`Stopper`](crate::Stopper). The text says who, or why.
+    /// `/shutdown`, or a [`Stopper`](crate::Stopper), asked to stop. The text says who, or why.
     Requested(String),
-    /// Somebody asked for a renewal: leave, then start again under the same pid. The text says who, or why.
+    /// SIGHUP, or a [`Stopper`](crate::Stopper), asked to go on with the binary on disk under the same pid. The text says
+    /// who, or why.
     Reexec(String),
-    /// tiny_http has lost more connections (threads, descriptors) than is safe.
+    /// `tiny_http` has leaked more connections (each a thread and descriptors) than is safe.
     EngineLeak(String),
-    /// It was only rehearsed, for the renewal of another process.
+    /// The process was started only to try whether it would start, before the re-exec of another.
     Preflight,
-    /// A member went out by itself.
+    /// A member ended by itself.
     Member {
         /// Its name.
         name: String,
         /// How it ended.
-        how: Exit,
+        exit: Exit,
     },
 }
 
@@ -38,9 +49,20 @@ impl fmt::Display for Cause {
             Cause::NotStarted(why) | Cause::EngineLeak(why) => f.write_str(why),
             Cause::Signal(number) => f.write_str(&signal_name(*number)),
             Cause::Requested(who) => write!(f, "asked to stop: {who}"),
-            Cause::Reexec(why) => write!(f, "renewal ({why})"),
-            Cause::Preflight => f.write_str("rehearsed"),
-            Cause::Member { name, how } => write!(f, "{name} {how}"),
+            Cause::Reexec(why) => write!(f, "re-exec ({why})"),
+            Cause::Preflight => f.write_str("preflight"),
+            Cause::Member { name, exit } => write!(f, "{name} {exit}"),
+        }
+    }
+}
+
+impl From<Command> for Cause {
+    fn from(command: Command) -> Cause {
+        match command {
+            Command::Signal(number) => Cause::Signal(number),
+            Command::Stop(by) => Cause::Requested(by),
+            Command::Reexec(why) => Cause::Reexec(why),
+            Command::EngineLeak(why) => Cause::EngineLeak(why),
         }
     }
 }
@@ -57,42 +79,47 @@ fn signal_name(number: i32) -> String {
 #[must_use = "an outcome says whether something failed or was abandoned; turn it into an ExitCode"]
 #[non_exhaustive]
 pub struct Outcome {
-    /// The first message: why everyone went out.
+    /// The first message: why it stopped.
     pub cause: Cause,
-    /// What was still running when grace was over: a request (method, path, peer, age) or a member's name.
+    /// What was still running at the end of the grace period: a request (method, path, peer, age) or a member's name.
     pub abandoned: Vec<String>,
     /// Members that failed or panicked after the first message.
     pub failures: Vec<String>,
-    /// The second signal, if one cut the drain short.
+    /// The second stop signal, if it forced the exit.
     pub forced_by: Option<i32>,
-    /// From the first message to the end.
+    /// Time from the first message to the end.
     pub duration: Duration,
 }
 
 impl Outcome {
-    /// The exit code that goes with it.
+    /// An outcome without a drain.
+    pub(crate) fn immediate(cause: Cause) -> Outcome {
+        Outcome { cause, abandoned: Vec::new(), failures: Vec::new(), forced_by: None, duration: Duration::ZERO }
+    }
+
+    /// The exit code.
     ///
     /// | code | |
     /// | --- | --- |
     /// | 0 | asked to stop, and nothing was abandoned |
     /// | 1 | a member failed, panicked, or ended unasked |
-    /// | 3 | grace was over and something was abandoned |
-    /// | 99 | it was the rehearsal of a renewal, and went well |
-    /// | 128+n | a second signal n cut the drain short |
+    /// | 3 | something still ran at the end of the grace period |
+    /// | 99 | a preflight that went well |
+    /// | 128+n | a second signal n forced the exit |
     ///
-    /// 2 stays for unusable arguments, as `getopt`'s users have it.
+    /// 2 is for unusable arguments, as in programs that use `getopt`.
     pub fn code(&self) -> u8 {
         if let Some(signal) = self.forced_by {
-            return u8::try_from(128 + signal).unwrap_or(u8::MAX);
+            return u8::try_from(EXIT_SIGNAL + signal).unwrap_or(u8::MAX);
         }
         if self.cause == Cause::Preflight {
-            return crate::lifecycle::reexec::EXIT_PREFLIGHT_OK;
+            return EXIT_PREFLIGHT_OK;
         }
         let unasked = matches!(self.cause, Cause::Member { .. } | Cause::NotStarted(_) | Cause::EngineLeak(_));
         let failed = unasked || !self.failures.is_empty();
         match (failed, self.abandoned.is_empty()) {
-            (true, _) => 1,
-            (false, false) => 3,
+            (true, _) => EXIT_FAILED,
+            (false, false) => EXIT_ABANDONED,
             (false, true) => 0,
         }
     }
@@ -102,7 +129,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.cause)?;
         match (self.forced_by, self.abandoned.len()) {
-            (Some(signal), _) => write!(f, "cut short by {}", signal_name(signal))?,
+            (Some(signal), _) => write!(f, "forced by {}", signal_name(signal))?,
             (None, 0) => f.write_str("all out")?,
             (None, n) => write!(f, "{n} abandoned")?,
         }
@@ -130,7 +157,7 @@ mod tests {
     use super::*;
 
     fn outcome(cause: Cause) -> Outcome {
-        Outcome { cause, abandoned: vec![], failures: vec![], forced_by: None, duration: Duration::from_millis(7) }
+        Outcome { duration: Duration::from_millis(7), ..Outcome::immediate(cause) }
     }
 
     #[test]
@@ -138,7 +165,7 @@ mod tests {
         let asked = outcome(Cause::Signal(15));
         assert_eq!(asked.code(), 0);
         assert_eq!(outcome(Cause::Requested("GET /shutdown".into())).code(), 0);
-        let member = |how| outcome(Cause::Member { name: "listener".into(), how });
+        let member = |exit| outcome(Cause::Member { name: "listener".into(), exit });
         assert_eq!(member(Exit::Finished).code(), 1);
         assert_eq!(member(Exit::Failed("no".into())).code(), 1);
         assert_eq!(member(Exit::Panicked("no".into())).code(), 1);

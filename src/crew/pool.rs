@@ -1,11 +1,11 @@
-//! The worker pool: threads for what may have to wait, as many as are needed at the moment.
+//! The worker pool: threads for jobs that may wait, as many as are needed at the moment.
 //!
-//! One member of the crew, of many threads. It grows by one thread whenever a job finds nobody free, up to its most;
-//! a thread that has had nothing to do for a while leaves. A thread that is needed and cannot be had is no failure:
-//! the job waits for another one, or is handed back.
+//! It is one member of the crew, with many threads. It grows by a thread when a job finds no idle worker, up to a limit;
+//! a worker that was idle for [`IDLE_TIMEOUT`] ends. If the system cannot create a thread, the job waits for a busy
+//! worker, or is handed back when there is none.
 //!
-//! One lock guards it all, held for a few instructions: who is free is known exactly, never guessed, so that no job
-//! can wait behind a worker that was counted twice.
+//! One lock guards all of it, held for a few instructions. So the number of idle workers is exact, and no job is queued
+//! behind a worker that another job was promised.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,72 +13,89 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::crew::{Exit, ExitGuard, thread_name};
+use crate::crew::member::{Exit, SlotId, thread_name};
+use crate::crew::message::ExitGuard;
 use crate::sync::{ignore_poison, lock};
 use crate::text::panic_message;
 
-/// How long a worker waits for a job before it leaves: longer than the pauses between bursts, short enough that the
-/// memory of a burst is not kept. The same as tiny_http's own threads.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time after which an idle worker ends: longer than the pauses between bursts, short enough to give back the memory of a
+/// burst. `tiny_http`'s threads wait as long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Workers that stay, without any wake-up, so that the first slow request after a pause needs no new thread.
-const STAYING: usize = 1;
+/// Workers that never time out, so that the first slow request after a pause needs no new thread.
+const MIN_WORKERS: usize = 1;
 
-/// Something to do; the text says what, for those who ask who is stuck.
+/// A job of a [`Pool`].
 pub(crate) trait Work: Send + 'static {
-    fn name(&self) -> String;
+    /// What [`Pool::running_jobs`] identifies the job by.
+    type Id: Clone + Send;
+
+    fn id(&self) -> Self::Id;
+
     fn run(self);
 }
 
-/// What the pool looks like at a moment.
+/// Numbers of a pool at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolStats {
     pub(crate) threads: usize,
     pub(crate) busy: usize,
     pub(crate) queued: usize,
-    pub(crate) most: usize,
+    pub(crate) max_threads: usize,
 }
 
-pub(crate) struct Pool<W> {
+/// A job that a worker is running.
+#[derive(Clone, Debug)]
+pub(crate) struct RunningJob<Id> {
+    /// The number in the thread's name, `worker-N`.
+    pub(crate) worker: u64,
+    pub(crate) since: Instant,
+    pub(crate) id: Id,
+}
+
+/// A pool of worker threads with a bounded queue.
+pub(crate) struct Pool<W: Work> {
     state: Mutex<State<W>>,
+    /// Wakes one idle worker for a job, or all of them for the end.
     work: Condvar,
-    most: usize,
-    queue: usize,
+    max_threads: usize,
+    max_queued: usize,
     guard: ExitGuard,
 }
 
-struct State<W> {
+struct State<W: Work> {
     jobs: VecDeque<W>,
-    free: usize,
-    /// Threads on their way to their first job, which is in the queue meanwhile and takes nobody's room there.
+    /// Workers that wait for a job.
+    idle: usize,
+    /// Workers that were created and have not taken the lock yet.
     starting: usize,
     threads: usize,
     closing: bool,
     next: u64,
     handles: HashMap<u64, JoinHandle<()>>,
-    /// The thread that left last; whoever leaves next joins it.
-    leaver: Option<JoinHandle<()>>,
-    doing: HashMap<u64, (Instant, String)>,
+    /// The handle of the worker that ended last. The next one to end joins it, or [`Pool::join`].
+    last_exited: Option<JoinHandle<()>>,
+    running: HashMap<u64, (Instant, W::Id)>,
 }
 
 impl<W: Work> Pool<W> {
-    /// A pool of at most `most` threads, with room for `queue` jobs that find nobody free.
-    pub(crate) fn new(most: usize, queue: usize, guard: ExitGuard) -> Arc<Pool<W>> {
+    /// A pool of at most `max_threads` threads, with room for `max_queued` jobs when all are busy. `guard` reports its end.
+    pub(crate) fn new(max_threads: usize, max_queued: usize, guard: ExitGuard) -> Arc<Pool<W>> {
         Arc::new(Pool {
             state: Mutex::new(State {
                 jobs: VecDeque::new(),
-                free: 0,
+                idle: 0,
                 starting: 0,
                 threads: 0,
                 closing: false,
                 next: 1,
                 handles: HashMap::new(),
-                leaver: None,
-                doing: HashMap::new(),
+                last_exited: None,
+                running: HashMap::new(),
             }),
             work: Condvar::new(),
-            most: most.max(1),
-            queue,
+            max_threads: max_threads.max(1),
+            max_queued,
             guard,
         })
     }
@@ -87,7 +104,12 @@ impl<W: Work> Pool<W> {
         lock(&self.state)
     }
 
-    /// Gives a job to a worker, a new one if nobody is free. Never blocks.
+    /// The member that this pool is.
+    pub(crate) fn slot(&self) -> SlotId {
+        self.guard.slot()
+    }
+
+    /// Gives a job to a worker, a new one if none is idle. Never blocks.
     ///
     /// # Errors
     ///
@@ -97,38 +119,38 @@ impl<W: Work> Pool<W> {
         if state.closing {
             return Err(job);
         }
-        // Each job in the queue has a free worker on its way to it, up to as many as are free.
-        if state.free + state.starting > state.jobs.len() {
+        // Each queued job has an idle worker on its way to it, up to as many as are idle.
+        if state.idle + state.starting > state.jobs.len() {
             state.jobs.push_back(job);
             self.work.notify_one();
             return Ok(());
         }
-        if state.threads < self.most {
-            match self.hire(&mut state) {
+        if state.threads < self.max_threads {
+            match self.spawn_worker(&mut state) {
                 Ok(()) => {
                     state.jobs.push_back(job);
                     return Ok(());
                 }
                 Err(error) if state.threads == 0 => {
-                    log::warn!("no thread can be had for a worker: {error}");
+                    log::warn!("cannot spawn a thread for a worker: {error}");
                     return Err(job);
                 }
-                Err(_) => {} // the workers that there are must do
+                Err(_) => {} // a busy worker will take the job
             }
         }
-        if state.jobs.len() < self.queue + state.free + state.starting {
+        if state.jobs.len() < self.max_queued + state.idle + state.starting {
             state.jobs.push_back(job);
             return Ok(());
         }
         Err(job)
     }
 
-    /// Starts a worker. The lock is held, so that it finds its handle and its job when it takes the lock itself.
-    fn hire(self: &Arc<Self>, state: &mut State<W>) -> std::io::Result<()> {
+    /// Creates a worker while the lock is held, so that it finds its handle and its job when it takes the lock itself.
+    fn spawn_worker(self: &Arc<Self>, state: &mut State<W>) -> std::io::Result<()> {
         let number = state.next;
         let pool = Arc::clone(self);
         let name = thread_name(&format!("worker-{number}"));
-        let handle = thread::Builder::new().name(name).spawn(move || pool.live(number))?;
+        let handle = thread::Builder::new().name(name).spawn(move || pool.worker_loop(number))?;
         state.handles.insert(number, handle);
         state.next += 1;
         state.threads += 1;
@@ -136,54 +158,53 @@ impl<W: Work> Pool<W> {
         Ok(())
     }
 
-    /// A worker's life.
-    fn live(&self, number: u64) {
+    fn worker_loop(&self, number: u64) {
         let mut state = self.lock();
         state.starting -= 1;
         loop {
             if let Some(job) = state.jobs.pop_front() {
-                state.doing.insert(number, (Instant::now(), job.name()));
+                state.running.insert(number, (Instant::now(), job.id()));
                 drop(state);
-                // What a job runs catches the panics of handlers itself; one that gets here is ours, and an end.
+                // Panics of handlers are caught inside the job. One that arrives here is a bug of this crate.
                 if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job.run())) {
                     self.guard.report(Exit::Panicked(panic_message(payload.as_ref())));
                 }
                 state = self.lock();
-                state.doing.remove(&number);
+                state.running.remove(&number);
                 continue;
             }
             if state.closing {
                 break;
             }
-            state.free += 1;
+            state.idle += 1;
             let timed_out;
-            if state.threads <= STAYING {
+            if state.threads <= MIN_WORKERS {
                 state = ignore_poison(self.work.wait(state));
                 timed_out = false;
             } else {
-                let (again, result) = ignore_poison(self.work.wait_timeout(state, PATIENCE));
+                let (again, result) = ignore_poison(self.work.wait_timeout(state, IDLE_TIMEOUT));
                 state = again;
                 timed_out = result.timed_out();
             }
-            state.free -= 1;
-            if timed_out && state.jobs.is_empty() && state.threads > STAYING {
+            state.idle -= 1;
+            if timed_out && state.jobs.is_empty() && state.threads > MIN_WORKERS {
                 break;
             }
         }
         state.threads -= 1;
         let own = state.handles.remove(&number);
-        let before = std::mem::replace(&mut state.leaver, own);
+        let before = std::mem::replace(&mut state.last_exited, own);
         let last = state.closing && state.threads == 0;
         drop(state);
         if let Some(before) = before {
-            let _ = before.join(); // it has left the lock behind; its panics were caught
+            let _ = before.join(); // it has released the lock for the last time, and its panics were caught
         }
         if last {
             self.guard.report(Exit::Finished);
         }
     }
 
-    /// No more jobs; workers leave when the queue is empty. The last one out reports the pool's end.
+    /// Takes no more jobs. Workers end when the queue is empty; the last one reports the pool's exit.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closing = true;
@@ -195,25 +216,34 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// Joins the last worker that left, once the pool has reported its end.
+    /// Joins the worker that ended last. To be called after the pool has reported its exit.
     pub(crate) fn join(&self) {
-        let leaver = self.lock().leaver.take();
-        if let Some(leaver) = leaver {
-            let _ = leaver.join();
+        let last = self.lock().last_exited.take();
+        if let Some(last) = last {
+            let _ = last.join();
         }
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
         let state = self.lock();
-        PoolStats { threads: state.threads, busy: state.doing.len(), queued: state.jobs.len(), most: self.most }
+        PoolStats {
+            threads: state.threads,
+            busy: state.running.len(),
+            queued: state.jobs.len(),
+            max_threads: self.max_threads,
+        }
     }
 
-    /// What each busy worker does, and since when.
-    pub(crate) fn running_jobs(&self) -> Vec<(u64, Instant, String)> {
-        let mut doing: Vec<_> =
-            self.lock().doing.iter().map(|(number, (since, what))| (*number, *since, what.clone())).collect();
-        doing.sort_by_key(|(_, since, _)| *since);
-        doing
+    /// The jobs that workers are running, the oldest first.
+    pub(crate) fn running_jobs(&self) -> Vec<RunningJob<W::Id>> {
+        let job = |(worker, (since, id)): (&u64, &(Instant, W::Id))| RunningJob {
+            worker: *worker,
+            since: *since,
+            id: id.clone(),
+        };
+        let mut jobs: Vec<_> = self.lock().running.iter().map(job).collect();
+        jobs.sort_by_key(|job| job.since);
+        jobs
     }
 }
 
@@ -231,9 +261,10 @@ mod tests {
     }
 
     impl Work for Job {
-        fn name(&self) -> String {
-            "a test".to_owned()
-        }
+        type Id = ();
+
+        fn id(&self) {}
+
         fn run(self) {
             match self {
                 Job::Wait(begun, go) => {
@@ -245,14 +276,14 @@ mod tests {
         }
     }
 
-    fn pool(most: usize, queue: usize) -> (Crew, Arc<Pool<Job>>) {
+    fn pool(max_threads: usize, max_queued: usize) -> (Crew, Arc<Pool<Job>>) {
         let mut crew = Crew::new();
-        let guard = crew.reserve("workers", || {});
-        (crew, Pool::new(most, queue, guard))
+        let guard = crew.reserve("workers");
+        (crew, Pool::new(max_threads, max_queued, guard))
     }
 
     #[test]
-    fn every_job_of_a_burst_runs_at_once_up_to_the_most_and_then_waits_and_then_is_handed_back() {
+    fn jobs_run_at_once_up_to_the_limit_then_queue_and_then_are_handed_back() {
         let (_crew, pool) = pool(8, 2);
         let (begun, begins) = unbounded();
         let (go, gone) = bounded::<()>(0);
@@ -265,17 +296,17 @@ mod tests {
         }
         assert!(pool.submit(job()).is_ok() && pool.submit(job()).is_ok());
         assert!(pool.submit(job()).is_err(), "the queue holds two");
-        assert_eq!(pool.stats(), PoolStats { threads: 8, busy: 8, queued: 2, most: 8 });
+        assert_eq!(pool.stats(), PoolStats { threads: 8, busy: 8, queued: 2, max_threads: 8 });
         assert_eq!(pool.running_jobs().len(), 8);
         drop(go);
         for _ in 0..2 {
-            begins.recv_timeout(SAFETY).expect("what was queued runs in the end");
+            begins.recv_timeout(SAFETY).expect("queued jobs run in the end");
         }
         pool.close();
     }
 
     #[test]
-    fn a_closed_pool_finishes_what_it_has_and_reports_once() {
+    fn a_closed_pool_finishes_its_jobs_and_reports_once() {
         let (mut crew, pool) = pool(2, 8);
         let (begun, begins) = unbounded();
         let (go, gone) = bounded::<()>(0);
@@ -286,7 +317,7 @@ mod tests {
         assert!(pool.submit(Job::Panic).is_err());
         drop(go);
         for _ in 0..4 {
-            begins.recv_timeout(SAFETY).expect("what was taken is done");
+            begins.recv_timeout(SAFETY).expect("accepted jobs are done");
         }
         assert_eq!(crew.wait_first().to_string(), "workers finished");
         pool.join();

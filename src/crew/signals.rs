@@ -1,23 +1,26 @@
-//! The signal thread: turns signals into messages for the crew.
+//! The signal thread: turns signals into commands for the crew.
 //!
-//! What is hard about signals (a handler may do next to nothing) is signal-hook's business: its handler writes into a
-//! pipe, and this thread reads it. Registered before any thread is started, so that none is missed; the second signal
-//! that asks to stop reaches the crew like the first, and cuts the drain short.
+//! A signal handler may do next to nothing (signal-safety(7)). signal-hook's handler writes into a pipe, and this thread
+//! reads it. It is the last member to stop, so that a second stop signal is heard until everything else has ended.
 //!
 //! | signal | |
 //! | --- | --- |
 //! | SIGTERM, SIGINT, SIGQUIT | stop |
-//! | SIGHUP | renew |
-//! | SIGUSR1 | report the state to the log |
+//! | SIGHUP | re-exec |
+//! | SIGUSR1 | write the state to the log |
 
 use std::io;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
-use crate::crew::{Command, Crew, Stopper};
+use crate::crew::Crew;
+use crate::crew::message::{Command, Stopper};
 
-/// Signals that are caught and not yet listened to.
+/// Signals that stop.
+pub(crate) const STOP: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+
+/// Signals that are caught, and that no thread handles yet.
 pub(crate) struct SignalSource(Signals);
 
 /// Catches the signals from here on.
@@ -26,39 +29,52 @@ pub(crate) struct SignalSource(Signals);
 ///
 /// The system refuses the pipe or the handlers.
 pub(crate) fn register() -> io::Result<SignalSource> {
-    Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).map(SignalSource)
+    Signals::new(STOP.into_iter().chain([SIGHUP, SIGUSR1])).map(SignalSource)
 }
 
 impl Crew {
-    /// Makes SIGTERM, SIGINT and SIGQUIT take everyone out, and a second one of them end the wait at once.
+    /// Makes SIGTERM, SIGINT and SIGQUIT stop all members, and a second one of them end the wait at once.
     ///
-    /// To be called before any thread is started, so that none is missed. The thread that listens is a member itself,
+    /// To be called before any thread is started, so that no signal is missed. The thread that handles them is a member,
     /// `signals`. A [`Service`](crate::Service) that is run does this by itself.
     ///
     /// # Errors
     ///
     /// The system refuses a pipe, a handler or a thread.
     pub fn handle_signals(&mut self) -> io::Result<()> {
-        let registered = SignalSource(Signals::new([SIGTERM, SIGINT, SIGQUIT])?);
-        let (handle, stopper) = (registered.handle(), self.stopper());
-        self.spawn_with("signals", move || handle.close(), move || registered.run(&stopper, || {}))
+        let source = SignalSource(Signals::new(STOP)?);
+        self.spawn_signals(source, || {})
+    }
+
+    /// Starts the signal thread.
+    pub(crate) fn spawn_signals(
+        &mut self,
+        source: SignalSource,
+        dump_state: impl Fn() + Send + 'static,
+    ) -> io::Result<()> {
+        let (handle, stopper) = (source.handle(), self.stopper());
+        let slot = self.spawn_member("signals", Some(Box::new(move || handle.close())), move || {
+            source.run(&stopper, dump_state);
+        })?;
+        self.signals = Some(slot);
+        Ok(())
     }
 }
 
 impl SignalSource {
-    /// What ends [`listen`](SignalSource::run).
-    pub(crate) fn handle(&self) -> Handle {
+    /// Closing it ends [`run`](SignalSource::run).
+    fn handle(&self) -> Handle {
         self.0.handle()
     }
 
-    /// The signal thread's life: until its handle is closed.
-    pub(crate) fn run(mut self, stopper: &Stopper, report: impl Fn()) {
-        for signal in self.0.forever() {
-            match signal {
-                SIGHUP => stopper.ask(Command::Reexec("SIGHUP".to_owned())),
-                SIGUSR1 => report(),
-                signal => stopper.ask(Command::Signal(signal)),
-            }
-        }
+    /// Handles signals until the handle is closed, and then those that were caught before.
+    fn run(mut self, stopper: &Stopper, dump_state: impl Fn()) {
+        let handle = |signal| match signal {
+            SIGHUP => stopper.command(Command::Reexec("SIGHUP".to_owned())),
+            SIGUSR1 => dump_state(),
+            signal => stopper.command(Command::Signal(signal)),
+        };
+        self.0.forever().for_each(handle);
+        self.0.pending().for_each(handle);
     }
 }

@@ -1,8 +1,8 @@
-//! Being told to stop, seen from the threads that are told: a latch that is pulled once and releases every waiter.
+//! The stop, as threads see it that are to stop: latches, each released once, for any number of waiters.
 //!
-//! Built on the one thing that a channel broadcasts: its own end. Nobody ever sends on a latch's channel; dropping the
-//! only sender wakes whoever waits, and whoever asks later. So nothing polls, no send can block, and a waiter can put
-//! the latch into a `select!` beside what else it waits for.
+//! A latch is a channel on which nothing is ever sent. Releasing it drops the only sender; the disconnected channel wakes
+//! every waiter, now and later. So nothing polls, no release can block, and a waiter can put the latch into a `select!`
+//! beside what else it waits for.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -12,55 +12,56 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 
 use crate::sync::lock;
 
-/// Pulled at most once; any number of threads wait for it.
+/// Released once; any number of threads wait for it.
 #[derive(Debug)]
 struct Latch {
-    // `Infallible`: what the channel carries is nothing, ever. Only its end means something.
+    /// Dropped to release the latch.
     sender: Mutex<Option<Sender<Infallible>>>,
-    pulled: Receiver<Infallible>,
+    /// `Infallible`: no message can exist. Disconnected means released.
+    released: Receiver<Infallible>,
 }
 
 impl Latch {
     fn new() -> Latch {
-        let (sender, pulled) = bounded(0);
-        Latch { sender: Mutex::new(Some(sender)), pulled }
+        let (sender, released) = bounded(0);
+        Latch { sender: Mutex::new(Some(sender)), released }
     }
 
-    fn pull(&self) {
+    fn release(&self) {
         drop(lock(&self.sender).take());
     }
 
     fn is_released(&self) -> bool {
-        matches!(self.pulled.try_recv(), Err(TryRecvError::Disconnected))
+        matches!(self.released.try_recv(), Err(TryRecvError::Disconnected))
     }
 
-    /// Whether the latch was pulled within `limit`.
+    /// True if the latch is released within `limit`.
     fn wait(&self, limit: Duration) -> bool {
-        matches!(self.pulled.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+        matches!(self.released.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
     }
 }
 
-/// What every member and every handler holds of the end: how far it has come.
+/// Tells members and handlers how far a stop has come.
 ///
-/// Three moments matter. *Draining* is everything from the first message on: who could go on for ever, such as a handler
-/// that streams, should come to an end. *Leaving* is when members are told to stop, which in a service is after the last
-/// request. *Grace is over* a little before the grace period runs out: the last moment to answer. Cloning is cheap, and
-/// all clones see the same.
+/// It has three stages. *Draining* begins with the first message: a handler that could go on without end, such as one that
+/// streams, should come to an end. *Stopping* begins when members are told to return, which in a service is after the last
+/// request. *Grace expires* shortly before the grace period ends: the last moment to answer. Clones are cheap and show the
+/// same stages.
 #[derive(Clone, Debug)]
 pub struct Stop {
-    inner: Arc<Stages>,
+    stages: Arc<Stages>,
 }
 
 #[derive(Debug)]
 struct Stages {
     draining: Latch,
-    leaving: Latch,
-    over: Latch,
+    stopping: Latch,
+    expired: Latch,
 }
 
-/// Grace is over: whoever was waiting should answer with what it has, now.
+/// The grace period is about to end: a handler that waits should answer now.
 ///
-/// As an answer it is a 503 that tells the client to come back.
+/// As a response it is a 503 that tells the client to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GraceExpired;
 
@@ -74,62 +75,62 @@ impl std::error::Error for GraceExpired {}
 
 impl Stop {
     pub(crate) fn new() -> Stop {
-        Stop { inner: Arc::new(Stages { draining: Latch::new(), leaving: Latch::new(), over: Latch::new() }) }
+        Stop { stages: Arc::new(Stages { draining: Latch::new(), stopping: Latch::new(), expired: Latch::new() }) }
     }
 
-    /// Says that the first message has come.
+    /// Begins the stage *draining*.
     pub(crate) fn drain(&self) {
-        self.inner.draining.pull();
+        self.stages.draining.release();
     }
 
-    /// Tells every member to leave. May be called again; nothing more happens.
+    /// Begins the stage *stopping*. Later calls do nothing.
     pub(crate) fn stop(&self) {
         self.drain();
-        self.inner.leaving.pull();
+        self.stages.stopping.release();
     }
 
-    /// Says that grace is over (and so, that it is time to leave).
+    /// Lets the grace expire, which includes *stopping*.
     pub(crate) fn expire(&self) {
         self.stop();
-        self.inner.over.pull();
+        self.stages.expired.release();
     }
 
-    /// Whether the first message has come.
+    /// True from the first message on.
     pub fn is_draining(&self) -> bool {
-        self.inner.draining.is_released()
+        self.stages.draining.is_released()
     }
 
-    /// Whether members have been told to leave.
+    /// True once members are told to return.
     pub fn is_stopping(&self) -> bool {
-        self.inner.leaving.is_released()
+        self.stages.stopping.is_released()
     }
 
-    /// Waits until members are told to leave, `limit` at most; true if they were.
+    /// Waits until members are told to return, or until `limit` is over. True if they are told to.
     ///
     /// This is how a ticker sleeps: `while !stop.wait_timeout(period) { tick() }`.
     pub fn wait_timeout(&self, limit: Duration) -> bool {
-        self.inner.leaving.wait(limit)
+        self.stages.stopping.wait(limit)
     }
 
-    /// Waits, without limit, until members are told to leave.
+    /// Waits, without limit, until members are told to return.
     pub fn wait(&self) {
-        let _ = self.inner.leaving.pulled.recv();
+        let _ = self.stages.stopping.released.recv();
     }
 
-    /// Sleeps for `span` in a handler: longer waits than the grace period end with it.
+    /// Sleeps for `span` in a handler, or until the grace expires.
     ///
     /// # Errors
     ///
-    /// [`GraceExpired`] if the service stops and its grace is over before `span` is.
+    /// [`GraceExpired`] if the service stops and its grace expires before `span` is over.
     pub fn sleep(&self, span: Duration) -> Result<(), GraceExpired> {
-        // A channel that times out rounds nothing down, but a spurious early return would cut a promise short.
         let Some(end) = Instant::now().checked_add(span) else {
-            let _ = self.inner.over.pulled.recv(); // longer than the clock counts
+            let _ = self.stages.expired.released.recv(); // `span` ends beyond what the clock can represent
             return Err(GraceExpired);
         };
+        // Loops because a wait may end early, and this one must not.
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            if self.inner.over.wait(left) {
+            if self.stages.expired.wait(left) {
                 return Err(GraceExpired);
             }
             if Instant::now() >= end {
@@ -138,10 +139,10 @@ impl Stop {
         }
     }
 
-    /// A channel that nothing is ever sent on, and that disconnects when members are told to leave: for `select!`.
+    /// A channel for `select!` that carries no message and disconnects when members are told to return.
     ///
-    /// On purpose a type of `crossbeam_channel`, which is here as [`crate::channel`]: waiting for one of several things
-    /// is what that crate is for.
+    /// The type is that of `crossbeam_channel`, re-exported as [`crate::channel`], because waiting for one of several
+    /// events is what that crate provides.
     ///
     /// ```
     /// use allout::{Stop, channel};
@@ -149,31 +150,31 @@ impl Stop {
     /// fn consumer(stop: &Stop, jobs: &channel::Receiver<String>) {
     ///     loop {
     ///         channel::select! {
-    ///             recv(stop.stopping()) -> _ => return, // what is still in the queue is lost, unless it is taken here
+    ///             recv(stop.stopping()) -> _ => return, // jobs left in the queue are lost unless they are taken here
     ///             recv(jobs) -> job => match job {
     ///                 Ok(job) => println!("{job}"),
-    ///                 Err(_) => return, // nobody is left who could send one
+    ///                 Err(_) => return, // all senders are gone
     ///             },
     ///         }
     ///     }
     /// }
     /// ```
     pub fn stopping(&self) -> &Receiver<Infallible> {
-        &self.inner.leaving.pulled
+        &self.stages.stopping.released
     }
 
     /// As [`stopping`](Stop::stopping), for the first message.
     pub fn draining(&self) -> &Receiver<Infallible> {
-        &self.inner.draining.pulled
+        &self.stages.draining.released
     }
 
-    /// As [`stopping`](Stop::stopping), for the end of grace: what a handler that waits puts beside what it waits for.
+    /// As [`stopping`](Stop::stopping), for the moment at which the grace expires: for handlers that wait for something else.
     ///
     /// ```
     /// use std::time::Duration;
     /// use allout::{GraceExpired, Stop, channel};
     ///
-    /// /// Waits for an answer from elsewhere, or for the last moment to say that there is none.
+    /// /// Waits for an answer from elsewhere, or until the last moment to say that there is none.
     /// fn wait(stop: &Stop, answers: &channel::Receiver<String>) -> Result<String, GraceExpired> {
     ///     channel::select! {
     ///         recv(answers) -> answer => Ok(answer.unwrap_or_default()),
@@ -182,7 +183,7 @@ impl Stop {
     /// }
     /// ```
     pub fn grace_expired(&self) -> &Receiver<Infallible> {
-        &self.inner.over.pulled
+        &self.stages.expired.released
     }
 }
 
@@ -194,7 +195,7 @@ mod tests {
     const SAFETY: Duration = Duration::from_secs(20);
 
     #[test]
-    fn a_pulled_latch_releases_every_waiter_and_those_who_come_later() {
+    fn a_released_latch_wakes_waiters_before_and_after() {
         let stop = Stop::new();
         let waiters: Vec<_> = (0..8)
             .map(|_| {
@@ -205,18 +206,18 @@ mod tests {
         stop.stop();
         stop.stop();
         for waiter in waiters {
-            assert!(waiter.join().unwrap(), "a waiter was not told within {SAFETY:?}");
+            assert!(waiter.join().unwrap(), "a waiter was not woken within {SAFETY:?}");
         }
         assert!(stop.is_stopping());
         assert!(stop.wait_timeout(Duration::ZERO));
     }
 
     #[test]
-    fn a_handler_sleeps_through_leaving_and_wakes_when_grace_is_over() {
+    fn a_handler_sleeps_through_stopping_and_wakes_when_grace_expires() {
         let stop = Stop::new();
         stop.stop();
         assert!(stop.is_draining());
-        assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()), "leaving alone cuts no handler short");
+        assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()), "stopping alone cuts no sleep short");
         let sleeper = {
             let stop = stop.clone();
             thread::spawn(move || stop.sleep(SAFETY))

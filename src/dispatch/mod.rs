@@ -109,9 +109,10 @@ impl Step {
 }
 
 impl Work for Job {
-    fn name(&self) -> String {
-        let connection = self.step.connection();
-        format!("{} from {}", connection.snapshot().line, connection.peer)
+    type Id = SocketAddr;
+
+    fn id(&self) -> SocketAddr {
+        self.step.connection().peer
     }
 
     fn run(self) {

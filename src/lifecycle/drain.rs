@@ -44,8 +44,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::crew::Crew;
 use crate::crew::hooks::{self, Hook};
-use crate::crew::{Crew, Shutdown};
+use crate::crew::member::SlotId;
+use crate::crew::shutdown::{Shutdown, saturating_add};
 use crate::engine::StopState;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnectionTable;
@@ -68,6 +70,10 @@ pub(crate) struct Drain {
     pub(crate) phase: Arc<Lifecycle>,
     pub(crate) stop_state: Arc<StopState>,
     pub(crate) listener: Arc<ReceiveLoop>,
+    /// The member that sees quiescence.
+    pub(crate) watcher: SlotId,
+    /// The worker pool.
+    pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
     /// The listening socket outlives this service: it is systemd's, or goes to the next image.
     pub(crate) handover: bool,
@@ -80,7 +86,7 @@ impl Drain {
         self.stop_state.announce_close();
         crew.stop().drain();
         log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
-        hooks::run("before_drain", before, shutdown.began + shutdown.grace / 2, crew, shutdown);
+        hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
         self.delay(crew, shutdown);
 
         self.phase.advance(Phase::Draining);
@@ -109,26 +115,27 @@ impl Drain {
             if shutdown.forced_by.is_none() {
                 log::warn!("abandoned: {request}");
                 shutdown.abandoned.push(request);
-                shutdown.already_reported = vec!["workers"];
+                shutdown.mark_reported(self.workers);
             }
         }
-        let until = shutdown.end().max(Instant::now() + LAST_CALL / 2);
+        let until = shutdown.deadline().max(Instant::now() + LAST_CALL / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
         self.phase.advance(Phase::Stopping);
         log::info!(
             "stopping members {} after the first message: {}",
-            human_duration(shutdown.began.elapsed()),
+            human_duration(shutdown.started.elapsed()),
             self.what_is_left()
         );
         shutdown.extend_to(Instant::now() + LAST_CALL);
         crew.stop_members(shutdown);
+        crew.stop_signal_thread(shutdown);
         self.phase.advance(Phase::Stopped);
     }
 
     /// Goes on serving for the drain delay, and until what was in flight at the first message is over: nobody who comes
     /// meanwhile, a health check above all, waits for others' requests to end. Ends in time for the rest of the drain.
     fn delay(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
-        let until = shutdown.began + self.delay;
+        let until = saturating_add(shutdown.started, self.delay);
         let mut progress = Instant::now() + PROGRESS;
         if !self.delay.is_zero() {
             log::info!("drain delay: serving as before for {}", human_duration(self.delay));
@@ -148,7 +155,7 @@ impl Drain {
     fn say_how_far(&self, progress: &mut Instant, shutdown: &Shutdown) {
         let now = Instant::now();
         if now >= *progress {
-            let left = shutdown.end().saturating_duration_since(now);
+            let left = shutdown.deadline().saturating_duration_since(now);
             log::info!("draining: {}, {} of grace left", self.what_is_left(), human_duration(left));
             *progress = now + PROGRESS;
         }
@@ -162,14 +169,14 @@ impl Drain {
             if now >= shutdown.soft_deadline() {
                 crew.stop().expire();
             }
-            if now >= shutdown.end() {
+            if now >= shutdown.deadline() {
                 return;
             }
             self.say_how_far(&mut progress, shutdown);
-            if !crew.is_running("monitor") && self.connections.in_flight() == 0 {
+            if !crew.is_running(self.watcher) && self.connections.in_flight() == 0 {
                 return; // nobody is left who could see more than this
             }
-            let next = if now < shutdown.soft_deadline() { shutdown.soft_deadline() } else { shutdown.end() };
+            let next = if now < shutdown.soft_deadline() { shutdown.soft_deadline() } else { shutdown.deadline() };
             crew.wait_event(next.min(progress), shutdown);
         }
     }

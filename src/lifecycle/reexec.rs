@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::crew::outcome::EXIT_PREFLIGHT_OK;
+
 /// Tells a child that it is only rehearsed.
 const PREFLIGHT: &str = "ALLOUT_PREFLIGHT";
 /// Tells the next image where the listening socket is: its number, the pid that it is meant for, and its origin.
 const SOCKET: &str = "ALLOUT_SOCKET";
 const FROM_OUTSIDE: &str = "from-outside";
-/// The exit code of a rehearsal that went well: none of the codes that anything else ends with.
-pub(crate) const EXIT_PREFLIGHT_OK: u8 = 99;
 /// How long a rehearsal may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
 /// A worn engine is renewed at most this often, so that nobody can keep the service renewing.

@@ -136,7 +136,7 @@ impl Metrics {
         let facts = pool.stats();
         let (busy, idle) = (whole(facts.busy), whole(facts.threads.saturating_sub(facts.busy)));
         families.gauges("allout_workers", "Workers at the moment.", "state", [("busy", busy), ("idle", idle)]);
-        families.gauge("allout_workers_limit", "Most workers that may run at once.", whole(facts.most));
+        families.gauge("allout_workers_limit", "Most workers that may run at once.", whole(facts.max_threads));
         families.gauge("allout_worker_queue_length", "Requests that wait for a worker.", whole(facts.queued));
         families.gauge("allout_worker_queue_limit", "Most requests that may wait for a worker.", whole(*queue));
 

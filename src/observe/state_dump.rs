@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::admin::ServiceState;
-use crate::crew::MemberTable;
+use crate::crew::member::MemberTable;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnState;
 use crate::lifecycle::phase::Phase;
@@ -20,7 +20,7 @@ const MOST_NAMED: usize = 100;
 /// What a report looks at.
 pub(crate) struct StateDump {
     pub(crate) began: Instant,
-    pub(crate) member_table: MemberTable,
+    pub(crate) members: MemberTable,
     pub(crate) gate: Arc<AcceptGate>,
     pub(crate) sources: ServiceState,
 }
@@ -31,11 +31,11 @@ impl StateDump {
         // First what needs no lock: a report that goes on no further tells something, too.
         log::info!("state: {}, up for {}", self.phase_in_words(), human_duration(self.began.elapsed()));
         log::info!("state: threads: {}", threads());
-        for member in self.member_table.entries() {
+        for member in self.members.snapshot() {
             let since = human_duration(member.since.elapsed());
-            match member.out {
+            match member.exit {
                 None => log::info!("state: member {}: running for {since}", member.name),
-                Some(how) => log::info!("state: member {}: out, {how}", member.name),
+                Some(exit) => log::info!("state: member {}: {exit}", member.name),
             }
         }
         self.log_connections();
@@ -75,14 +75,14 @@ impl StateDump {
         log::info!(
             "state: {} of at most {}, {} busy; {} of at most {} queued; {} in flight, {} behind others",
             pluralize(facts.threads, "worker"),
-            facts.most,
+            facts.max_threads,
             facts.busy,
             facts.queued,
             self.sources.queue,
             pluralize(self.sources.connections.in_flight(), "request"),
             self.sources.connections.waiting(),
         );
-        let doing = self.sources.pool.running_jobs();
+        let running = self.sources.pool.running_jobs();
         let mut busy: Vec<_> = self
             .sources
             .connections
@@ -95,8 +95,8 @@ impl StateDump {
         for (snapshot, peer) in busy.iter().take(MOST_NAMED) {
             // A worker stays with its connection, whose next request may be another than the one it was given.
             let of_peer = format!(" from {peer}");
-            let at = match doing.iter().find(|(_, _, what)| what.ends_with(&of_peer)) {
-                Some((number, ..)) => format!("at worker-{number}"),
+            let at = match running.iter().find(|job| job.id == *peer) {
+                Some(job) => format!("at worker-{}", job.worker),
                 None => "at no worker (queued, or at the listener)".to_owned(),
             };
             let behind = if snapshot.waiting > 0 { format!(", {} behind it", snapshot.waiting) } else { String::new() };

@@ -3,8 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// How long a drain may take: the mission's 30 s, which is what the Go program that allout grew from had.
-pub(crate) const GRACE: Duration = Duration::from_secs(30);
+use crate::crew::GRACE;
 
 /// How a service runs. All fields have defaults; see [`Config::default`].
 ///

@@ -11,12 +11,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::admin::{AdminRoutes, ServiceState};
+use crate::crew::Crew;
 use crate::crew::hooks::Hook;
+use crate::crew::member::Exit;
+use crate::crew::message::{Command, Stopper};
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::pool::Pool;
+use crate::crew::shutdown::Shutdown;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
-use crate::crew::{Command, Crew, Exit, Shutdown, Stopper};
 use crate::dispatch::Dispatch;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
@@ -35,8 +38,7 @@ use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::config::Config;
 use crate::sys::limits;
-use crate::text::human_duration;
-use crate::text::panic_message;
+use crate::text::{human_duration, panic_message};
 
 /// How often the rehearsal of a renewal is looked after.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
@@ -343,7 +345,7 @@ impl Service {
     fn rehearse(self) -> Outcome {
         match self.bad {
             Some(bad) => not_started(&bad),
-            None => Shutdown::new(Cause::Preflight, Duration::ZERO).outcome(),
+            None => Outcome::immediate(Cause::Preflight),
         }
     }
 
@@ -375,7 +377,7 @@ impl Service {
                 changed: Box::new(move || changed.recheck()),
                 leaking: Box::new(move |leaked, limit| {
                     let why = format!("tiny_http has leaked {leaked} connections (limit {limit})");
-                    leaking.ask(Command::EngineLeak(why));
+                    leaking.command(Command::EngineLeak(why));
                 }),
             })
         };
@@ -391,12 +393,11 @@ impl Service {
         let monitor =
             Monitor::new(Arc::clone(&connections), Arc::clone(&gate), Arc::clone(&stop_state), limits, events);
         let monitor = Arc::new(monitor.map_err(system("the monitor's descriptors"))?);
-        let closing = Closing::default();
-        let pool = {
-            let closing = closing.clone();
-            Pool::new(config.workers, config.queue, crew.reserve("workers", move || closing.close()))
-        };
-        closing.set(&pool);
+        let pool = Pool::new(config.workers, config.queue, crew.reserve("workers"));
+        {
+            let pool = Arc::clone(&pool);
+            crew.on_interrupt(pool.slot(), move || pool.close());
+        }
 
         let mut routes = self.routes;
         let sources = ServiceState {
@@ -426,20 +427,17 @@ impl Service {
 
         let system = |what| move |error: io::Error| StartError::System(what, error);
         if let Some(registered) = signals {
-            let (handle, stopper) = (registered.handle(), stopper.clone());
-            let (member_table, gate) = (crew.member_table(), Arc::clone(&gate));
-            let report = StateDump { began: Instant::now(), member_table, gate, sources };
-            let listen = move || registered.run(&stopper, || report.log());
-            crew.spawn_with("signals", move || handle.close(), listen).map_err(system("the signal thread"))?;
+            let dump = StateDump { began: Instant::now(), members: crew.members(), gate: Arc::clone(&gate), sources };
+            crew.spawn_signals(registered, move || dump.log()).map_err(system("the signal thread"))?;
         }
-        {
+        let watcher = {
             let (of_thread, of_interrupt) = (Arc::clone(&monitor), Arc::clone(&monitor));
-            crew.spawn_with("monitor", move || of_interrupt.stop(), move || of_thread.run())
-                .map_err(system("the monitor's thread"))?;
-        }
+            crew.spawn_member("monitor", Some(Box::new(move || of_interrupt.stop())), move || of_thread.run())
+                .map_err(system("the monitor's thread"))?
+        };
         for Member { name, interrupt, body } in self.members {
             let stop = stop.clone();
-            crew.spawn_with(&name, interrupt, move || body(&stop)).map_err(system("a member's thread"))?;
+            crew.spawn_member(&name, Some(interrupt), move || body(&stop)).map_err(system("a member's thread"))?;
         }
         // Before somebody can ask for a change.
         let changes = (owns_process && systemd::is_enabled()).then(|| phase.changes());
@@ -458,7 +456,7 @@ impl Service {
         }
         {
             let (of_thread, of_interrupt) = (Arc::clone(&listening), Arc::clone(&listening));
-            crew.spawn_with("listener", move || of_interrupt.stop(), move || of_thread.run())
+            crew.spawn_with_interrupt("listener", move || of_interrupt.stop(), move || of_thread.run())
                 .map_err(system("the listener's thread"))?;
         }
         if let Some(changes) = changes {
@@ -495,6 +493,8 @@ impl Service {
             phase,
             stop_state,
             listener: listening,
+            watcher,
+            workers: pool.slot(),
             delay: config.drain_delay,
             handover: inherited,
         };
@@ -521,7 +521,7 @@ fn erase<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 
 
 fn not_started(error: &StartError) -> Outcome {
     log::error!("{error}");
-    Shutdown::new(Cause::NotStarted(error.to_string()), Duration::ZERO).outcome()
+    Outcome::immediate(Cause::NotStarted(error.to_string()))
 }
 
 /// As many connections as the descriptors suffice for: two each for tiny_http, one for the keeper, one for what its
@@ -534,22 +534,6 @@ fn connections_for(descriptors: u64, threads: u64) -> usize {
     let by_descriptors = descriptors.saturating_sub(EVERYTHING_ELSE) / 4;
     let by_threads = threads.saturating_sub(OTHER_THREADS) / 4 * 3;
     usize::try_from(by_descriptors.min(by_threads)).unwrap_or(usize::MAX).max(8)
-}
-
-/// Breaks the circle of a pool that needs its seat, whose interrupt needs the pool.
-#[derive(Clone, Default)]
-struct Closing(Arc<std::sync::OnceLock<std::sync::Weak<Pool<crate::dispatch::Job>>>>);
-
-impl Closing {
-    fn set(&self, pool: &Arc<Pool<crate::dispatch::Job>>) {
-        let _ = self.0.set(Arc::downgrade(pool)); // set once, right after it was made
-    }
-
-    fn close(&self) {
-        if let Some(pool) = self.0.get().and_then(std::sync::Weak::upgrade) {
-            pool.close();
-        }
-    }
 }
 
 /// All parts of a service, started.
@@ -583,7 +567,7 @@ impl Parts {
             self.pool.join();
         }
         if reexecs && shutdown.forced_by.is_none() {
-            log::info!("re-executing, {} after the first message", human_duration(shutdown.began.elapsed()));
+            log::info!("re-executing, {} after the first message", human_duration(shutdown.started.elapsed()));
             let error = renewal::exec_new_image(&self.listener, self.inherited);
             shutdown.failures.push(format!("the renewal failed: {error}"));
         }
@@ -683,11 +667,11 @@ impl ServiceHandle {
 
     fn join(&mut self) -> Outcome {
         let Some(thread) = self.thread.take() else {
-            return Shutdown::new(Cause::Requested("it was joined before".to_owned()), Duration::ZERO).outcome();
+            return Outcome::immediate(Cause::Requested("it was joined before".to_owned()));
         };
         thread.join().unwrap_or_else(|payload| {
             let message = format!("the thread that ran the service panicked: {}", panic_message(payload.as_ref()));
-            Shutdown::new(Cause::NotStarted(message), Duration::ZERO).outcome()
+            Outcome::immediate(Cause::NotStarted(message))
         })
     }
 }

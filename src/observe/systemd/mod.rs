@@ -191,7 +191,7 @@ impl Checks<'_> {
     fn workers_end(&self) -> Result<(), String> {
         let SystemdNotifier { connections, pool, request_timeout, .. } = self.watch;
         let facts = pool.stats();
-        if facts.busy < facts.threads || facts.busy == 0 || (facts.busy < facts.most && facts.queued == 0) {
+        if facts.busy < facts.threads || facts.busy == 0 || (facts.busy < facts.max_threads && facts.queued == 0) {
             return Ok(());
         }
         let is_over = |since: Instant| since.elapsed() > request_timeout.saturating_add(OVERDUE);
@@ -204,7 +204,7 @@ impl Checks<'_> {
                 .filter(|at| at.busy && is_over(at.since))
                 .count()
         };
-        if pool.running_jobs().iter().all(|(_, since, _)| is_over(*since)) && overdue() >= facts.busy {
+        if pool.running_jobs().iter().all(|job| is_over(job.since)) && overdue() >= facts.busy {
             return Err(format!("{} stuck beyond the request timeout", pluralize(facts.busy, "worker")));
         }
         Ok(())

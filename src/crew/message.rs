@@ -1,0 +1,113 @@
+//! The messages of the crew's channel, and what sends them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use crate::crew::member::{Exit, SlotId};
+
+/// What any thread may ask of the crew.
+#[derive(Clone, Debug)]
+pub(crate) enum Command {
+    Signal(i32),
+    Stop(String),
+    Reexec(String),
+    EngineLeak(String),
+}
+
+/// What the channel carries.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A member has ended.
+    Exited { slot: SlotId, exit: Exit },
+    /// Sent at this moment, which may be earlier than it is received.
+    Command { command: Command, at: Instant },
+    /// Something that a drain waits for may have changed.
+    Recheck,
+}
+
+/// Stops the crew, from any thread.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    pub(super) sender: Sender<Message>,
+}
+
+impl Stopper {
+    /// Stops all members. The first message is the cause; later calls do nothing.
+    pub fn stop(&self, reason: impl Into<String>) {
+        self.command(Command::Stop(reason.into()));
+    }
+
+    /// Asks for a re-exec: drain, then go on under the same pid with the binary that is on disk now. Ignored, with a
+    /// warning, except by a service that was [run](crate::Service::run), because only that one owns the process.
+    pub fn reexec(&self, reason: impl Into<String>) {
+        self.command(Command::Reexec(reason.into()));
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        // An error means that the crew has stopped already.
+        let _ = self.sender.send(Message::Command { command, at: Instant::now() });
+    }
+
+    pub(crate) fn recheck(&self) {
+        let _ = self.sender.send(Message::Recheck);
+    }
+}
+
+/// Sends a member's exit to the crew exactly once: by [`report`](ExitGuard::report), or [`Exit::Finished`] on drop.
+#[derive(Debug)]
+pub(crate) struct ExitGuard {
+    slot: SlotId,
+    sender: Sender<Message>,
+    sent: AtomicBool,
+}
+
+impl ExitGuard {
+    pub(super) fn new(slot: SlotId, sender: Sender<Message>) -> ExitGuard {
+        ExitGuard { slot, sender, sent: AtomicBool::new(false) }
+    }
+
+    /// The member whose exit this reports.
+    pub(crate) fn slot(&self) -> SlotId {
+        self.slot
+    }
+
+    /// Reports the exit. Every call after the first does nothing.
+    pub(crate) fn report(&self, exit: Exit) {
+        if !self.sent.swap(true, Ordering::AcqRel) {
+            // The receiver is gone if the crew has returned before this member ended: it was abandoned.
+            let _ = self.sender.send(Message::Exited { slot: self.slot, exit });
+        }
+    }
+
+    /// Keeps a member whose thread could not be created from reporting an exit.
+    pub(super) fn disarm(&self) {
+        self.sent.store(true, Ordering::Release);
+    }
+
+    pub(super) fn arm(&self) {
+        self.sent.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for ExitGuard {
+    fn drop(&mut self) {
+        self.report(Exit::Finished);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_is_reported_once() {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let guard = ExitGuard::new(SlotId(0), sender);
+        guard.report(Exit::Failed("first".into()));
+        guard.report(Exit::Finished);
+        drop(guard);
+        assert_eq!(receiver.try_iter().count(), 1);
+    }
+}

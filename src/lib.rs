@@ -108,8 +108,7 @@ pub use crate::{
         error::{BodyError, HandlerError},
         response::Response,
     },
-    listen::StartError,
-    service::{Service, ServiceHandle, config::Config},
+    service::{Service, ServiceHandle, config::Config, error::StartError},
 };
 
 /// The examples of the README are compiled as well.

@@ -5,7 +5,6 @@
 //! safe in a process that may have threads; they name this process alone (`LISTEN_PID`), and the descriptors are not
 //! passed on to programs that are run from here.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{OwnedFd, RawFd};
@@ -47,49 +46,25 @@ pub(crate) struct ListenSocket {
     pub(crate) inherited: bool,
 }
 
-/// Why a service could not start.
+/// Why there is no listening socket.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum StartError {
-    /// Somebody else listens there.
-    AddressInUse(SocketAddr),
-    /// The address cannot be listened on.
-    Listen(SocketAddr, io::Error),
-    /// The name, or the text, that should say where to listen does not.
-    Unresolved(io::Error),
-    /// A socket was passed that cannot be used.
+pub(crate) enum ListenError {
+    /// Another socket listens on the address.
+    InUse(SocketAddr),
+    /// The system refuses to listen on the address.
+    Bind(SocketAddr, io::Error),
+    /// A socket that was passed to the process cannot be used.
     Inherited(String),
-    /// A route cannot be.
-    Route(crate::BadRoute),
-    /// The system refuses a thread, a descriptor or the like.
-    System(&'static str, io::Error),
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StartError::AddressInUse(address) => {
-                write!(f, "address in use: {address}: stop whoever listens there, or listen elsewhere (--listen)")
-            }
-            StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
-            StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
-            StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
-            StartError::Route(error) => write!(f, "bad route: {error}"),
-            StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// Takes the socket that was passed to this process, or else listens on `address`.
 ///
 /// # Errors
 ///
 /// What was passed cannot be used; or, as [`bind`].
-pub(crate) fn inherit_or_bind(address: SocketAddr) -> Result<ListenSocket, StartError> {
+pub(crate) fn inherit_or_bind(address: SocketAddr) -> Result<ListenSocket, ListenError> {
     if let Some((number, from_outside)) = reexec::inherited() {
-        let listener = adopt(number).map_err(|why| StartError::Inherited(format!("descriptor {number} {why}")))?;
+        let listener = adopt(number).map_err(|why| ListenError::Inherited(format!("descriptor {number} {why}")))?;
         return Ok(ListenSocket { listener, inherited: from_outside });
     }
     match inherit()? {
@@ -99,18 +74,18 @@ pub(crate) fn inherit_or_bind(address: SocketAddr) -> Result<ListenSocket, Start
 }
 
 /// The socket that was passed to this process, if one was.
-fn inherit() -> Result<Option<TcpListener>, StartError> {
-    let unusable = |error: io::Error| StartError::Inherited(format!("LISTEN_FDS: {error}"));
+fn inherit() -> Result<Option<TcpListener>, ListenError> {
+    let unusable = |error: io::Error| ListenError::Inherited(format!("LISTEN_FDS: {error}"));
     let passed: Vec<_> = sd_notify::listen_fds_with_names().map_err(unusable)?.collect();
     let Some((number, name)) = choose(&passed)? else { return Ok(None) };
-    let refused = |why: String| StartError::Inherited(format!("descriptor {number} ({name}) {why}"));
+    let refused = |why: String| ListenError::Inherited(format!("descriptor {number} ({name}) {why}"));
     let listener = adopt(*number).map_err(refused)?;
     log::info!("the socket was passed by the service manager, as descriptor {number} ({name})");
     Ok(Some(listener))
 }
 
 /// Of several sockets, the one with our name: the others may be for other parts of the program.
-fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, StartError> {
+fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, ListenError> {
     if passed.len() <= 1 {
         return Ok(passed.first());
     }
@@ -122,7 +97,7 @@ fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, StartE
         return Ok(Some(one));
     }
     let names: Vec<_> = passed.iter().map(|(_, name)| name.as_str()).collect();
-    Err(StartError::Inherited(format!(
+    Err(ListenError::Inherited(format!(
         "{} were passed ({}), and not exactly one is named {NAME} (FileDescriptorName=)",
         passed.len(),
         names.join(", ")
@@ -168,7 +143,7 @@ fn renew(socket: &Socket) -> io::Result<()> {
 /// # Errors
 ///
 /// The address is taken, or not one of this machine's, or needs a privilege.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listen = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?; // connections of an earlier instance in TIME_WAIT are no reason to fail
@@ -180,8 +155,8 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     };
     match listen() {
         Ok(socket) => Ok(socket.into()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(StartError::AddressInUse(address)),
-        Err(error) => Err(StartError::Listen(address, error)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(ListenError::InUse(address)),
+        Err(error) => Err(ListenError::Bind(address, error)),
     }
 }
 
@@ -259,7 +234,9 @@ mod tests {
         assert_eq!(chosen(&["whatever"]).unwrap(), Some(3));
         assert_eq!(chosen(&["admin", "http"]).unwrap(), Some(4));
         assert!(chosen(&["admin", "debug"]).is_err());
-        let error = chosen(&["http", "http"]).unwrap_err().to_string();
-        assert!(error.contains("2 were passed (http, http)"), "{error}");
+        let Err(ListenError::Inherited(why)) = chosen(&["http", "http"]) else {
+            panic!("two of one name are accepted")
+        };
+        assert!(why.contains("2 were passed (http, http)"), "{why}");
     }
 }

@@ -1,35 +1,32 @@
-//! The operational routes: health, readiness, liveness, the way out, and metrics.
+//! The admin routes: health, readiness, liveness, `/metrics`, and `/shutdown` where it is asked for.
 
 pub(crate) mod shutdown_guard;
 
-#[cfg(feature = "metrics")]
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::admin::shutdown_guard::Guard;
 use crate::crew::message::Stopper;
-use crate::crew::pool::Pool;
 use crate::dispatch::request::Request;
+#[cfg(feature = "metrics")]
+use crate::dispatch::router::FALLBACK;
 use crate::dispatch::router::{BadRoute, Handler, Router};
-use crate::dispatch::{DispatchStats, Job, ResponseObserver};
-use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::http::response::Response;
 use crate::lifecycle::phase::{Lifecycle, Phase};
-use crate::listen::StartError;
-use crate::observe::access_log;
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Metrics;
+use crate::observe::{ResponseObserver, ServiceState, access_log};
 
-// The paths that are ours, unless the service has a route of its own there.
+// Paths of the admin routes. A route of the service with the same path takes precedence.
 const SHUTDOWN: &str = "/shutdown";
 const METRICS: &str = "/metrics";
 
-/// What of all this a service wants.
+/// Which admin routes a service has.
 pub(crate) struct AdminRoutes {
-    /// Any of the routes.
+    /// Any of them.
     pub(crate) routes: bool,
     pub(crate) shutdown: bool,
+    /// The bearer token for `/shutdown`.
     pub(crate) token: Option<String>,
     pub(crate) access_log: bool,
 }
@@ -40,131 +37,140 @@ impl Default for AdminRoutes {
     }
 }
 
-/// What can be told of a service, and is told by `/metrics` and by the state report.
-#[derive(Clone)]
-pub(crate) struct ServiceState {
-    pub(crate) connections: Arc<ConnectionTable>,
-    pub(crate) pool: Arc<Pool<Job>>,
-    pub(crate) phase: Arc<Lifecycle>,
-    pub(crate) ways: Arc<DispatchStats>,
-    pub(crate) queue: usize,
-    pub(crate) max_connections: usize,
+/// Why the admin routes could not be installed.
+#[derive(Debug)]
+pub(crate) enum InstallError {
+    Route(BadRoute),
+    /// `prometheus` rejects a name or a label of ours.
+    #[cfg(feature = "metrics")]
+    Metrics(prometheus::Error),
+}
+
+impl From<BadRoute> for InstallError {
+    fn from(error: BadRoute) -> InstallError {
+        InstallError::Route(error)
+    }
 }
 
 impl AdminRoutes {
-    /// What those should know who let others than this machine reach the service.
-    pub(crate) fn exposure(&self, address: SocketAddr) -> Option<String> {
+    /// The warning that is logged when the address is not a loopback address.
+    pub(crate) fn exposure_warning(&self, address: SocketAddr) -> Option<String> {
         if address.ip().to_canonical().is_loopback() {
             return None;
         }
-        let reach = format!("{address} can be reached from other machines: whoever connects to it may use every route");
+        let reach = format!("{address} can be reached from other machines: their clients may use every route");
         Some(match (self.routes, self.shutdown, &self.token) {
             (false, ..) => reach,
             (true, false, _) => format!("{reach}, /metrics included; there is no /shutdown"),
             (true, true, None) => format!("{reach}, /metrics included; /shutdown is for this machine only"),
             (true, true, Some(_)) => {
-                format!("{reach}, /metrics included; /shutdown is for this machine and for who has the token")
+                format!("{reach}, /metrics included; /shutdown is for this machine and for clients with the token")
             }
         })
     }
 
-    /// Adds the routes that the service itself does not have, and gives those who watch its responses.
-    pub(crate) fn add_to(
+    /// Adds the routes that the service itself does not have. Returns the observers of its responses.
+    pub(crate) fn install(
         self,
         routes: &mut Router,
-        sources: &ServiceState,
+        state: &ServiceState,
         stopper: &Stopper,
         address: SocketAddr,
-    ) -> Result<Vec<ResponseObserver>, StartError> {
+    ) -> Result<Vec<ResponseObserver>, InstallError> {
         let mut observers = Vec::new();
         if self.access_log {
             observers.push(access_log::observer());
         }
         if self.routes {
+            add_health(routes, &state.phase)?;
             let guard = self.shutdown.then(|| Guard { token: self.token, listening: address.ip() });
-            add(routes, &sources.phase, stopper, guard).map_err(StartError::Route)?;
+            add_shutdown(routes, &state.phase, stopper, guard)?;
             #[cfg(feature = "metrics")]
-            observers.push(add_metrics(routes, sources)?);
+            observers.push(add_metrics(routes, state)?);
             #[cfg(not(feature = "metrics"))]
             if !routes.has(METRICS) {
-                routes.mask(METRICS).map_err(StartError::Route)?; // no numbers are no greeting
+                routes.mask(METRICS)?; // 404, not the fallback
             }
         }
         Ok(observers)
     }
 }
 
-/// Adds the routes that need nothing but the phase and the way out; `/shutdown` only with a guard.
-///
-/// All are quick: they answer while anything at all is alive, whatever the other routes are doing.
-fn add(routes: &mut Router, phase: &Arc<Lifecycle>, stopper: &Stopper, guard: Option<Guard>) -> Result<(), BadRoute> {
-    let removed = guard.is_none() && !routes.has(SHUTDOWN);
-    let mut inline = |methods: &[&str], path: &str, handler: Handler| -> Result<(), BadRoute> {
-        if routes.has(path) {
-            return Ok(()); // the service's own counts
-        }
-        methods.iter().try_for_each(|method| routes.add(method, path, true, Arc::clone(&handler)))
-    };
-    let ready: Handler = {
-        let phase = Arc::clone(phase);
-        Arc::new(move |_| {
-            fresh(if phase.is_draining() {
-                Response::text("draining\n").with_status(503).with_header("Retry-After", "1")
-            } else {
-                Response::text("ok\n")
-            })
-        })
-    };
-    inline(&["GET"], "/healthz", Arc::clone(&ready))?;
-    inline(&["GET"], "/readyz", ready)?;
-    inline(&["GET"], "/livez", Arc::new(|_| fresh(Response::text("ok\n"))))?;
-    if let Some(guard) = guard {
-        let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
-        let handler: Handler = Arc::new(move |request| fresh(shutdown(request, &guard, &stopper, &phase)));
-        inline(&["GET", "POST"], SHUTDOWN, handler)?;
+/// Adds `handler` for these methods as an inline route, unless the service has a route of its own there.
+fn add_inline(routes: &mut Router, methods: &[&str], path: &str, handler: &Handler) -> Result<(), BadRoute> {
+    if routes.has(path) {
+        return Ok(());
     }
-    // Not the fallback: a greeting would tell whoever relies on the route that it has worked.
-    if removed { routes.mask(SHUTDOWN) } else { Ok(()) }
+    methods.iter().try_for_each(|method| routes.add(method, path, true, Arc::clone(handler)))
 }
 
-/// Adds `/metrics`, unless the service has its own, and gives who counts for it. Not quick: it reads files of the kernel.
+/// Adds `/healthz`, `/readyz` and `/livez`. They are inline: they answer whatever the workers are doing.
+fn add_health(routes: &mut Router, phase: &Arc<Lifecycle>) -> Result<(), BadRoute> {
+    let phase = Arc::clone(phase);
+    let ready: Handler = Arc::new(move |_| {
+        no_store(if phase.is_draining() {
+            Response::text("draining\n").with_status(503).with_header("Retry-After", "1")
+        } else {
+            Response::text("ok\n")
+        })
+    });
+    let live: Handler = Arc::new(|_| no_store(Response::text("ok\n")));
+    add_inline(routes, &["GET"], "/healthz", &ready)?;
+    add_inline(routes, &["GET"], "/readyz", &ready)?;
+    add_inline(routes, &["GET"], "/livez", &live)
+}
+
+/// Adds `/shutdown`. Without a guard it is 404, not the fallback, whose 200 would look like success.
+fn add_shutdown(
+    routes: &mut Router,
+    phase: &Arc<Lifecycle>,
+    stopper: &Stopper,
+    guard: Option<Guard>,
+) -> Result<(), BadRoute> {
+    let Some(guard) = guard else {
+        return if routes.has(SHUTDOWN) { Ok(()) } else { routes.mask(SHUTDOWN) };
+    };
+    let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
+    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &stopper, &phase)));
+    add_inline(routes, &["GET", "POST"], SHUTDOWN, &handler)
+}
+
+fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Lifecycle) -> Response {
+    let headers: Vec<_> = request.headers().collect();
+    if let Err(reason) = guard.authorize(request.peer().ip(), request.target(), &headers) {
+        log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
+        return Response::error(403, reason);
+    }
+    // HEAD has the response of GET and no effect (RFC 9110, section 9.3.2).
+    if request.method() != "HEAD" {
+        phase.advance(Phase::DrainDelay); // before the response is written, so that it says `Connection: close`
+        stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
+    }
+    Response::text("one out, all out\n")
+}
+
+/// Adds `/metrics`, unless the service has its own, and returns the observer that counts. Not inline: it reads /proc.
 #[cfg(feature = "metrics")]
-fn add_metrics(routes: &mut Router, sources: &ServiceState) -> Result<ResponseObserver, StartError> {
-    let known = routes.patterns().cloned();
+fn add_metrics(routes: &mut Router, state: &ServiceState) -> Result<ResponseObserver, InstallError> {
     let is_ours = !routes.has(METRICS);
-    let metrics = Metrics::new(known.chain(is_ours.then(|| Arc::from(METRICS))), sources.clone());
-    let metrics = metrics.map_err(|error| StartError::System("metrics", io::Error::other(error)))?;
+    let patterns = routes.patterns().cloned().chain(is_ours.then(|| Arc::from(METRICS))).chain([Arc::from(FALLBACK)]);
+    let metrics = Metrics::new(patterns, state.clone()).map_err(InstallError::Metrics)?;
     let observer = metrics.observer();
     if is_ours {
         let handler: Handler = Arc::new(move |_| {
-            fresh(match metrics.print() {
-                // The format's own name, and the charset that it always has.
+            no_store(match metrics.encode() {
                 Some(text) => {
                     Response::text(text).with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
                 }
                 None => Response::error(500, "Internal Server Error"),
             })
         });
-        routes.add("GET", METRICS, false, handler).map_err(StartError::Route)?;
+        routes.add("GET", METRICS, false, handler)?;
     }
     Ok(observer)
 }
 
-/// What is true now is not to be kept for later.
-fn fresh(response: Response) -> Response {
+/// Forbids caches to keep the response.
+fn no_store(response: Response) -> Response {
     response.with_header("Cache-Control", "no-store")
-}
-
-fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Lifecycle) -> Response {
-    let headers: Vec<_> = request.headers().collect();
-    if let Err(reason) = guard.admit(request.peer().ip(), request.target(), &headers) {
-        log::warn!("{} asked to shut down, and may not: {reason} (id {})", request.peer(), request.id());
-        return Response::error(403, reason);
-    }
-    // HEAD asks what GET would answer, and no more.
-    if request.method() != "HEAD" {
-        phase.advance(Phase::DrainDelay); // so that this very response says that it is the last
-        stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
-    }
-    Response::text("one out, all out\n")
 }

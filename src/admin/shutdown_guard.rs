@@ -30,7 +30,7 @@ impl Guard {
     /// # Errors
     ///
     /// The reason why this request may not.
-    pub(crate) fn admit(&self, peer: IpAddr, target: &str, headers: &[(&str, &str)]) -> Result<(), &'static str> {
+    pub(crate) fn authorize(&self, peer: IpAddr, target: &str, headers: &[(&str, &str)]) -> Result<(), &'static str> {
         let named = |wanted: &'static str| {
             headers.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| *value)
         };
@@ -106,7 +106,7 @@ mod tests {
     #[track_caller]
     fn check(token: Option<&str>, peer: &str, target: &str, headers: &[(&str, &str)], expected: Result<(), &str>) {
         let guard = Guard { token: token.map(str::to_owned), listening: "192.0.2.1".parse().unwrap() };
-        assert_eq!(guard.admit(peer.parse().unwrap(), target, headers), expected, "{peer} {target} {headers:?}");
+        assert_eq!(guard.authorize(peer.parse().unwrap(), target, headers), expected, "{peer} {target} {headers:?}");
     }
 
     #[test]

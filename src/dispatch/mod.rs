@@ -17,7 +17,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
@@ -36,29 +36,11 @@ use crate::http::error::broken_body;
 use crate::http::head::{Framing, Rejection, RequestHead, method_label};
 use crate::http::response::Response;
 use crate::lifecycle::phase::{Lifecycle, Phase};
+use crate::observe::{Cut, DispatchStats, ResponseObserver, ResponseRecord};
 use crate::text::panic_message;
 
 /// A response's memory that a thread keeps for the next one; larger ones are given back.
 const MAX_RETAINED_BUFFER: usize = 16 * 1024;
-
-/// What watchers are told of each response.
-#[derive(Debug)]
-pub(crate) struct ResponseRecord<'a> {
-    pub(crate) route: &'a Route,
-    /// One of a few names, whatever the client says.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
-    pub(crate) method: &'static str,
-    /// Method and target as they were sent; empty, unless somebody wants them (see [`Dispatch::keep_targets`]).
-    pub(crate) asked: (&'a str, &'a str),
-    pub(crate) status: u16,
-    pub(crate) bytes: u64,
-    pub(crate) took: Duration,
-    pub(crate) peer: SocketAddr,
-    pub(crate) id: &'a str,
-}
-
-/// Somebody who watches, and is never asked.
-pub(crate) type ResponseObserver = Box<dyn Fn(&ResponseRecord<'_>) + Send + Sync>;
 
 /// A connection's turn: the request that is in flight on it from now on.
 pub(crate) type Turn = (Arc<Connection>, tiny_http::Request);
@@ -127,14 +109,6 @@ impl Work for Job {
     }
 }
 
-/// How many requests left by which way; those that were answered are counted by the watchers.
-#[derive(Debug, Default)]
-pub(crate) struct DispatchStats {
-    pub(crate) shed: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) panics: AtomicU64,
-}
-
 /// Everything that answering needs.
 pub(crate) struct Dispatch {
     pub(crate) connections: Arc<ConnectionTable>,
@@ -147,7 +121,7 @@ pub(crate) struct Dispatch {
     /// Whether a watcher wants each request's target, which is copied for it.
     pub(crate) record_request_line: bool,
     pub(crate) max_body: u64,
-    pub(crate) ways: Arc<DispatchStats>,
+    pub(crate) stats: Arc<DispatchStats>,
 }
 
 thread_local! {
@@ -207,7 +181,7 @@ impl Dispatch {
     /// Gives a step to a worker; sheds the request if none is free and the queue is full.
     fn submit(self: &Arc<Self>, step: Step) -> Option<Turn> {
         let Err(job) = self.pool.submit(Job { dispatch: Arc::clone(self), step }) else { return None };
-        self.ways.shed.fetch_add(1, Ordering::Relaxed);
+        self.stats.shed.fetch_add(1, Ordering::Relaxed);
         let Delivery { connection, request, route, since, .. } = match job.step {
             Step::Answer(exchange) => self.prepare(exchange).0,
             Step::Deliver(delivery) => delivery,
@@ -282,14 +256,14 @@ impl Dispatch {
     }
 
     fn refuse(&self, connection: &Connection, rejection: Rejection) -> Response {
-        self.ways.refused.fetch_add(1, Ordering::Relaxed);
+        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
         self.connections.count_close(CloseReason::BadRequest);
         log::debug!("refused {}: {}", connection.peer, rejection.reason);
         Response::error(rejection.status, rejection.reason)
     }
 
     fn broken_body(&self, connection: &Connection) -> Response {
-        self.ways.refused.fetch_add(1, Ordering::Relaxed);
+        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
         let timed_out = connection.body_deadline_passed();
         if !timed_out {
             self.connections.count_close(CloseReason::BadRequest);
@@ -308,7 +282,7 @@ impl Dispatch {
                 response
             }
             Err(payload) => {
-                self.ways.panics.fetch_add(1, Ordering::Relaxed);
+                self.stats.panics.fetch_add(1, Ordering::Relaxed);
                 let (line, message) = (connection.snapshot().line, panic_message(payload.as_ref()));
                 log::error!("the handler of {line} from {} (id {}) panicked: {message}", connection.peer, request.id());
                 Response::error(500, "Internal Server Error")
@@ -376,12 +350,17 @@ impl Dispatch {
         }
         self.log_cut(&sent, &connection, &id);
         let answered = ResponseRecord {
-            route: &route,
+            route: route.number,
+            pattern: &route.pattern,
             method,
-            asked: (&asked.0, &asked.1),
+            request_line: (&asked.0, &asked.1),
             status: sent.status,
             bytes: sent.bytes,
-            took: since.elapsed(),
+            cut: sent.error.as_ref().map(|error| match error {
+                SendError::Client(_) => Cut::Client,
+                SendError::Reader(_) | SendError::Panic(_) => Cut::Reader,
+            }),
+            duration: since.elapsed(),
             peer: connection.peer,
             id: &id,
         };
@@ -403,7 +382,7 @@ impl Dispatch {
                 log::error!("the response to {line} from {peer} (id {id}) was cut: its reader failed: {reason}");
             }
             SendError::Panic(message) => {
-                self.ways.panics.fetch_add(1, Ordering::Relaxed);
+                self.stats.panics.fetch_add(1, Ordering::Relaxed);
                 log::error!("the response to {line} from {peer} (id {id}) was cut: its reader panicked: {message}");
             }
         }

@@ -1,49 +1,83 @@
-//! The access log: a line for every response, for those who ask for it.
+//! The access log: one line for each response, if the service was told to write it.
 //!
-//! Its lines have a target of their own, so that they can be filtered apart from the rest (`RUST_LOG=warn,allout::access=info`),
-//! and consist of fields, so that a logger that knows fields can print each where it belongs.
+//! The lines have a target of their own, to be filtered apart from the rest (`RUST_LOG=warn,allout::access=info`). The
+//! message says the most important facts, for loggers that print no fields; the fields say all of them.
 //!
-//! What must not be here is decided here: the log is written after the response, so that no client waits for it, but on
-//! the thread that answered. A logger that blocks would therefore hold up requests; the one of the `allout` binary drops
-//! lines, and counts them, rather than wait.
+//! The line is written after the response, on the thread that wrote it, so a logger that blocks delays later requests.
+//! The logger of the `allout` binary never blocks.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::time::Duration;
 
-use crate::dispatch::{ResponseObserver, ResponseRecord};
+use crate::observe::{Cut, ResponseObserver, ResponseRecord};
 
 /// The target of access lines.
 const TARGET: &str = "allout::access";
 
-/// Somebody who writes a line for every response.
+/// Logs every response.
 pub(crate) fn observer() -> ResponseObserver {
     Box::new(write)
 }
 
-fn write(answered: &ResponseRecord<'_>) {
-    let (method, target) = answered.asked;
-    log::info!(
-        target: TARGET,
-        method = &*escaped(method),
-        uri = &*escaped(target),
-        route = &*answered.route.pattern,
-        status = answered.status,
-        bytes = answered.bytes,
-        duration_us = u64::try_from(answered.took.as_micros()).unwrap_or(u64::MAX),
-        peer:% = answered.peer,
-        id = answered.id;
-        "request"
-    );
+fn write(record: &ResponseRecord<'_>) {
+    let (method, target) = (&*escaped(record.request_line.0), &*escaped(record.request_line.1));
+    let (status, bytes, peer) = (record.status, record.bytes, record.peer);
+    let message = Message { method, target, record };
+    // As an empty string in each line it would only be noise: the field is there if the response was cut.
+    macro_rules! line {
+        ($($cut:tt)*) => {
+            log::info!(
+                target: TARGET,
+                method, uri = target, route = record.pattern, status, bytes, $($cut)*
+                duration_us = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX),
+                peer:% = peer, id = record.id;
+                "{message}"
+            )
+        };
+    }
+    match record.cut.map(Cut::name) {
+        Some(cut) => line!(cut,),
+        None => line!(),
+    }
 }
 
-/// What was sent, with everything but visible ASCII as `\xNN`. An accepted request has nothing of the kind, but those
-/// that are refused for it are logged, too, and not every logger escapes what it prints.
-fn escaped(sent: &str) -> Cow<'_, str> {
-    if sent.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Cow::Borrowed(sent);
+/// `GET /a 200 312 bytes 0.214ms`, or `GET /a 200 cut (client) 8400 bytes 1203.000ms`.
+struct Message<'a> {
+    method: &'a str,
+    target: &'a str,
+    record: &'a ResponseRecord<'a>,
+}
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ResponseRecord { status, bytes, cut, duration, .. } = self.record;
+        write!(f, "{} {} {status} ", self.method, self.target)?;
+        if let Some(cut) = cut {
+            write!(f, "cut ({}) ", cut.name())?;
+        }
+        write!(f, "{bytes} bytes {}", Millis(*duration))
     }
-    let mut text = String::with_capacity(sent.len() + 16);
-    for byte in sent.bytes() {
+}
+
+/// Milliseconds, with microseconds as decimals.
+struct Millis(Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.as_micros();
+        write!(f, "{}.{:03}ms", micros / 1000, micros % 1000)
+    }
+}
+
+/// The text with every byte that is not visible ASCII as `\xNN`. The head of an accepted request has no such bytes here,
+/// but rejected requests are logged as well, and not every logger escapes what it prints.
+fn escaped(received: &str) -> Cow<'_, str> {
+    if received.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Cow::Borrowed(received);
+    }
+    let mut text = String::with_capacity(received.len() + 16);
+    for byte in received.bytes() {
         if byte.is_ascii_graphic() {
             text.push(char::from(byte));
         } else {
@@ -58,8 +92,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_visible_ascii_is_left_as_it_was_sent() {
+    fn only_visible_ascii_is_left_as_it_was_received() {
         assert_eq!(escaped("/a%20b?c=d"), "/a%20b?c=d");
         assert_eq!(escaped("/a\nb\u{2028}\u{1b}[2J"), "/a\\x0ab\\xe2\\x80\\xa8\\x1b[2J");
+    }
+
+    #[test]
+    fn the_message_has_the_most_important_facts() {
+        let mut record = ResponseRecord {
+            route: 0,
+            pattern: "/{id}",
+            method: "GET",
+            request_line: ("GET", "/a"),
+            status: 200,
+            bytes: 312,
+            cut: None,
+            duration: Duration::from_micros(214),
+            peer: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
+            id: "x",
+        };
+        let said = |record: &ResponseRecord<'_>| Message { method: "GET", target: "/a", record }.to_string();
+        assert_eq!(said(&record), "GET /a 200 312 bytes 0.214ms");
+        record.cut = Some(Cut::Client);
+        record.duration = Duration::from_millis(1203);
+        assert_eq!(said(&record), "GET /a 200 cut (client) 312 bytes 1203.000ms");
     }
 }

@@ -1,35 +1,35 @@
-//! The state of a service, for the log: what an operator looks at before killing it.
+//! SIGUSR1: logs the state of a service, for an operator who wants to know why it is slow or does not stop.
 //!
-//! It runs on the signal thread, and takes each lock for a moment only. What it says it has seen one after the other, so
-//! that numbers may differ by what happened in between.
+//! Runs on the signal thread, and holds each lock only to copy. The parts are read one after the other, so the numbers
+//! of a busy service need not add up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::admin::ServiceState;
 use crate::crew::member::MemberTable;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connections::ConnState;
 use crate::lifecycle::phase::Phase;
+use crate::observe::ServiceState;
 use crate::text::{human_duration, pluralize};
 
-/// Requests that are named; the oldest are those that somebody looks for.
-const MOST_NAMED: usize = 100;
+/// Most requests that are listed, oldest first: a stuck service has old ones.
+const MAX_LISTED: usize = 100;
 
-/// What a report looks at.
+/// The parts that the dump reads.
 pub(crate) struct StateDump {
     pub(crate) began: Instant,
     pub(crate) members: MemberTable,
     pub(crate) gate: Arc<AcceptGate>,
-    pub(crate) sources: ServiceState,
+    pub(crate) state: ServiceState,
 }
 
 impl StateDump {
-    /// Says it all, at level `info`.
+    /// Logs the state, at level `info`.
     pub(crate) fn log(&self) {
-        // First what needs no lock: a report that goes on no further tells something, too.
-        log::info!("state: {}, up for {}", self.phase_in_words(), human_duration(self.began.elapsed()));
+        // Lines without a lock come first: a dump that blocks on a lock has then said which part is stuck.
+        log::info!("state: {}, up for {}", self.phase(), human_duration(self.began.elapsed()));
         log::info!("state: threads: {}", threads());
         for member in self.members.snapshot() {
             let since = human_duration(member.since.elapsed());
@@ -42,16 +42,16 @@ impl StateDump {
         self.log_requests();
     }
 
-    fn phase_in_words(&self) -> String {
-        match self.sources.phase.get() {
+    fn phase(&self) -> String {
+        match self.state.phase.get() {
             phase if phase < Phase::Draining => phase.to_string(),
-            phase => format!("{phase}, draining for {}", human_duration(self.sources.phase.draining_for())),
+            phase => format!("{phase}, draining for {}", human_duration(self.state.phase.draining_for())),
         }
     }
 
     fn log_connections(&self) {
         let (mut busy, mut idle, mut closing, mut ended) = (0, 0, 0, 0);
-        for connection in self.sources.connections.all() {
+        for connection in self.state.connections.all() {
             let snapshot = connection.snapshot();
             *match (snapshot.fate, snapshot.busy) {
                 (ConnState::Aborted { .. }, _) => &mut ended,
@@ -64,27 +64,27 @@ impl StateDump {
             "state: {} of at most {}: {busy} busy, {idle} idle, {closing} closing, {ended} shut down; \
              {} not accepted yet{}",
             pluralize(busy + idle + closing + ended, "connection"),
-            self.sources.max_connections,
+            self.state.max_connections,
             self.gate.accept_queue_len(),
             if self.gate.is_closed() { "; the gate is closed" } else { "" },
         );
     }
 
     fn log_requests(&self) {
-        let facts = self.sources.pool.stats();
+        let stats = self.state.pool.stats();
         log::info!(
-            "state: {} of at most {}, {} busy; {} of at most {} queued; {} in flight, {} behind others",
-            pluralize(facts.threads, "worker"),
-            facts.max_threads,
-            facts.busy,
-            facts.queued,
-            self.sources.queue,
-            pluralize(self.sources.connections.in_flight(), "request"),
-            self.sources.connections.waiting(),
+            "state: {} of at most {}, {} busy; {} of at most {} queued; {} in flight, {} pipelined",
+            pluralize(stats.threads, "worker"),
+            stats.max_threads,
+            stats.busy,
+            stats.queued,
+            self.state.queue,
+            pluralize(self.state.connections.in_flight(), "request"),
+            self.state.connections.waiting(),
         );
-        let running = self.sources.pool.running_jobs();
+        let jobs = self.state.pool.running_jobs();
         let mut busy: Vec<_> = self
-            .sources
+            .state
             .connections
             .all()
             .into_iter()
@@ -92,41 +92,44 @@ impl StateDump {
             .collect();
         busy.retain(|(snapshot, _)| snapshot.busy);
         busy.sort_by_key(|(snapshot, _)| snapshot.since);
-        for (snapshot, peer) in busy.iter().take(MOST_NAMED) {
-            // A worker stays with its connection, whose next request may be another than the one it was given.
+        for (snapshot, peer) in busy.iter().take(MAX_LISTED) {
+            // By peer: a worker keeps its connection, whose request may not be the one that the worker was given.
             let of_peer = format!(" from {peer}");
-            let at = match running.iter().find(|job| job.id == *peer) {
+            let at = match jobs.iter().find(|job| job.id == *peer) {
                 Some(job) => format!("at worker-{}", job.worker),
-                None => "at no worker (queued, or at the listener)".to_owned(),
+                None => "at no worker (queued, or inline)".to_owned(),
             };
-            let behind = if snapshot.waiting > 0 { format!(", {} behind it", snapshot.waiting) } else { String::new() };
+            let behind = if snapshot.waiting > 0 {
+                format!(", {} pipelined behind it", snapshot.waiting)
+            } else {
+                String::new()
+            };
             log::info!(
                 "state: {}{of_peer} for {} {at}{behind}",
                 snapshot.line,
                 human_duration(snapshot.since.elapsed())
             );
         }
-        if busy.len() > MOST_NAMED {
-            log::info!("state: and {} more", pluralize(busy.len() - MOST_NAMED, "request"));
+        if busy.len() > MAX_LISTED {
+            log::info!("state: and {} more", pluralize(busy.len() - MAX_LISTED, "request"));
         }
     }
 }
 
 fn threads() -> String {
-    let kinds = kinds_of_threads();
+    let kinds = thread_census();
     let total: usize = kinds.values().sum();
     let kinds: Vec<_> = kinds.iter().map(|((name, state), count)| format!("{count} {name} {state}")).collect();
     format!("{total}: {}", kinds.join(", "))
 }
 
-/// The threads by name and by what the kernel says that they do; those of a pool, which differ by a number, together.
-fn kinds_of_threads() -> BTreeMap<(String, &'static str), usize> {
+/// Number of threads by name and state. Names that differ by a number only, as in a pool, count as one.
+fn thread_census() -> BTreeMap<(String, &'static str), usize> {
     let mut kinds: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     for task in tasks {
-        // One that has ended in between is not there any more.
-        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
-        // "12 (name) S ...", where the name may hold anything, brackets included: proc(5).
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue }; // it has ended
+        // "12 (name) S ...", where the name may contain any character, brackets included: proc(5).
         let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
         let name = stat.get(open + 1..close).unwrap_or_default();
         let name = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
@@ -164,8 +167,8 @@ mod tests {
         for _ in 0..3 {
             begins.recv().unwrap();
         }
-        // They have begun, and may not sleep yet.
-        let kinds = kinds_of_threads();
+        // The threads have started, but may not be asleep yet.
+        let kinds = thread_census();
         let sleepers_of = kinds.iter().filter(|((name, _), _)| name == "sleeper").map(|(_, count)| count);
         assert_eq!(sleepers_of.sum::<usize>(), 3, "{kinds:?}");
         drop(go);

@@ -1,6 +1,7 @@
 //! A service: put together, started, run to its end.
 
 pub(crate) mod config;
+pub(crate) mod error;
 pub(crate) mod settings;
 
 use std::fmt;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::admin::{AdminRoutes, ServiceState};
+use crate::admin::AdminRoutes;
 use crate::crew::Crew;
 use crate::crew::hooks::Hook;
 use crate::crew::member::Exit;
@@ -33,10 +34,12 @@ use crate::http::response::Response;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec::{self as renewal, MIN_LEAK_REEXEC_INTERVAL, Preflight};
-use crate::listen::{self as socket, ListenSocket, StartError};
+use crate::listen::{self as socket, ListenSocket};
+use crate::observe::ServiceState;
 use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::config::Config;
+use crate::service::error::StartError;
 use crate::sys::limits;
 use crate::text::{human_duration, panic_message};
 
@@ -400,18 +403,18 @@ impl Service {
         }
 
         let mut routes = self.routes;
-        let sources = ServiceState {
+        let state = ServiceState {
             connections: Arc::clone(&connections),
-            pool: Arc::clone(&pool),
+            pool: Arc::clone(&pool) as _,
             phase: Arc::clone(&phase),
-            ways: Arc::default(),
+            dispatch: Arc::default(),
             queue: config.queue,
             max_connections,
         };
         let address = gate.address();
         let record_request_line = self.operations.access_log;
-        let exposure = self.operations.exposure(address);
-        let observers = self.operations.add_to(&mut routes, &sources, &stopper, address)?;
+        let exposure = self.operations.exposure_warning(address);
+        let observers = self.operations.install(&mut routes, &state, &stopper, address)?;
         let dispatch = Arc::new(Dispatch {
             connections: Arc::clone(&connections),
             routes,
@@ -422,12 +425,12 @@ impl Service {
             observers,
             record_request_line,
             max_body: config.max_body,
-            ways: Arc::clone(&sources.ways),
+            stats: Arc::clone(&state.dispatch),
         });
 
         let system = |what| move |error: io::Error| StartError::System(what, error);
         if let Some(registered) = signals {
-            let dump = StateDump { began: Instant::now(), members: crew.members(), gate: Arc::clone(&gate), sources };
+            let dump = StateDump { began: Instant::now(), members: crew.members(), gate: Arc::clone(&gate), state };
             crew.spawn_signals(registered, move || dump.log()).map_err(system("the signal thread"))?;
         }
         let watcher = {
@@ -465,7 +468,7 @@ impl Service {
                 gate: Arc::clone(&gate),
                 monitor: Arc::clone(&monitor),
                 phase: Arc::clone(&phase),
-                pool: Arc::clone(&pool),
+                pool: Arc::clone(&pool) as _,
                 changes,
                 request_timeout: config.request_timeout,
                 grace: config.grace,

@@ -3,9 +3,9 @@
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
-use crate::listen::StartError;
 use crate::service::Service;
 use crate::service::config::Config;
+use crate::service::error::StartError;
 
 /// # Settings
 ///

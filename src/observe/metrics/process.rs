@@ -1,13 +1,13 @@
-//! What every exporter tells of its process, under the names that they all use. What cannot be read is left out.
+//! The `process_*` metrics that every Prometheus exporter has. Values that cannot be read are left out.
 
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Families, seconds, whole};
+use crate::observe::metrics::families::{Families, as_f64, seconds};
 
-pub(super) fn tell(families: &mut Families, started: f64) {
+pub(super) fn collect(families: &mut Families, started: f64) {
     let help = "Start time of the process since the unix epoch in seconds.";
     families.gauge("process_start_time_seconds", help, started);
     let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, seconds);
@@ -24,14 +24,14 @@ pub(super) fn tell(families: &mut Families, started: f64) {
             families.gauge(name, help, value);
         }
     };
-    // In kB, by which the kernel means 1024 bytes: proc(5).
+    // In kB, which means 1024 bytes here: proc(5).
     let bytes = |name| number(name).map(|kib| kib * 1024.0);
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", bytes("VmRSS"));
     gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", bytes("VmSize"));
     gauge("process_threads", "Number of threads.", number("Threads"));
-    // The one that lists is open at that moment, too, and is not counted.
-    let open = std::fs::read_dir("/proc/self/fd").ok().map(|all| all.count().saturating_sub(1)).map(whole);
+    // Without the descriptor of the listing itself.
+    let open = std::fs::read_dir("/proc/self/fd").ok().map(|all| all.count().saturating_sub(1)).map(as_f64);
     gauge("process_open_fds", "Number of open file descriptors.", open);
-    let most = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok()).map(whole);
+    let most = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok()).map(as_f64);
     gauge("process_max_fds", "Maximum number of open file descriptors.", most);
 }

@@ -1,0 +1,75 @@
+//! Why a service could not start.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use crate::admin::InstallError;
+use crate::dispatch::router::BadRoute;
+use crate::listen::ListenError;
+
+/// Why a service could not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another socket listens on the address.
+    AddressInUse(SocketAddr),
+    /// The system refuses to listen on the address.
+    Listen(SocketAddr, io::Error),
+    /// The address to listen on cannot be parsed or resolved.
+    Unresolved(io::Error),
+    /// A socket that was passed to the process cannot be used.
+    Inherited(String),
+    /// A route is invalid.
+    Route(BadRoute),
+    /// The system refuses a thread, a descriptor or the like: which one, and the error.
+    System(&'static str, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::AddressInUse(address) => {
+                write!(
+                    f,
+                    "address in use: {address}: stop the process that listens there, or choose another (--listen)"
+                )
+            }
+            StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
+            StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
+            StartError::Route(error) => write!(f, "bad route: {error}"),
+            StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Listen(_, error) | StartError::Unresolved(error) | StartError::System(_, error) => Some(error),
+            StartError::Route(error) => Some(error),
+            StartError::AddressInUse(_) | StartError::Inherited(_) => None,
+        }
+    }
+}
+
+impl From<ListenError> for StartError {
+    fn from(error: ListenError) -> StartError {
+        match error {
+            ListenError::InUse(address) => StartError::AddressInUse(address),
+            ListenError::Bind(address, error) => StartError::Listen(address, error),
+            ListenError::Inherited(what) => StartError::Inherited(what),
+        }
+    }
+}
+
+impl From<InstallError> for StartError {
+    fn from(error: InstallError) -> StartError {
+        match error {
+            InstallError::Route(error) => StartError::Route(error),
+            #[cfg(feature = "metrics")]
+            InstallError::Metrics(error) => StartError::System("metrics", io::Error::other(error)),
+        }
+    }
+}

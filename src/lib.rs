@@ -103,7 +103,7 @@ pub use crate::{
         outcome::{Cause, Outcome},
         stop::{GraceExpired, Stop},
     },
-    dispatch::{request::Request, router::BadRoute},
+    dispatch::{limits::Limits, request::Request, router::BadRoute},
     http::{
         error::{BodyError, HandlerError},
         response::Response,

@@ -7,6 +7,7 @@
 //! Every request that was taken in leaves by one of these ways, and each is counted: answered, refused, shed, or
 //! thrown away because its connection was closing.
 
+pub(crate) mod limits;
 pub(crate) mod request;
 pub(crate) mod router;
 

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+use super::limits::Limits;
 use super::request::Request;
 use crate::http::response::Response;
 
-/// What answers a request.
+/// Turns a request into a response.
 pub(crate) type Handler = Arc<dyn Fn(&mut Request) -> Response + Send + Sync>;
 
-/// A path or method that cannot be routed.
+/// A path or method that cannot be routed, and what to write instead.
 #[derive(Debug)]
 pub struct BadRoute(String);
 
@@ -22,12 +25,12 @@ impl fmt::Display for BadRoute {
 
 impl std::error::Error for BadRoute {}
 
-/// Which route a request took.
+/// The route that a request took.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
-    /// The pattern, never the path: what a client can send is without end, and so would be what is counted by it.
+    /// The pattern, never the path: the paths that clients send are without number, and metrics are labelled by this.
     pub(crate) pattern: Arc<str>,
-    /// Its place among [`Router::patterns`]; beyond their end for what no route claims.
+    /// Position among [`Router::patterns`]; `usize::MAX` for a request that matched no path.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
     pub(crate) number: usize,
 }
@@ -44,127 +47,226 @@ struct MethodRoute {
 #[derive(Clone)]
 struct PathRoutes {
     pattern: Arc<str>,
-    entries: Vec<MethodRoute>,
+    methods: Vec<MethodRoute>,
+    /// The value of `Allow`.
     allow: Arc<str>,
-    /// Answered as if it were not there, whatever the fallback is.
-    absent: bool,
+    limits: Limits,
+    /// Answered with 404 as if it were not there, whatever the fallback is.
+    masked: bool,
+}
+
+/// The route of all requests that match no path.
+#[derive(Clone)]
+struct Fallback {
+    handler: Handler,
+    inline: bool,
+    limits: Limits,
 }
 
 /// The table of routes.
 #[derive(Default, Clone)]
 pub(crate) struct Router {
-    places: Vec<PathRoutes>,
+    paths: Vec<PathRoutes>,
     by_path: matchit::Router<usize>,
-    fallback: Option<(Handler, bool)>,
+    fallback: Option<Fallback>,
 }
 
 /// Where a request goes.
 pub(crate) struct RouteMatch {
     pub(crate) route: Route,
     pub(crate) handler: Option<Handler>,
+    /// The handler never blocks: it may run on the thread that receives.
     pub(crate) inline: bool,
     pub(crate) params: Vec<(String, String)>,
-    /// Which methods the path takes, if this is not one of them.
+    #[allow(dead_code, reason = "dispatch is about to use it")]
+    pub(crate) limits: Limits,
+    /// The methods of the path, if the request's method is not one of them.
     pub(crate) allow: Option<Arc<str>>,
 }
 
 impl RouteMatch {
-    /// For a request that is refused before anyone asks where it goes.
+    /// A request that matched no path and has no handler, as one that is rejected before it is routed.
     pub(crate) fn refused() -> RouteMatch {
-        RouteMatch { route: elsewhere(), handler: None, inline: true, params: Vec::new(), allow: None }
-    }
-}
-
-impl Router {
-    pub(crate) fn add(&mut self, method: &str, path: &str, inline: bool, handler: Handler) -> Result<(), BadRoute> {
-        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
-            return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
-        }
-        let place = self.place(path)?;
-        if place.entries.iter().any(|entry| entry.method == method) {
-            return Err(BadRoute(format!("{method} {path} has a handler already")));
-        }
-        place.entries.push(MethodRoute { method: method.to_owned(), handler, inline });
-        let mut methods: BTreeSet<&str> = place.entries.iter().map(|entry| entry.method.as_str()).collect();
-        if methods.contains("GET") {
-            methods.insert("HEAD");
-        }
-        place.allow = methods.into_iter().collect::<Vec<_>>().join(", ").into();
-        Ok(())
-    }
-
-    /// Has `path` answered with 404, whatever the method, even where a fallback answers everything else.
-    pub(crate) fn mask(&mut self, path: &str) -> Result<(), BadRoute> {
-        self.place(path)?.absent = true;
-        Ok(())
-    }
-
-    fn place(&mut self, path: &str) -> Result<&mut PathRoutes, BadRoute> {
-        let known = self.places.iter().position(|place| &*place.pattern == path);
-        let at = known.unwrap_or(self.places.len());
-        if known.is_none() {
-            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
-            let (pattern, allow) = (Arc::from(path), Arc::from(""));
-            self.places.push(PathRoutes { pattern, entries: Vec::new(), allow, absent: false });
-        }
-        Ok(&mut self.places[at])
-    }
-
-    pub(crate) fn set_fallback(&mut self, inline: bool, handler: Handler) {
-        self.fallback = Some((handler, inline));
-    }
-
-    pub(crate) fn has(&self, path: &str) -> bool {
-        self.places.iter().any(|place| &*place.pattern == path)
-    }
-
-    /// All patterns, in the order of their routes' numbers.
-    #[cfg(feature = "metrics")]
-    pub(crate) fn patterns(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.places.iter().map(|place| &place.pattern)
-    }
-
-    /// Where a request of this method on this path goes. `HEAD` goes where `GET` does.
-    pub(crate) fn find(&self, method: &str, path: &str) -> RouteMatch {
-        if let Ok(matched) = self.by_path.at(path) {
-            let place = &self.places[*matched.value];
-            let get = || place.entries.iter().find(|entry| method == "HEAD" && entry.method == "GET");
-            let entry = place.entries.iter().find(|entry| entry.method == method).or_else(get);
-            return RouteMatch {
-                route: Route { pattern: Arc::clone(&place.pattern), number: *matched.value },
-                handler: entry.map(|entry| Arc::clone(&entry.handler)),
-                inline: entry.is_none_or(|entry| entry.inline),
-                params: matched.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect(),
-                allow: (entry.is_none() && !place.absent).then(|| Arc::clone(&place.allow)),
-            };
-        }
-        let fallback = self.fallback.as_ref();
         RouteMatch {
-            route: elsewhere(),
-            handler: fallback.map(|(handler, _)| Arc::clone(handler)),
-            inline: fallback.is_none_or(|(_, inline)| *inline),
+            route: unmatched(),
+            handler: None,
+            inline: true,
             params: Vec::new(),
+            limits: Limits::default(),
             allow: None,
         }
     }
 }
 
-/// The name under which requests that no path claims are counted.
-pub(crate) const FALLBACK: &str = "*";
+impl Router {
+    /// Adds a handler for a method of a path.
+    ///
+    /// # Errors
+    ///
+    /// The route exists, conflicts with another, or is one that no request can take.
+    pub(crate) fn add(&mut self, method: &str, path: &str, inline: bool, handler: Handler) -> Result<(), BadRoute> {
+        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+            return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
+        }
+        if method == "CONNECT" || method == "TRACE" {
+            return Err(BadRoute(format!("{method} is never routed")));
+        }
+        let place = self.path_routes(path)?;
+        if place.methods.iter().any(|entry| entry.method == method) {
+            return Err(BadRoute(format!("{method} {path} has a handler already")));
+        }
+        place.methods.push(MethodRoute { method: method.to_owned(), handler, inline });
+        place.allow = allowed(&place.methods).into_iter().collect::<Vec<_>>().join(", ").into();
+        Ok(())
+    }
 
-fn elsewhere() -> Route {
-    use std::sync::OnceLock;
-    static NAME: OnceLock<Arc<str>> = OnceLock::new();
-    Route { pattern: Arc::clone(NAME.get_or_init(|| Arc::from(FALLBACK))), number: usize::MAX }
+    /// Has `path` answered with 404, whatever the method, also where a fallback answers everything else.
+    ///
+    /// # Errors
+    ///
+    /// As for [`add`](Router::add).
+    pub(crate) fn mask(&mut self, path: &str) -> Result<(), BadRoute> {
+        self.path_routes(path)?.masked = true;
+        Ok(())
+    }
+
+    /// Sets the limits of a path that has a route, or of the fallback ([`FALLBACK`]).
+    ///
+    /// # Errors
+    ///
+    /// There is no such route.
+    #[allow(dead_code, reason = "`Service::limits` is about to use it")]
+    pub(crate) fn set_limits(&mut self, path: &str, limits: Limits) -> Result<(), BadRoute> {
+        let known = match &mut self.fallback {
+            Some(fallback) if path == FALLBACK => Some(&mut fallback.limits),
+            _ => self.paths.iter_mut().find(|place| &*place.pattern == path).map(|place| &mut place.limits),
+        };
+        *known.ok_or_else(|| BadRoute(format!("{path:?} has no route to limit: limits follow the route")))? = limits;
+        Ok(())
+    }
+
+    fn path_routes(&mut self, path: &str) -> Result<&mut PathRoutes, BadRoute> {
+        let known = self.paths.iter().position(|place| &*place.pattern == path);
+        let at = known.unwrap_or(self.paths.len());
+        if known.is_none() {
+            check_path(path).map_err(|hint| BadRoute(format!("no request has the path {path:?}: {hint}")))?;
+            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
+            self.paths.push(PathRoutes {
+                pattern: Arc::from(path),
+                methods: Vec::new(),
+                allow: Arc::from(""),
+                limits: Limits::default(),
+                masked: false,
+            });
+        }
+        Ok(&mut self.paths[at])
+    }
+
+    pub(crate) fn set_fallback(&mut self, inline: bool, handler: Handler) {
+        self.fallback = Some(Fallback { handler, inline, limits: Limits::default() });
+    }
+
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.paths.iter().any(|place| &*place.pattern == path)
+    }
+
+    /// All patterns, in the order of [`Route::number`].
+    #[cfg(feature = "metrics")]
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.paths.iter().map(|place| &place.pattern)
+    }
+
+    /// Where a request of this method on this path goes. `HEAD` goes where `GET` does.
+    pub(crate) fn find(&self, method: &str, path: &str) -> RouteMatch {
+        if let Ok(matched) = self.by_path.at(path) {
+            let place = &self.paths[*matched.value];
+            let get = || place.methods.iter().find(|entry| method == "HEAD" && entry.method == "GET");
+            let entry = place.methods.iter().find(|entry| entry.method == method).or_else(get);
+            return RouteMatch {
+                route: Route { pattern: Arc::clone(&place.pattern), number: *matched.value },
+                handler: entry.map(|entry| Arc::clone(&entry.handler)),
+                inline: entry.is_none_or(|entry| entry.inline),
+                params: matched.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect(),
+                limits: place.limits,
+                allow: (entry.is_none() && !place.masked).then(|| Arc::clone(&place.allow)),
+            };
+        }
+        match &self.fallback {
+            Some(Fallback { handler, inline, limits }) => RouteMatch {
+                handler: Some(Arc::clone(handler)),
+                inline: *inline,
+                limits: *limits,
+                ..RouteMatch::refused()
+            },
+            // RFC 9110, section 9.3.7: what the server as a whole can do.
+            None if method == "OPTIONS" && path == "*" => {
+                RouteMatch { handler: Some(self.server_options()), ..RouteMatch::refused() }
+            }
+            None => RouteMatch::refused(),
+        }
+    }
+
+    /// The handler of `OPTIONS *`: 204, and the methods of all routes.
+    fn server_options(&self) -> Handler {
+        let mut methods = BTreeSet::from(["OPTIONS"]);
+        methods.extend(self.paths.iter().filter(|place| !place.masked).flat_map(|place| allowed(&place.methods)));
+        let allow = methods.into_iter().collect::<Vec<_>>().join(", ");
+        Arc::new(move |_| Response::empty(204).with_header("Allow", allow.clone()))
+    }
 }
 
+/// The methods that a path takes: those of its routes, and `HEAD` where it has `GET`.
+fn allowed(methods: &[MethodRoute]) -> BTreeSet<&str> {
+    let mut allowed: BTreeSet<&str> = methods.iter().map(|entry| entry.method.as_str()).collect();
+    if allowed.contains("GET") {
+        allowed.insert("HEAD");
+    }
+    allowed
+}
+
+/// Refuses a path that no valid request has, with a hint at what was meant: requests are matched by their path as sent.
+fn check_path(path: &str) -> Result<(), String> {
+    /// Encoded in a path, beside all that is not ASCII.
+    const ENCODED: &AsciiSet = &CONTROLS.add(b' ');
+    if !path.starts_with('/') {
+        return Err(format!("paths begin with a slash: {:?}", format!("/{path}")));
+    }
+    if let Some(end) = path.find(['?', '#']) {
+        return Err(format!("a query is not part of it: {:?}", &path[..end]));
+    }
+    for segment in path.split('/') {
+        let hint = |name: &str| Err(format!("a parameter is written in braces: {:?}", path.replace(segment, name)));
+        match segment.as_bytes() {
+            [b':', _, ..] => return hint(&format!("{{{}}}", &segment[1..])),
+            [b'<', _, .., b'>'] => return hint(&format!("{{{}}}", &segment[1..segment.len() - 1])),
+            [b'*'] => return hint("{*rest}"),
+            [b'*', _, ..] => return hint(&format!("{{{segment}}}")),
+            _ => {}
+        }
+    }
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("clients send it encoded: {:?}", utf8_percent_encode(path, ENCODED).to_string()));
+    }
+    Ok(())
+}
+
+/// The pattern of the fallback, and of requests that match no path.
+pub(crate) const FALLBACK: &str = "*";
+
+fn unmatched() -> Route {
+    static PATTERN: OnceLock<Arc<str>> = OnceLock::new();
+    Route { pattern: Arc::clone(PATTERN.get_or_init(|| Arc::from(FALLBACK))), number: usize::MAX }
+}
+
+/// The value of a parameter: percent-decoded; what is no UTF-8 becomes U+FFFD.
 fn decode(segment: &str) -> String {
-    percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
+    percent_decode_str(segment).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn routes() -> Router {
         let handler = |text: &'static str| -> Handler { Arc::new(move |_| Response::text(text)) };
@@ -192,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_claims_goes_to_the_fallback() {
+    fn a_request_that_matches_no_path_goes_to_the_fallback() {
         let mut routes = routes();
         assert!(routes.find("GET", "/else").handler.is_none());
         routes.set_fallback(true, Arc::new(|_| Response::text("else")));
@@ -206,11 +308,62 @@ mod tests {
     }
 
     #[test]
+    fn options_of_the_server_as_a_whole_are_answered_unless_a_fallback_does() {
+        let mut routes = routes();
+        assert!(routes.find("OPTIONS", "*").handler.is_some() && routes.find("GET", "*").handler.is_none());
+        routes.mask("/gone").unwrap();
+        let methods: BTreeSet<&str> = routes.paths.iter().flat_map(|place| allowed(&place.methods)).collect();
+        assert_eq!(methods.into_iter().collect::<Vec<_>>(), ["GET", "HEAD", "POST"]);
+        routes.set_fallback(true, Arc::new(|_| Response::text("else")));
+        assert!(routes.find("OPTIONS", "*").handler.is_some());
+    }
+
+    #[test]
+    fn a_route_has_limits_of_its_own() {
+        let mut routes = routes();
+        let limits = Limits::new().max_body(5).request_timeout(Duration::from_secs(7));
+        assert!(routes.set_limits("/else", limits).is_err() && routes.set_limits(FALLBACK, limits).is_err());
+        routes.set_limits("/hello/{name}", limits).unwrap();
+        assert_eq!(routes.find("POST", "/hello/you").limits, limits);
+        assert_eq!(routes.find("GET", "/healthz").limits, Limits::new());
+        routes.set_fallback(true, Arc::new(|_| Response::text("else")));
+        routes.set_limits(FALLBACK, limits).unwrap();
+        assert_eq!(routes.find("GET", "/else").limits, limits);
+    }
+
+    #[test]
+    fn dead_routes_are_refused_with_a_hint() {
+        let rows = [
+            ("", "\"/\""),
+            ("a", "\"/a\""),
+            ("*", "\"/*\""),
+            ("/:id", "\"/{id}\""),
+            ("/a/:id/b", "\"/a/{id}/b\""),
+            ("/<id>", "\"/{id}\""),
+            ("/a/*", "\"/a/{*rest}\""),
+            ("/a/*path", "\"/a/{*path}\""),
+            ("/a?b", "\"/a\""),
+            ("/a#b", "\"/a\""),
+            ("/ü", "\"/%C3%BC\""),
+            ("/a b", "\"/a%20b\""),
+        ];
+        for (path, hint) in rows {
+            let error = Router::default().add("GET", path, true, Arc::new(|_| Response::text(""))).unwrap_err();
+            assert!(error.to_string().ends_with(hint), "{path}: {error}");
+        }
+        for path in ["/", "/a:b", "/v1/x:y", "/{id}.json", "/%C3%BC", "/a/{*rest}", "/~a/@b/,;=$"] {
+            assert!(check_path(path).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
     fn routes_that_cannot_be_are_refused() {
         let handler: Handler = Arc::new(|_| Response::text(""));
         let mut routes = routes();
         assert!(routes.add("GET", "/healthz", true, Arc::clone(&handler)).is_err());
-        assert!(routes.add("get", "/a", true, Arc::clone(&handler)).is_err());
+        for method in ["get", "", "GET ", "CONNECT", "TRACE"] {
+            assert!(routes.add(method, "/a", true, Arc::clone(&handler)).is_err(), "{method}");
+        }
         assert!(routes.add("GET", "/hello/{other}", true, handler).is_err());
     }
 }

@@ -1,0 +1,36 @@
+//! Limits that a route can have for itself.
+
+use std::time::Duration;
+
+/// Limits of one route; where a limit is not set, that of the service holds.
+///
+/// ```
+/// use std::time::Duration;
+/// let uploads = allout::Limits::new().max_body(1 << 30).request_timeout(Duration::from_secs(300));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub(crate) max_body: Option<u64>,
+    pub(crate) request_timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// No limit of its own.
+    pub fn new() -> Limits {
+        Limits::default()
+    }
+
+    /// Most bytes of a body that [`bytes`](crate::Request::bytes), [`text`](crate::Request::text) and the like read.
+    #[must_use]
+    pub fn max_body(mut self, bytes: u64) -> Limits {
+        self.max_body = Some(bytes);
+        self
+    }
+
+    /// The request timeout: time for the handler, and for a body to make progress.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Limits {
+        self.request_timeout = Some(timeout);
+        self
+    }
+}

@@ -555,7 +555,7 @@ fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_i
             let _ = connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         }
     }
-    server.wait_for_line("tiny_http has leaked", LIMIT);
+    server.wait_for_line("the engine has leaked", LIMIT);
 }
 
 #[test]

@@ -235,11 +235,11 @@ fn a_worn_engine_is_renewed_and_at_most_once_a_minute() {
     let pid = server.id();
     wear_out(&server, 40);
     wait_until(LIMIT, "the renewal", || times(&server, SERVES) == 2);
-    assert!(server.log().contains("tiny_http has leaked"));
+    assert!(server.log().contains("the engine has leaked"));
     assert_eq!((server.id(), server.get("/").status), (pid, 200));
     wear_out(&server, 40);
     wait_until(LIMIT, "it to be worn again", || {
-        times(&server, "tiny_http has leaked") > 2 || worn_since_renewal(&server)
+        times(&server, "the engine has leaked") > 2 || worn_since_renewal(&server)
     });
     std::thread::sleep(Duration::from_millis(500)); // many times what a renewal takes
     assert_eq!(times(&server, SERVES), 2, "renewed again");
@@ -249,5 +249,5 @@ fn a_worn_engine_is_renewed_and_at_most_once_a_minute() {
 }
 
 fn worn_since_renewal(server: &Serving) -> bool {
-    server.log().rsplit(SERVES).next().is_some_and(|since| since.contains("tiny_http has leaked"))
+    server.log().rsplit(SERVES).next().is_some_and(|since| since.contains("the engine has leaked"))
 }

@@ -137,7 +137,9 @@ fn add_shutdown(
 
 fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Lifecycle) -> Response {
     let headers: Vec<_> = request.headers().collect();
-    if let Err(reason) = guard.authorize(request.peer().ip(), request.target(), &headers) {
+    let ip = request.peer().ip();
+    let allowed = ip.map_or(Err("no internet address"), |ip| guard.authorize(ip, request.target(), &headers));
+    if let Err(reason) = allowed {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
         return Response::error(403, reason);
     }

@@ -3,46 +3,23 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
 use crate::crew::stop::{GraceExpired, Stop};
-use crate::engine::tiny_http::quirks::{self, Quirks};
+use crate::engine::{Exchange, Peer};
 use crate::http::error::{BodyError, mark_broken_body};
-use crate::http::head::{Framing, RequestHead};
+use crate::http::head::Framing;
 use crate::http::validate::absolute_path;
 
 /// A request: method, path, query, headers, body, and what the service knows of it.
 pub struct Request {
-    raw: tiny_http::Request,
-    pub(crate) head: RequestHead,
-    pub(crate) quirks: Quirks,
-    peer: SocketAddr,
-    line: Arc<dyn Line>,
+    exchange: Exchange,
     id: String,
     params: Vec<(String, String)>,
     stop: Stop,
-    body: Progress,
     max_body: u64,
-}
-
-/// What a request must know of its connection, and tell about it.
-pub(crate) trait Line: Send + Sync {
-    /// So many bytes of a body have been read.
-    fn progressed(&self, bytes: u64);
-    /// Whether the input has ended, by the client's will or by ours.
-    fn has_ended(&self) -> bool;
-}
-
-/// How far the body has been read.
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    read: u64,
-    ended: bool,
-    broken: bool,
 }
 
 impl fmt::Debug for Request {
@@ -50,53 +27,45 @@ impl fmt::Debug for Request {
         f.debug_struct("Request")
             .field("method", &self.method())
             .field("target", &self.target())
-            .field("peer", &self.peer)
+            .field("peer", &self.peer())
             .field("id", &self.id)
             .finish_non_exhaustive()
     }
 }
 
 impl Request {
-    pub(crate) fn new(
-        raw: tiny_http::Request,
-        head: RequestHead,
-        quirks: Quirks,
-        peer: SocketAddr,
-        line: Arc<dyn Line>,
-        stop: Stop,
-        max_body: u64,
-    ) -> Request {
-        let id = crate::http::request_id::request_id(quirks::headers(&raw));
-        Request { raw, head, quirks, peer, line, id, params: Vec::new(), stop, body: Progress::default(), max_body }
+    pub(crate) fn new(exchange: Exchange, params: Vec<(String, String)>, stop: Stop, max_body: u64) -> Request {
+        let id = crate::http::request_id::request_id(exchange.headers());
+        Request { exchange, id, params, stop, max_body }
     }
 
-    pub(crate) fn set_params(&mut self, params: Vec<(String, String)>) {
-        self.params = params;
+    pub(crate) fn exchange(&self) -> &Exchange {
+        &self.exchange
     }
 
-    /// The request of tiny_http, and the id.
-    pub(crate) fn into_parts(self) -> (tiny_http::Request, String) {
-        (self.raw, self.id)
+    /// The exchange, and the request's id.
+    pub(crate) fn into_parts(self) -> (Exchange, String) {
+        (self.exchange, self.id)
     }
 
     /// The method, in capitals: `GET`.
     pub fn method(&self) -> &str {
-        self.raw.method().as_str()
+        self.exchange.method()
     }
 
     /// The target as it was sent, path and query: visible ASCII.
     pub fn target(&self) -> &str {
-        self.raw.url()
+        self.exchange.target()
     }
 
     /// The path as it was sent, not decoded: `/a%20b`.
     pub fn path(&self) -> &str {
-        path_of(self.raw.url())
+        path_of(self.exchange.target())
     }
 
     /// The query as it was sent, not decoded, without its question mark; empty if there is none.
     pub fn query_string(&self) -> &str {
-        self.raw.url().split_once('?').map_or("", |(_, query)| query)
+        self.exchange.target().split_once('?').map_or("", |(_, query)| query)
     }
 
     /// The first value of a query parameter, decoded (`%C3%BC`, `+`); what is no UTF-8 becomes U+FFFD.
@@ -125,12 +94,13 @@ impl Request {
 
     /// All headers, in the order they were sent. No value holds a control character but tabs.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.raw.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()))
+        // A value with bytes above 0x7F is left out here.
+        self.exchange.headers().filter_map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?)))
     }
 
     /// Who sent it: the other end of the connection, which is a proxy if one is between.
-    pub fn peer(&self) -> SocketAddr {
-        self.peer
+    pub fn peer(&self) -> Peer {
+        self.exchange.peer()
     }
 
     /// The request's id: the client's `X-Request-Id` if it is sane, else one made here. It is returned and logged.
@@ -154,10 +124,10 @@ impl Request {
 
     /// The body's length in bytes, if the client said it; 0 if there is no body.
     pub fn body_length(&self) -> Option<u64> {
-        match self.head.framing {
-            Framing::None => Some(0),
-            Framing::Length(length) => Some(length),
-            Framing::Chunked => None,
+        match self.exchange.head().map(|head| head.framing) {
+            Ok(Framing::Length(length)) => Some(length),
+            Ok(Framing::Chunked) => None,
+            Ok(Framing::None) | Err(_) => Some(0),
         }
     }
 
@@ -219,11 +189,11 @@ impl Request {
     ///
     /// [`BodyError`], which turns into a fitting reply.
     pub fn discard_body(&mut self, limit: u64) -> Result<(), BodyError> {
-        if self.left().is_some_and(|left| left > limit) {
+        if self.exchange.body().remaining.is_some_and(|left| left > limit) {
             return Err(BodyError::TooLarge);
         }
         // The buffer is made only where there is something to read.
-        if self.is_body_done() {
+        if self.exchange.body().consumed {
             return Ok(());
         }
         let copied = io::copy(&mut self.body().take(limit.saturating_add(1)), &mut io::sink());
@@ -231,26 +201,6 @@ impl Request {
             copied if copied > limit => Err(BodyError::TooLarge),
             _ => Ok(()),
         }
-    }
-
-    /// Bytes of the body that have not been read, if its length is known.
-    pub(crate) fn left(&self) -> Option<u64> {
-        self.body_length().map(|length| length.saturating_sub(self.body.read))
-    }
-
-    /// Whether the body has been read to its end.
-    pub(crate) fn is_body_done(&self) -> bool {
-        self.body.ended || self.left() == Some(0)
-    }
-
-    /// Whether the body broke its framing, so that nobody knows where the next request begins.
-    pub(crate) fn is_body_broken(&self) -> bool {
-        self.body.broken
-    }
-
-    /// Whether reading the rest of the body never waits for the client.
-    pub(crate) fn is_body_buffered(&self) -> bool {
-        self.quirks.body_buffered || self.is_body_done()
     }
 }
 
@@ -275,41 +225,8 @@ struct Body<'a> {
 
 impl Read for Body<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if into.is_empty() || self.request.is_body_done() {
-            return Ok(0);
-        }
-        // Where the client asks for another protocol, tiny_http's reader goes on beyond the body.
-        let left = self.request.left().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
-        let most = left.min(into.len());
-        let result = self.request.raw.as_reader().read(&mut into[..most]);
-        let body = &mut self.request.body;
-        match result {
-            Ok(0) => {
-                body.ended = true;
-                body.broken = match self.request.head.framing {
-                    Framing::None => false,
-                    Framing::Length(length) => body.read < length,
-                    // tiny_http ends a chunked body alike at its last chunk and where the connection broke off within a
-                    // chunk. A client that has said all, and ended its side already, cannot be told from one that broke
-                    // off: it is not believed.
-                    Framing::Chunked => self.request.line.has_ended(),
-                };
-                if body.broken {
-                    return Err(mark_broken_body(&io::Error::new(io::ErrorKind::UnexpectedEof, "it ended early")));
-                }
-                Ok(0)
-            }
-            Ok(n) => {
-                body.read += n as u64;
-                self.request.line.progressed(n as u64);
-                Ok(n)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => {
-                body.ended = true;
-                body.broken = true;
-                Err(mark_broken_body(&error))
-            }
-        }
+        let result = self.request.exchange.read_body(into);
+        result
+            .map_err(|error| if error.kind() == io::ErrorKind::Interrupted { error } else { mark_broken_body(&error) })
     }
 }

@@ -78,7 +78,6 @@ pub(crate) struct RouteMatch {
     /// The handler never blocks: it may run on the thread that receives.
     pub(crate) inline: bool,
     pub(crate) params: Vec<(String, String)>,
-    #[allow(dead_code, reason = "dispatch is about to use it")]
     pub(crate) limits: Limits,
     /// The methods of the path, if the request's method is not one of them.
     pub(crate) allow: Option<Arc<str>>,

@@ -1,12 +1,33 @@
-//! The engines: everything between the listening socket and a request whose turn it is.
+//! The engines: everything between a listening socket and a request whose turn it is.
 //!
-//! The rest of the crate sees the types of this file alone.
+//! The rest of the crate sees [`Engine`] and [`Exchange`], and never what is behind them. An engine knows nothing of
+//! routes, members or the lifecycle.
+//!
+//! An engine is made ([`Engine::new`]), then starts to receive ([`Engine::start`]); its threads are spawned by the crew
+//! ([`Engine::threads`]), which joins them before [`Engine::finish`].
 
+mod engines;
+mod exchange;
 pub(crate) mod gate;
+mod peer;
+#[allow(dead_code, reason = "becomes the measure of bodies in both directions")]
+mod progress;
+mod stats;
+mod stop_state;
 pub(crate) mod tiny_http;
 
-use std::sync::OnceLock;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::text::human_duration;
+pub(crate) use engines::Engines;
+pub(crate) use exchange::{BodyState, Exchange};
+pub use peer::Peer;
+pub(crate) use stats::{CLOSE_REASONS, CloseReason, ConnStats};
+pub(crate) use stop_state::StopState;
 
 /// Times and limits that an engine enforces.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) keepalive_min: Duration,
     /// Leaked connections at which the engine asks to be replaced.
     pub(crate) leak_limit: u64,
+    /// Bytes of an unread body that are read and thrown away, so that the connection can go on.
+    pub(crate) max_discard: u64,
 }
 
 /// Callbacks of an engine into the rest. None of them may block.
@@ -31,37 +54,190 @@ pub(crate) struct Events {
     pub(crate) leaking: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
 
-/// How far a stop has come, as far as an engine must know. Each step is taken once and never undone.
-#[derive(Debug, Default)]
-pub(crate) struct StopState {
-    announced: OnceLock<Instant>,
-    accept_stopped: OnceLock<Instant>,
+/// Serves an exchange, or takes it away to be served by another thread. Returns the next exchange of the same connection,
+/// if there is one. Must not block: it runs on the thread that receives.
+pub(crate) type Serve = dyn Fn(Exchange) -> Option<Exchange> + Send + Sync;
+
+/// A thread of an engine, for the crew to spawn.
+pub(crate) struct EngineThread {
+    /// Name of the thread and of the member.
+    pub(crate) name: &'static str,
+    pub(crate) run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+    /// Makes `run` return; does not block.
+    pub(crate) interrupt: Box<dyn FnOnce() + Send>,
 }
 
-impl StopState {
-    /// The drain begins: responses say `Connection: close`.
+/// What happens to the listening socket when accepting stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It is closed with this process: new connections are ignored by the kernel, what is queued is accepted.
+    Filter,
+    /// It outlives this process: what is queued is left to the next holder.
+    HandOver,
+}
+
+/// A request in flight, for the log.
+#[derive(Clone, Debug)]
+pub(crate) struct InFlight {
+    /// Method and target, cut to 200 bytes, without control characters.
+    pub(crate) request_line: String,
+    pub(crate) peer: Peer,
+    /// When it was dispatched.
+    pub(crate) since: Instant,
+    /// Requests that the same client has pipelined behind it.
+    pub(crate) pipelined: usize,
+}
+
+/// `GET /timeout from 127.0.0.1:4711 for 1.2s, 2 pipelined behind it`
+impl fmt::Display for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} from {} for {}", self.request_line, self.peer, human_duration(self.since.elapsed()))?;
+        match self.pipelined {
+            0 => Ok(()),
+            n => write!(f, ", {n} pipelined behind it"),
+        }
+    }
+}
+
+/// Connections by state, for the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConnCensus {
+    pub(crate) busy: usize,
+    pub(crate) idle: usize,
+    pub(crate) closing: usize,
+    pub(crate) aborted: usize,
+}
+
+/// An engine on one listening socket; a handle that is cheap to clone.
+#[derive(Clone)]
+pub(crate) enum Engine {
+    TinyHttp(Arc<tiny_http::Engine>),
+}
+
+macro_rules! delegate {
+    ($self:ident, $engine:ident => $call:expr) => {
+        match $self {
+            Engine::TinyHttp($engine) => $call,
+        }
+    };
+}
+
+impl Engine {
+    /// An engine that does not receive yet.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or the socket refuses an option.
+    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+        tiny_http::Engine::new(listener, settings, events).map(|engine| Engine::TinyHttp(Arc::new(engine)))
+    }
+
+    /// Receives requests from here on; `serve` is called once the [threads](Engine::threads) run.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or no thread is left.
+    pub(crate) fn start(&self, serve: Arc<Serve>) -> io::Result<()> {
+        delegate!(self, engine => engine.start(serve))
+    }
+
+    /// Its name in the log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Engine::TinyHttp(_) => "tiny_http",
+        }
+    }
+
+    /// The threads of a started engine.
+    pub(crate) fn threads(&self) -> Vec<EngineThread> {
+        delegate!(self, engine => engine.threads())
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        delegate!(self, engine => engine.address())
+    }
+
+    /// The drain begins: every response says `Connection: close` where nothing follows.
     pub(crate) fn announce_close(&self) {
-        self.announced.get_or_init(Instant::now);
+        delegate!(self, engine => engine.stop_state().announce_close());
     }
 
-    /// New connections are no longer accepted.
-    pub(crate) fn stop_accepting(&self) {
-        self.announce_close();
-        self.accept_stopped.get_or_init(Instant::now);
+    /// Stops accepting, and begins to close connections that have nothing left to say.
+    pub(crate) fn stop_accepting(&self, ending: Ending) {
+        delegate!(self, engine => engine.stop_accepting(ending));
     }
 
-    /// When the drain began.
-    pub(crate) fn announced(&self) -> Option<Instant> {
-        self.announced.get().copied()
+    /// Whether accepting has stopped and no connection is left, so that no request can be lost.
+    pub(crate) fn is_quiescent(&self) -> bool {
+        delegate!(self, engine => engine.is_quiescent())
     }
 
-    /// When accepting stopped.
-    pub(crate) fn accept_stopped(&self) -> Option<Instant> {
-        self.accept_stopped.get().copied()
+    /// Whether a request is in flight that was before the drain began.
+    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
+        delegate!(self, engine => engine.has_requests_older_than_drain())
     }
 
-    /// Whether the drain has begun and `moment` came before it.
-    pub(crate) fn predates_drain(&self, moment: Instant) -> bool {
-        self.announced().is_some_and(|began| moment <= began)
+    /// Requests that are being answered, without those that are pipelined behind them.
+    pub(crate) fn in_flight(&self) -> usize {
+        delegate!(self, engine => engine.in_flight())
+    }
+
+    /// Requests that wait behind another one of their connection.
+    pub(crate) fn pipelined(&self) -> usize {
+        delegate!(self, engine => engine.pipelined())
+    }
+
+    /// Open connections, as far as they are known.
+    pub(crate) fn connections(&self) -> usize {
+        delegate!(self, engine => engine.connections())
+    }
+
+    /// Open connections by state.
+    pub(crate) fn census(&self) -> ConnCensus {
+        delegate!(self, engine => engine.census())
+    }
+
+    /// Every request in flight, oldest first.
+    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
+        delegate!(self, engine => engine.requests_in_flight())
+    }
+
+    pub(crate) fn stats(&self) -> &ConnStats {
+        delegate!(self, engine => engine.stats())
+    }
+
+    /// Connections that the kernel holds and that were not accepted yet.
+    pub(crate) fn accept_queue_len(&self) -> u32 {
+        delegate!(self, engine => engine.gate().accept_queue_len())
+    }
+
+    /// Whether the kernel is told to ignore new connections.
+    pub(crate) fn is_gate_closed(&self) -> bool {
+        delegate!(self, engine => engine.gate().is_closed())
+    }
+
+    /// A connection to this engine as a client has it, for a check from within.
+    ///
+    /// # Errors
+    ///
+    /// There was none within `limit`.
+    pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
+        delegate!(self, engine => engine.gate().call(limit))
+    }
+
+    /// Passes of the thread that watches connections, so far: it changes while that thread lives.
+    pub(crate) fn ticks(&self) -> u64 {
+        delegate!(self, engine => engine.ticks())
+    }
+
+    /// Has the thread that watches connections make a pass soon.
+    pub(crate) fn wake(&self) {
+        delegate!(self, engine => engine.wake());
+    }
+
+    /// Releases the listening socket, once all threads were joined; `socket_is_shared` if it outlives this process.
+    pub(crate) fn finish(&self, socket_is_shared: bool) {
+        delegate!(self, engine => engine.finish(socket_is_shared));
     }
 }

@@ -48,11 +48,7 @@ use crate::crew::Crew;
 use crate::crew::hooks::{self, Hook};
 use crate::crew::member::SlotId;
 use crate::crew::shutdown::{Shutdown, saturating_add};
-use crate::engine::StopState;
-use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::monitor::Monitor;
-use crate::engine::tiny_http::receive::ReceiveLoop;
+use crate::engine::{Ending, Engines};
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::text::{human_duration, pluralize};
 
@@ -64,14 +60,10 @@ const LAST_CALL: Duration = Duration::from_millis(250);
 
 /// What a drain works on.
 pub(crate) struct Drain {
-    pub(crate) connections: Arc<ConnectionTable>,
-    pub(crate) gate: Arc<AcceptGate>,
-    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) engines: Engines,
     pub(crate) phase: Arc<Lifecycle>,
-    pub(crate) stop_state: Arc<StopState>,
-    pub(crate) listener: Arc<ReceiveLoop>,
-    /// The member that sees quiescence.
-    pub(crate) watcher: SlotId,
+    /// The threads of the engines: without them there is no quiescence to wait for.
+    pub(crate) watchers: Vec<SlotId>,
     /// The worker pool.
     pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
@@ -83,38 +75,27 @@ impl Drain {
     /// Takes everyone out. Only a second signal makes it shorter than its phases.
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) {
         self.phase.advance(Phase::DrainDelay);
-        self.stop_state.announce_close();
+        self.engines.announce_close();
         crew.stop().drain();
         log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
         self.delay(crew, shutdown);
 
         self.phase.advance(Phase::Draining);
-        self.stop_state.stop_accepting();
         let whose = if self.handover {
             "new connections are left to the next instance"
         } else {
             "no longer accepting connections"
         };
         log::info!("draining: {whose}: {}", self.what_is_left());
-        if self.handover {
-            // It may have been closed because there were too many connections: nobody else would open it.
-            if let Err(error) = self.gate.open() {
-                log::warn!("new connections may be kept out: {error}");
-            }
-            if let Err(error) = self.listener.hand_over() {
-                log::warn!("tiny_http may go on accepting, so that some connections may be reset: {error}");
-            }
-        } else if let Err(error) = self.gate.close() {
-            log::warn!("new connections cannot be kept out, so that some may be reset: {error}");
-        }
-        self.monitor.wake();
+        let ending = if self.handover { Ending::HandOver } else { Ending::Filter };
+        self.engines.stop_accepting(|_| ending);
         self.finish(crew, shutdown);
 
-        for request in self.connections.describe_in_flight() {
+        for request in self.engines.requests_in_flight() {
             if shutdown.forced_by.is_none() {
                 log::warn!("abandoned: {request}");
-                shutdown.abandoned.push(request);
+                shutdown.abandoned.push(request.to_string());
                 shutdown.mark_reported(self.workers);
             }
         }
@@ -142,7 +123,7 @@ impl Drain {
         }
         while shutdown.forced_by.is_none() && crew.all_running() {
             let now = Instant::now();
-            let over = now >= until && !self.connections.has_requests_older_than_drain(&self.stop_state);
+            let over = now >= until && !self.engines.has_requests_older_than_drain();
             if over || now >= shutdown.soft_deadline() {
                 return;
             }
@@ -164,7 +145,7 @@ impl Drain {
     /// Waits until no connection is left, or grace is over.
     fn finish(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
         let mut progress = Instant::now() + PROGRESS;
-        while shutdown.forced_by.is_none() && !self.monitor.is_quiescent() {
+        while shutdown.forced_by.is_none() && !self.engines.is_quiescent() {
             let now = Instant::now();
             if now >= shutdown.soft_deadline() {
                 crew.stop().expire();
@@ -173,7 +154,7 @@ impl Drain {
                 return;
             }
             self.say_how_far(&mut progress, shutdown);
-            if !crew.is_running(self.watcher) && self.connections.in_flight() == 0 {
+            if self.watchers.iter().any(|watcher| !crew.is_running(*watcher)) && self.engines.in_flight() == 0 {
                 return; // nobody is left who could see more than this
             }
             let next = if now < shutdown.soft_deadline() { shutdown.soft_deadline() } else { shutdown.deadline() };
@@ -182,11 +163,11 @@ impl Drain {
     }
 
     fn what_is_left(&self) -> String {
-        let waiting = match self.connections.waiting() {
+        let waiting = match self.engines.pipelined() {
             0 => String::new(),
-            n => format!(" ({n} more behind)"),
+            n => format!(" ({n} more pipelined)"),
         };
-        let in_flight = pluralize(self.connections.in_flight(), "request");
-        format!("{in_flight} in flight{waiting}, {} open", pluralize(self.connections.connections(), "connection"))
+        let in_flight = pluralize(self.engines.in_flight(), "request");
+        format!("{in_flight} in flight{waiting}, {} open", pluralize(self.engines.connections(), "connection"))
     }
 }

@@ -86,11 +86,6 @@ impl Lifecycle {
         self.began.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// Whether the drain has begun, and a request that arrived then was there before.
-    pub(crate) fn predates_drain(&self, arrived: Instant) -> bool {
-        self.began.get().is_some_and(|began| arrived <= *began)
-    }
-
     pub(crate) fn is_draining(&self) -> bool {
         self.get() > Phase::Serving
     }

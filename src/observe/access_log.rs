@@ -108,7 +108,7 @@ mod tests {
             bytes: 312,
             cut: None,
             duration: Duration::from_micros(214),
-            peer: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: std::net::SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             id: "x",
         };
         let said = |record: &ResponseRecord<'_>| Message { method: "GET", target: "/a", record }.to_string();

@@ -6,13 +6,12 @@ pub(crate) mod metrics;
 pub(crate) mod state_dump;
 pub(crate) mod systemd;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::crew::pool::{Pool, PoolStats, RunningJob, Work};
-use crate::engine::tiny_http::connections::ConnectionTable;
+use crate::engine::{Engines, Peer};
 use crate::lifecycle::phase::Lifecycle;
 
 /// Facts about one response, for observers.
@@ -35,7 +34,7 @@ pub(crate) struct ResponseRecord<'a> {
     pub(crate) cut: Option<Cut>,
     /// Time from dispatch to the end of the write.
     pub(crate) duration: Duration,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
     /// The request's id.
     pub(crate) id: &'a str,
 }
@@ -76,15 +75,15 @@ pub(crate) struct DispatchStats {
 pub(crate) trait WorkerPool: Send + Sync {
     fn stats(&self) -> PoolStats;
     /// The jobs that workers are running, by the peer of their connection.
-    fn running_jobs(&self) -> Vec<RunningJob<SocketAddr>>;
+    fn running_jobs(&self) -> Vec<RunningJob<Peer>>;
 }
 
-impl<W: Work<Id = SocketAddr>> WorkerPool for Pool<W> {
+impl<W: Work<Id = Peer>> WorkerPool for Pool<W> {
     fn stats(&self) -> PoolStats {
         Pool::stats(self)
     }
 
-    fn running_jobs(&self) -> Vec<RunningJob<SocketAddr>> {
+    fn running_jobs(&self) -> Vec<RunningJob<Peer>> {
         Pool::running_jobs(self)
     }
 }
@@ -92,7 +91,7 @@ impl<W: Work<Id = SocketAddr>> WorkerPool for Pool<W> {
 /// The parts of a service that `/metrics` and the state dump read.
 #[derive(Clone)]
 pub(crate) struct ServiceState {
-    pub(crate) connections: Arc<ConnectionTable>,
+    pub(crate) engines: Engines,
     pub(crate) pool: Arc<dyn WorkerPool>,
     pub(crate) phase: Arc<Lifecycle>,
     pub(crate) dispatch: Arc<DispatchStats>,

@@ -4,12 +4,10 @@
 //! of a busy service need not add up.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::crew::member::MemberTable;
-use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::ConnState;
+use crate::engine::ConnCensus;
 use crate::lifecycle::phase::Phase;
 use crate::observe::ServiceState;
 use crate::text::{human_duration, pluralize};
@@ -21,7 +19,6 @@ const MAX_LISTED: usize = 100;
 pub(crate) struct StateDump {
     pub(crate) began: Instant,
     pub(crate) members: MemberTable,
-    pub(crate) gate: Arc<AcceptGate>,
     pub(crate) state: ServiceState,
 }
 
@@ -50,23 +47,15 @@ impl StateDump {
     }
 
     fn log_connections(&self) {
-        let (mut busy, mut idle, mut closing, mut ended) = (0, 0, 0, 0);
-        for connection in self.state.connections.all() {
-            let snapshot = connection.snapshot();
-            *match (snapshot.fate, snapshot.busy) {
-                (ConnState::Aborted { .. }, _) => &mut ended,
-                (_, true) => &mut busy,
-                (ConnState::Closing { .. } | ConnState::ReadShut { .. }, _) => &mut closing,
-                (ConnState::Open, _) => &mut idle,
-            } += 1;
-        }
+        let engines = &self.state.engines;
+        let ConnCensus { busy, idle, closing, aborted } = engines.census();
         log::info!(
-            "state: {} of at most {}: {busy} busy, {idle} idle, {closing} closing, {ended} shut down; \
+            "state: {} of at most {}: {busy} busy, {idle} idle, {closing} closing, {aborted} shut down; \
              {} not accepted yet{}",
-            pluralize(busy + idle + closing + ended, "connection"),
+            pluralize(busy + idle + closing + aborted, "connection"),
             self.state.max_connections,
-            self.gate.accept_queue_len(),
-            if self.gate.is_closed() { "; the gate is closed" } else { "" },
+            engines.accept_queue_len(),
+            if engines.is_gate_closed() { "; the gate is closed" } else { "" },
         );
     }
 
@@ -79,39 +68,26 @@ impl StateDump {
             stats.busy,
             stats.queued,
             self.state.queue,
-            pluralize(self.state.connections.in_flight(), "request"),
-            self.state.connections.waiting(),
+            pluralize(self.state.engines.in_flight(), "request"),
+            self.state.engines.pipelined(),
         );
         let jobs = self.state.pool.running_jobs();
-        let mut busy: Vec<_> = self
-            .state
-            .connections
-            .all()
-            .into_iter()
-            .map(|connection| (connection.snapshot(), connection.peer))
-            .collect();
-        busy.retain(|(snapshot, _)| snapshot.busy);
-        busy.sort_by_key(|(snapshot, _)| snapshot.since);
-        for (snapshot, peer) in busy.iter().take(MAX_LISTED) {
+        let requests = self.state.engines.requests_in_flight();
+        for request in requests.iter().take(MAX_LISTED) {
             // By peer: a worker keeps its connection, whose request may not be the one that the worker was given.
-            let of_peer = format!(" from {peer}");
-            let at = match jobs.iter().find(|job| job.id == *peer) {
+            let at = match jobs.iter().find(|job| job.id == request.peer) {
                 Some(job) => format!("at worker-{}", job.worker),
                 None => "at no worker (queued, or inline)".to_owned(),
             };
-            let behind = if snapshot.waiting > 0 {
-                format!(", {} pipelined behind it", snapshot.waiting)
-            } else {
-                String::new()
+            let behind = match request.pipelined {
+                0 => String::new(),
+                n => format!(", {n} pipelined behind it"),
             };
-            log::info!(
-                "state: {}{of_peer} for {} {at}{behind}",
-                snapshot.line,
-                human_duration(snapshot.since.elapsed())
-            );
+            let (line, peer) = (&request.request_line, request.peer);
+            log::info!("state: {line} from {peer} for {} {at}{behind}", human_duration(request.since.elapsed()));
         }
-        if busy.len() > MAX_LISTED {
-            log::info!("state: and {} more", pluralize(busy.len() - MAX_LISTED, "request"));
+        if requests.len() > MAX_LISTED {
+            log::info!("state: and {} more", pluralize(requests.len() - MAX_LISTED, "request"));
         }
     }
 }
@@ -148,6 +124,7 @@ fn thread_census() -> BTreeMap<(String, &'static str), usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn threads_are_counted_by_name_and_state() {

@@ -2,11 +2,11 @@
 
 pub(crate) mod config;
 pub(crate) mod error;
+mod parts;
 pub(crate) mod settings;
 
 use std::fmt;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,36 +15,23 @@ use crate::admin::AdminRoutes;
 use crate::crew::Crew;
 use crate::crew::hooks::Hook;
 use crate::crew::member::Exit;
-use crate::crew::message::{Command, Stopper};
+use crate::crew::message::Stopper;
 use crate::crew::outcome::{Cause, Outcome};
-use crate::crew::pool::Pool;
 use crate::crew::shutdown::Shutdown;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
-use crate::dispatch::Dispatch;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
-use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::monitor::Monitor;
-use crate::engine::tiny_http::receive::ReceiveLoop;
-use crate::engine::tiny_http::server::{self as engine, Engine};
-use crate::engine::{Events, Settings, StopState};
 use crate::http::response::Response;
-use crate::lifecycle::drain::Drain;
-use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec::{self as renewal, MIN_LEAK_REEXEC_INTERVAL, Preflight};
-use crate::listen::{self as socket, ListenSocket};
-use crate::observe::ServiceState;
-use crate::observe::state_dump::StateDump;
-use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::config::Config;
 use crate::service::error::StartError;
-use crate::sys::limits;
 use crate::text::{human_duration, panic_message};
 
 /// How often the rehearsal of a renewal is looked after.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
+
+use parts::Parts;
 
 /// A member that waits to be started.
 struct Member {
@@ -321,7 +308,7 @@ impl Service {
         if renewal::is_preflight() {
             return self.rehearse();
         }
-        match self.assemble(Some(registered)) {
+        match self.start_parts(Some(registered)) {
             Ok(assembled) => assembled.run(),
             Err(error) => not_started(&error),
         }
@@ -334,7 +321,7 @@ impl Service {
     ///
     /// [`StartError`]: the address is in use, a route cannot be, or the system refuses something.
     pub fn start(self) -> Result<ServiceHandle, StartError> {
-        let assembled = self.assemble(None)?;
+        let assembled = self.start_parts(None)?;
         let address = assembled.address;
         let stopper = assembled.crew.stopper();
         let thread = thread::Builder::new()
@@ -351,171 +338,6 @@ impl Service {
             None => Outcome::immediate(Cause::Preflight),
         }
     }
-
-    #[allow(clippy::too_many_lines, reason = "the one place where all parts meet, in the order in which they start")]
-    fn assemble(self, signals: Option<signals::SignalSource>) -> Result<Parts, StartError> {
-        if let Some(bad) = self.bad {
-            return Err(bad);
-        }
-        let config = self.config;
-        let descriptors = limits::raise_nofile_limit();
-        // Whoever catches the signals is the whole process: what was passed to it, and what it tells systemd.
-        let owns_process = signals.is_some();
-        let ListenSocket { listener, inherited } = if owns_process {
-            socket::inherit_or_bind(config.listen)?
-        } else {
-            ListenSocket { listener: socket::bind(config.listen)?, inherited: false }
-        };
-        let system = |what| move |error: io::Error| StartError::System(what, error);
-        socket::prepare(&listener, config.request_timeout).map_err(system("socket options"))?;
-        let gate = Arc::new(AcceptGate::new(&listener).map_err(system("the listening socket"))?);
-
-        let mut crew = self.crew.grace(config.grace);
-        let (stop, stopper) = (crew.stop(), crew.stopper());
-        let phase = Arc::new(Lifecycle::default());
-        let stop_state = Arc::new(StopState::default());
-        let events = {
-            let (changed, leaking) = (stopper.clone(), stopper.clone());
-            Arc::new(Events {
-                changed: Box::new(move || changed.recheck()),
-                leaking: Box::new(move |leaked, limit| {
-                    let why = format!("tiny_http has leaked {leaked} connections (limit {limit})");
-                    leaking.command(Command::EngineLeak(why));
-                }),
-            })
-        };
-        let connections = Arc::new(ConnectionTable::default());
-        let max_connections = config.max_connections.min(connections_for(descriptors, limits::max_threads()));
-        let limits = Settings {
-            max_connections,
-            idle_timeout: config.idle_timeout,
-            request_timeout: config.request_timeout,
-            keepalive_min: config.keepalive_min,
-            leak_limit: (max_connections as u64 / 4).clamp(16, 1024),
-        };
-        let monitor =
-            Monitor::new(Arc::clone(&connections), Arc::clone(&gate), Arc::clone(&stop_state), limits, events);
-        let monitor = Arc::new(monitor.map_err(system("the monitor's descriptors"))?);
-        let pool = Pool::new(config.workers, config.queue, crew.reserve("workers"));
-        {
-            let pool = Arc::clone(&pool);
-            crew.on_interrupt(pool.slot(), move || pool.close());
-        }
-
-        let mut routes = self.routes;
-        let state = ServiceState {
-            connections: Arc::clone(&connections),
-            pool: Arc::clone(&pool) as _,
-            phase: Arc::clone(&phase),
-            dispatch: Arc::default(),
-            queue: config.queue,
-            max_connections,
-        };
-        let address = gate.address();
-        let record_request_line = self.operations.access_log;
-        let exposure = self.operations.exposure_warning(address);
-        let observers = self.operations.install(&mut routes, &state, &stopper, address)?;
-        let dispatch = Arc::new(Dispatch {
-            connections: Arc::clone(&connections),
-            routes,
-            pool: Arc::clone(&pool),
-            monitor: Arc::clone(&monitor),
-            phase: Arc::clone(&phase),
-            stop: stop.clone(),
-            observers,
-            record_request_line,
-            max_body: config.max_body,
-            stats: Arc::clone(&state.dispatch),
-        });
-
-        let system = |what| move |error: io::Error| StartError::System(what, error);
-        if let Some(registered) = signals {
-            let dump = StateDump { began: Instant::now(), members: crew.members(), gate: Arc::clone(&gate), state };
-            crew.spawn_signals(registered, move || dump.log()).map_err(system("the signal thread"))?;
-        }
-        let watcher = {
-            let (of_thread, of_interrupt) = (Arc::clone(&monitor), Arc::clone(&monitor));
-            crew.spawn_member("monitor", Some(Box::new(move || of_interrupt.stop())), move || of_thread.run())
-                .map_err(system("the monitor's thread"))?
-        };
-        for Member { name, interrupt, body } in self.members {
-            let stop = stop.clone();
-            crew.spawn_member(&name, Some(interrupt), move || body(&stop)).map_err(system("a member's thread"))?;
-        }
-        // Before somebody can ask for a change.
-        let changes = (owns_process && systemd::is_enabled()).then(|| phase.changes());
-        // Last, since from here on requests arrive.
-        let engine = Engine::start(gate.listener()).map_err(system("tiny_http"))?;
-        let listening =
-            Arc::new(ReceiveLoop::new(Arc::clone(&dispatch), Arc::clone(&gate), Arc::clone(&monitor), &engine));
-        {
-            // The listener holds the keeper: held in turn, neither would ever be dropped.
-            let listening = Arc::downgrade(&listening);
-            monitor.on_dead_engine(move || {
-                if let Some(listening) = listening.upgrade() {
-                    listening.replace_engine();
-                }
-            });
-        }
-        {
-            let (of_thread, of_interrupt) = (Arc::clone(&listening), Arc::clone(&listening));
-            crew.spawn_with_interrupt("listener", move || of_interrupt.stop(), move || of_thread.run())
-                .map_err(system("the listener's thread"))?;
-        }
-        if let Some(changes) = changes {
-            let watch = SystemdNotifier {
-                connections: Arc::clone(&connections),
-                gate: Arc::clone(&gate),
-                monitor: Arc::clone(&monitor),
-                phase: Arc::clone(&phase),
-                pool: Arc::clone(&pool) as _,
-                changes,
-                request_timeout: config.request_timeout,
-                grace: config.grace,
-            };
-            crew.spawn("systemd", move |_| watch.run()).map_err(system("the thread that tells systemd"))?;
-        }
-        log::info!("listening on http://{address}");
-        if let Some(exposure) = exposure {
-            log::warn!("{exposure}");
-        }
-        log::info!(
-            "at most {} workers, {} requests in the queue, {max_connections} connections",
-            config.workers,
-            config.queue
-        );
-        if !std::path::Path::new("/proc/self").exists() {
-            log::warn!(
-                "/proc is not mounted: a limit on threads is not known, a renewal finds no binary, SIGUSR1 names no threads"
-            );
-        }
-        let drain = Drain {
-            connections,
-            gate: Arc::clone(&gate),
-            monitor,
-            phase,
-            stop_state,
-            listener: listening,
-            watcher,
-            workers: pool.slot(),
-            delay: config.drain_delay,
-            handover: inherited,
-        };
-        Ok(Parts {
-            crew,
-            drain,
-            gate,
-            listener,
-            engine,
-            pool,
-            address,
-            inherited,
-            owns_process,
-            grace: config.grace,
-            before: self.before_drain,
-            after: self.after_drain,
-        })
-    }
 }
 
 fn erase<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 'static) -> Handler {
@@ -525,35 +347,6 @@ fn erase<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 
 fn not_started(error: &StartError) -> Outcome {
     log::error!("{error}");
     Outcome::immediate(Cause::NotStarted(error.to_string()))
-}
-
-/// As many connections as the descriptors suffice for: two each for tiny_http, one for the keeper, one for what its
-/// handler may open; and some for everything else.
-///
-/// And as threads do: one each for tiny_http; a quarter of them is for workers, and some for everything else.
-fn connections_for(descriptors: u64, threads: u64) -> usize {
-    const EVERYTHING_ELSE: u64 = 64;
-    const OTHER_THREADS: u64 = 16;
-    let by_descriptors = descriptors.saturating_sub(EVERYTHING_ELSE) / 4;
-    let by_threads = threads.saturating_sub(OTHER_THREADS) / 4 * 3;
-    usize::try_from(by_descriptors.min(by_threads)).unwrap_or(usize::MAX).max(8)
-}
-
-/// All parts of a service, started.
-struct Parts {
-    crew: Crew,
-    drain: Drain,
-    gate: Arc<AcceptGate>,
-    listener: TcpListener,
-    engine: Engine,
-    pool: Arc<Pool<crate::dispatch::Job>>,
-    address: SocketAddr,
-    /// Others hold the listening socket as well.
-    inherited: bool,
-    owns_process: bool,
-    grace: Duration,
-    before: Vec<Hook>,
-    after: Vec<Hook>,
 }
 
 impl Parts {
@@ -574,13 +367,8 @@ impl Parts {
             let error = renewal::exec_new_image(&self.listener, self.inherited);
             shutdown.failures.push(format!("the renewal failed: {error}"));
         }
-        if self.inherited {
-            // Dropping tiny_http's server would connect to a port that is somebody else's by now.
-            std::mem::forget(self.engine);
-        } else {
-            // The port is free from here on, and dropping tiny_http's server, which connects to it, comes back at once.
-            engine::shut_listener(self.gate.listener());
-        }
+        let inherited = self.inherited;
+        self.drain.engines.iter().for_each(|engine| engine.finish(inherited));
         let outcome = shutdown.outcome();
         if outcome.code() == 0 {
             log::info!("{outcome}");

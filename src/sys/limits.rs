@@ -13,7 +13,7 @@ pub(crate) fn raise_nofile_limit() -> u64 {
 }
 
 /// The soft limit on descriptors; `u64::MAX` if there is none.
-fn nofile_limit() -> u64 {
+pub(crate) fn nofile_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 

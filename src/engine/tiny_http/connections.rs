@@ -24,9 +24,8 @@ use std::time::Instant;
 
 use socket2::SockRef;
 
-use crate::dispatch::request::Line;
-use crate::engine::StopState;
 use crate::engine::tiny_http::discover::DiscoveredSocket;
+use crate::engine::{CloseReason, ConnStats, StopState};
 use crate::sync::lock;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::{tcp_info, unread_bytes as unread};
@@ -49,50 +48,6 @@ const PIPELINE_LOW: usize = 8;
 /// Responses that may be written without asking whether the earlier ones were received. A new socket takes 16 KiB
 /// (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit, so 8 never block.
 const MAX_UNACKED_RESPONSES: u8 = 8;
-
-/// Why a connection was ended by us; each is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// No request within the idle timeout.
-    IdleTimeout,
-    /// A request took longer than the request timeout.
-    RequestTimeout,
-    /// Too many connections, and this was the idlest.
-    Evicted,
-    /// The head of a request grew beyond what any request may have.
-    HeadTooLarge,
-    /// The request broke the protocol, and was refused.
-    BadRequest,
-    /// A response could not be written without waiting, and nobody was free to wait.
-    SlowReader,
-    /// The service is stopping.
-    Drain,
-    /// It sent more requests at once than can be kept.
-    PipelineOverflow,
-}
-
-/// All causes, for those who count.
-pub(crate) const CLOSE_REASONS: [(CloseReason, &str); 8] = [
-    (CloseReason::IdleTimeout, "idle_timeout"),
-    (CloseReason::RequestTimeout, "request_timeout"),
-    (CloseReason::Evicted, "evicted"),
-    (CloseReason::HeadTooLarge, "head_too_large"),
-    (CloseReason::BadRequest, "bad_request"),
-    (CloseReason::SlowReader, "slow_reader"),
-    (CloseReason::Drain, "drain"),
-    (CloseReason::PipelineOverflow, "pipeline_overflow"),
-];
-
-/// What has become of connections so far.
-#[derive(Debug, Default)]
-pub(crate) struct ConnStats {
-    pub(crate) opened: AtomicU64,
-    pub(crate) ended: [AtomicU64; CLOSE_REASONS.len()],
-    pub(crate) unstarved: AtomicU64,
-    pub(crate) held: AtomicU64,
-    pub(crate) discarded: AtomicU64,
-    pub(crate) leaked: AtomicU64,
-}
 
 /// The connections.
 #[derive(Debug, Default)]
@@ -157,13 +112,12 @@ struct State {
 }
 
 /// What the keeper sees of a page.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) busy: bool,
     pub(crate) since: Instant,
     pub(crate) waiting: usize,
     pub(crate) fate: ConnState,
-    pub(crate) line: String,
 }
 
 /// What becomes of a request that has arrived.
@@ -365,29 +319,7 @@ impl ConnectionTable {
 
     /// Counts a connection that was ended by us.
     pub(crate) fn count_close(&self, why: CloseReason) {
-        self.counts.ended[why as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Method, target, peer and age of every request in flight, and of those that wait, oldest first.
-    pub(crate) fn describe_in_flight(&self) -> Vec<String> {
-        let now = Instant::now();
-        let mut busy: Vec<_> = self
-            .all()
-            .iter()
-            .map(|connection| (connection.snapshot(), connection.peer))
-            .filter(|(snapshot, _)| snapshot.busy)
-            .collect();
-        busy.sort_by_key(|(snapshot, _)| snapshot.since);
-        busy.into_iter()
-            .map(|(snapshot, peer)| {
-                let age = crate::text::human_duration(now.saturating_duration_since(snapshot.since));
-                let behind = match snapshot.waiting {
-                    0 => String::new(),
-                    n => format!(", and {n} behind it"),
-                };
-                format!("{} from {peer} for {age}{behind}", snapshot.line)
-            })
-            .collect()
+        self.counts.count_close(why);
     }
 }
 
@@ -433,15 +365,14 @@ impl Connection {
         state.socket.is_none() || state.is_over()
     }
 
+    /// Method and target of the request in flight, for the log.
+    pub(crate) fn request_line(&self) -> String {
+        lock(&self.state).line.clone()
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         let state = lock(&self.state);
-        Snapshot {
-            busy: state.busy,
-            since: state.since,
-            waiting: state.waiting.len(),
-            fate: state.fate,
-            line: if state.busy { state.line.clone() } else { String::new() },
-        }
+        Snapshot { busy: state.busy, since: state.since, waiting: state.waiting.len(), fate: state.fate }
     }
 
     /// Whether nothing more of this connection is on its way, so that the response in hand may be its last: no request
@@ -579,12 +510,14 @@ impl Connection {
     }
 }
 
-impl Line for Connection {
-    fn progressed(&self, bytes: u64) {
+impl Connection {
+    /// So many bytes of a body have been read.
+    pub(crate) fn on_parsed(&self, bytes: u64) {
         self.progress.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether the input has ended, by the client's will or by ours.
+    pub(crate) fn has_input_ended(&self) -> bool {
         let (ended, socket) = {
             let state = lock(&self.state);
             (state.told || matches!(state.fate, ConnState::Aborted { .. }), state.socket.clone())
@@ -625,7 +558,7 @@ impl State {
         if let Some(socket) = &self.socket {
             self.held = set_min_ttl_filter(&**socket, true).is_ok();
             if self.held {
-                counts.held.fetch_add(1, Ordering::Relaxed);
+                counts.throttled.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

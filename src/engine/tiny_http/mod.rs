@@ -1,10 +1,219 @@
-//! tiny_http.
+//! The engine on `tiny_http`: what it does not do, and what is done about it.
+//!
+//! `tiny_http` accepts, reads and frames requests, on a thread for each connection, and is used unmodified. Everything
+//! else that a server must do is here, one file for each of its ways:
+//!
+//! | its way | file |
+//! | --- | --- |
+//! | threads without names; panics as messages; `Drop` connects to its own port | `server` |
+//! | an unbounded queue; `unblock` leaves a marker in it | `receive` |
+//! | its accept thread dies when descriptors or threads run out | `restart` |
+//! | pipelined requests come at once and block each other's responses | `connections` |
+//! | no event when a connection begins or ends; sockets are not shown | `discover` |
+//! | which bodies are in memory, when it closes by itself, what it sends by itself | `quirks` |
+//! | dropping a request reads its body to the end, and allocates all of it | `unread_body` |
+//! | it reads ahead without bound | `throttle` |
+//! | no timeouts, starved connections, leaks, no limit on a head | `monitor` |
 
 pub(crate) mod connections;
 pub(crate) mod discover;
+mod exchange;
 pub(crate) mod monitor;
 pub(crate) mod quirks;
-pub(crate) mod receive;
-pub(crate) mod server;
-pub(crate) mod throttle;
-pub(crate) mod unread_body;
+mod receive;
+mod respond;
+mod restart;
+mod server;
+mod throttle;
+mod unread_body;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+pub(crate) use exchange::{Client, Exchange, Headers};
+
+use super::gate::AcceptGate;
+use super::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState};
+use connections::{ConnState, Connection, ConnectionTable};
+use monitor::Monitor;
+use receive::ReceiveLoop;
+
+/// What an exchange needs of its engine.
+pub(crate) struct Shared {
+    pub(crate) connections: Arc<ConnectionTable>,
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) stop_state: Arc<StopState>,
+    pub(crate) settings: Settings,
+}
+
+impl Shared {
+    /// The socket of a connection, searched for if it is not known yet.
+    pub(crate) fn socket_of(&self, connection: &Arc<Connection>) -> Option<Arc<OwnedFd>> {
+        connection.socket().or_else(|| {
+            self.monitor.scan_now();
+            connection.socket()
+        })
+    }
+}
+
+/// `tiny_http` on one listening socket.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    gate: Arc<AcceptGate>,
+    receive: OnceLock<Arc<ReceiveLoop>>,
+}
+
+impl Engine {
+    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+        let gate = Arc::new(AcceptGate::new(listener)?);
+        let connections = Arc::new(ConnectionTable::default());
+        let stop_state = Arc::new(StopState::default());
+        let monitor = Arc::new(Monitor::new(
+            Arc::clone(&connections),
+            Arc::clone(&gate),
+            Arc::clone(&stop_state),
+            settings,
+            Arc::new(events),
+        )?);
+        let shared = Arc::new(Shared { connections, monitor, stop_state, settings });
+        Ok(Engine { shared, gate, receive: OnceLock::new() })
+    }
+
+    pub(crate) fn start(&self, serve: Arc<Serve>) -> io::Result<()> {
+        let receive = ReceiveLoop::start(Arc::clone(&self.shared), Arc::clone(&self.gate), serve)?;
+        let receive = Arc::new(receive);
+        // The receive loop holds the monitor: held in turn, neither would ever be dropped.
+        let on_stalled = Arc::downgrade(&receive);
+        self.shared.monitor.on_dead_engine(move || {
+            if let Some(receive) = on_stalled.upgrade() {
+                receive.request_restart();
+            }
+        });
+        let _ = self.receive.set(receive); // started once
+        Ok(())
+    }
+
+    pub(crate) fn threads(&self) -> Vec<EngineThread> {
+        let mut threads = Vec::with_capacity(2);
+        {
+            let (run, interrupt) = (Arc::clone(&self.shared.monitor), Arc::clone(&self.shared.monitor));
+            threads.push(EngineThread {
+                name: "monitor",
+                run: Box::new(move || run.run()),
+                interrupt: Box::new(move || interrupt.stop()),
+            });
+        }
+        if let Some(receive) = self.receive.get() {
+            let (run, interrupt) = (Arc::clone(receive), Arc::clone(receive));
+            threads.push(EngineThread {
+                name: "listener",
+                run: Box::new(move || run.run()),
+                interrupt: Box::new(move || interrupt.stop()),
+            });
+        }
+        threads
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.gate.address()
+    }
+
+    pub(crate) fn gate(&self) -> &AcceptGate {
+        &self.gate
+    }
+
+    pub(crate) fn stop_state(&self) -> &StopState {
+        &self.shared.stop_state
+    }
+
+    pub(crate) fn stop_accepting(&self, ending: Ending) {
+        self.shared.stop_state.stop_accepting();
+        let result = match ending {
+            Ending::Filter => self.gate.close(),
+            Ending::HandOver => {
+                // The gate may be closed for too many connections: the next holder of the socket would not open it.
+                let opened = self.gate.open();
+                opened.and_then(|()| self.receive.get().map_or(Ok(()), |receive| receive.hand_over()))
+            }
+        };
+        if let Err(error) = result {
+            log::warn!("cannot stop accepting ({error}): some new connections may be reset");
+        }
+        self.shared.monitor.wake();
+    }
+
+    pub(crate) fn is_quiescent(&self) -> bool {
+        self.shared.monitor.is_quiescent()
+    }
+
+    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
+        self.shared.connections.has_requests_older_than_drain(&self.shared.stop_state)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.shared.connections.in_flight()
+    }
+
+    pub(crate) fn pipelined(&self) -> usize {
+        self.shared.connections.waiting()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.connections()
+    }
+
+    pub(crate) fn census(&self) -> ConnCensus {
+        let mut census = ConnCensus::default();
+        for connection in self.shared.connections.all() {
+            let snapshot = connection.snapshot();
+            *match (snapshot.fate, snapshot.busy) {
+                (ConnState::Aborted { .. }, _) => &mut census.aborted,
+                (_, true) => &mut census.busy,
+                (ConnState::Closing { .. } | ConnState::ReadShut { .. }, _) => &mut census.closing,
+                (ConnState::Open, _) => &mut census.idle,
+            } += 1;
+        }
+        census
+    }
+
+    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
+        let mut busy: Vec<InFlight> = self
+            .shared
+            .connections
+            .all()
+            .into_iter()
+            .filter_map(|connection| {
+                let snapshot = connection.snapshot();
+                snapshot.busy.then(|| InFlight {
+                    request_line: connection.request_line(),
+                    peer: Peer::Inet(connection.peer),
+                    since: snapshot.since,
+                    pipelined: snapshot.waiting,
+                })
+            })
+            .collect();
+        busy.sort_by_key(|request| request.since);
+        busy
+    }
+
+    pub(crate) fn stats(&self) -> &ConnStats {
+        &self.shared.connections.counts
+    }
+
+    pub(crate) fn ticks(&self) -> u64 {
+        self.shared.monitor.looks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wake(&self) {
+        self.shared.monitor.wake();
+    }
+
+    pub(crate) fn finish(&self, socket_is_shared: bool) {
+        if let Some(receive) = self.receive.get() {
+            receive.finish(socket_is_shared);
+        }
+    }
+}

@@ -1,344 +1,229 @@
-//! The listener: receives requests from tiny_http, and answers or passes on each.
+//! The listener: receives requests from `tiny_http` and serves, or passes on, each.
 //!
-//! It takes what has arrived, up to [`AT_ONCE`], before it answers the next, so that requests which wait are seen where
-//! they wait: on their connection's page, one turn for each connection. It blocks only when nothing has arrived and
-//! nobody's turn is left; where requests come quickly it waits awake for a moment first (see [`SpinWait`]).
-//!
-//! When tiny_http stops accepting (see [`engine`](crate::engine::tiny_http::server)), the listener starts it anew on the same socket. What
-//! the old one still has is received by a thread of its own, which the listener owns and joins.
+//! It receives what has arrived, up to [`RECEIVE_BATCH`], before it serves the next, so that requests which wait are
+//! queued where they belong: on their connection, one exchange of each at a time. It blocks only when nothing has arrived
+//! and the run queue is empty; where requests come quickly it spins for a moment first (see [`SpinWait`]).
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tiny_http::Server;
 
-use crate::dispatch::{Dispatch, Ready};
+use super::Shared;
+use super::exchange::Exchange;
+use super::server::{self, RunningServer};
+use crate::engine::Serve;
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::monitor::Monitor;
-use crate::engine::tiny_http::server::Engine;
-use crate::sync::{WarnOnce, lock};
-use std::sync::Mutex;
+use crate::sync::lock;
 
-/// How long to wait before tiny_http is started anew, when it could not be: descriptors or threads are missing.
-const AGAIN: Duration = Duration::from_millis(100);
+/// Requests received per batch before serving: large enough to see pipelined requests queue up, bounded so that fast
+/// pipeliners cannot starve serving.
+const RECEIVE_BATCH: usize = 64;
 
-/// Requests taken before the next is answered: many, so that those which wait are seen to wait; and not all, for a
-/// hundred clients that pipeline as fast as they can send them faster than anyone can take them.
-const AT_ONCE: usize = 64;
+/// Exchanges whose turn it is, one of each connection at most: served in order, so that no connection holds up another.
+pub(super) type RunQueue = VecDeque<crate::engine::Exchange>;
 
-/// What the listener needs, and what others need of it.
+/// The listener's state, shared by its own thread, the threads of retired servers, and those who stop it.
 pub(crate) struct ReceiveLoop {
-    dispatch: Arc<Dispatch>,
-    gate: Arc<AcceptGate>,
-    monitor: Arc<Monitor>,
-    current: Mutex<ActiveServer>,
-    stopping: AtomicBool,
-    /// tiny_http is not to accept from the listening socket any more.
-    handed_over: AtomicBool,
-    replace: AtomicBool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) gate: Arc<AcceptGate>,
+    /// Empty once the engine is finished: it holds the routes, which hold the engine.
+    pub(super) serve: Mutex<Option<Arc<Serve>>>,
+    pub(super) current: Mutex<RunningServer>,
+    pub(super) stopping: AtomicBool,
+    /// `tiny_http` no longer accepts from the listening socket.
+    pub(super) handed_over: AtomicBool,
+    pub(super) restart_wanted: AtomicBool,
+    /// Never sent on: dropped to disconnect `stopped`, which ends a wait for descriptors.
     stop: Mutex<Option<Sender<()>>>,
-    stopped: Receiver<()>,
+    pub(super) stopped: Receiver<()>,
 }
 
 impl ReceiveLoop {
-    pub(crate) fn new(
-        dispatch: Arc<Dispatch>,
-        gate: Arc<AcceptGate>,
-        monitor: Arc<Monitor>,
-        engine: &Engine,
-    ) -> ReceiveLoop {
-        let (stop, stopped) = bounded(0);
-        ReceiveLoop {
-            dispatch,
-            gate,
-            monitor,
-            current: Mutex::new(ActiveServer { server: engine.server(), number: engine.number() }),
-            stopping: AtomicBool::new(false),
-            handed_over: AtomicBool::new(false),
-            replace: AtomicBool::new(false),
-            stop: Mutex::new(Some(stop)),
-            stopped,
-        }
-    }
-
-    fn server(&self) -> Arc<Server> {
-        Arc::clone(&lock(&self.current).server)
-    }
-
-    /// Has tiny_http accept no more, for the sake of whoever gets the listening socket next: what the kernel queues from
-    /// here on is theirs.
+    /// Starts `tiny_http` on the listening socket behind `gate`.
     ///
     /// # Errors
     ///
-    /// See [`AcceptGate::show_side_door`].
-    pub(crate) fn hand_over(&self) -> io::Result<()> {
-        self.handed_over.store(true, Ordering::Release);
-        let number = lock(&self.current).number;
-        self.gate.redirect_accept(number)
+    /// No descriptor or no thread is left.
+    pub(crate) fn start(shared: Arc<Shared>, gate: Arc<AcceptGate>, serve: Arc<Serve>) -> io::Result<ReceiveLoop> {
+        let server = RunningServer::start(gate.listener())?;
+        let (stop, stopped) = bounded(0);
+        Ok(ReceiveLoop {
+            shared,
+            gate,
+            serve: Mutex::new(Some(serve)),
+            current: Mutex::new(server),
+            stopping: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
+            restart_wanted: AtomicBool::new(false),
+            stop: Mutex::new(Some(stop)),
+            stopped,
+        })
     }
 
-    /// Makes the listener leave.
+    pub(super) fn server(&self) -> Arc<Server> {
+        lock(&self.current).server()
+    }
+
+    /// Makes `tiny_http` accept no more, so that what the kernel queues from here on is left to the next holder of the
+    /// listening socket.
+    ///
+    /// # Errors
+    ///
+    /// See [`AcceptGate::redirect_accept`].
+    pub(crate) fn hand_over(&self) -> io::Result<()> {
+        self.handed_over.store(true, Ordering::Release);
+        let accept_fd = lock(&self.current).accept_fd();
+        self.gate.redirect_accept(accept_fd)
+    }
+
+    /// Makes `run` return.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         drop(lock(&self.stop).take());
         self.server().unblock();
     }
 
-    /// Makes the listener start tiny_http anew.
-    pub(crate) fn replace_engine(&self) {
-        self.replace.store(true, Ordering::Release);
+    /// Makes the listener start `tiny_http` anew: its accept thread has ended.
+    pub(crate) fn request_restart(&self) {
+        self.restart_wanted.store(true, Ordering::Release);
         self.server().unblock();
     }
 
-    /// The listener's life.
-    ///
-    /// # Errors
-    ///
-    /// tiny_http does not accept any more, for a reason that will not pass.
-    pub(crate) fn run(self: &Arc<Self>) -> io::Result<()> {
-        let mut former: Vec<RetiredServer> = Vec::new();
-        let mut ready = Ready::new();
-        let result = loop {
-            let server = self.server();
-            match self.receive(&server, &mut ready, &self.stopping, &self.replace) {
-                ReceiveEnd::Stopped => break Ok(()),
-                // It is not to be started anew; what its connections still ask is received as before.
-                ReceiveEnd::Failed(_) | ReceiveEnd::Replaced if self.handed_over.load(Ordering::Acquire) => continue,
-                ReceiveEnd::Failed(error) if !passes(&error) => break Err(error),
-                ReceiveEnd::Failed(error) => {
-                    log::warn!("tiny_http accepts no more connections ({error}): starting it anew");
-                }
-                ReceiveEnd::Replaced => log::warn!("tiny_http accepts no more connections: starting it anew"),
-            }
-            self.monitor.engine_is_dead.store(true, Ordering::Release);
-            self.serve_all(&mut ready);
-            self.retire(&mut former);
-            // What the old one still has must be received meanwhile; if no thread can be had for it, later.
-            match self.start_anew(&server, &mut former) {
-                Some(engine) => {
-                    *lock(&self.current) = ActiveServer { server: engine.server(), number: engine.number() };
-                    self.replace.store(false, Ordering::Release);
-                    self.monitor.engine_is_dead.store(false, Ordering::Release);
-                    log::info!("tiny_http accepts again");
-                }
-                None => break Ok(()), // told to stop meanwhile
-            }
-        };
-        for former in former {
-            former.end();
-        }
-        result
-    }
-
-    /// Ends the threads of dead engines that have no connections left.
-    fn retire(&self, former: &mut Vec<RetiredServer>) {
-        let oldest = self.dispatch.connections.all().iter().map(|connection| connection.opened).min();
-        let (done, left) =
-            std::mem::take(former).into_iter().partition(|former| oldest.is_none_or(|oldest| oldest > former.since));
-        *former = left;
-        let done: Vec<RetiredServer> = done;
-        done.into_iter().for_each(RetiredServer::end);
-    }
-
-    fn start_anew(self: &Arc<Self>, old: &Arc<Server>, former: &mut Vec<RetiredServer>) -> Option<Engine> {
-        let mut receiving = false;
-        let warn_once = WarnOnce::default();
-        loop {
-            if !receiving {
-                match RetiredServer::start(Arc::clone(self), Arc::clone(old)) {
-                    Ok(thread) => {
-                        former.push(thread);
-                        receiving = true;
-                    }
-                    // Then it is received here, in between.
-                    Err(_) => self.receive_what_is_there(old),
-                }
-            }
-            let started = if receiving { self.start_engine() } else { Err(io::Error::other("no thread is left")) };
-            match started {
-                Ok(engine) => return Some(engine),
-                Err(error) => {
-                    if warn_once.is_first() {
-                        log::warn!("tiny_http cannot be started anew yet: {error}");
-                    }
-                    self.monitor.request_eviction();
-                }
-            }
-            match self.stopped.recv_timeout(AGAIN) {
-                Err(RecvTimeoutError::Timeout) => {}
-                _ => return None,
-            }
+    /// Releases `tiny_http` and the listening socket, once all threads have ended.
+    pub(crate) fn finish(&self, socket_is_shared: bool) {
+        lock(&self.serve).take();
+        if socket_is_shared {
+            // Dropping the server would connect to a port that is another holder's by now.
+            std::mem::forget(self.server());
+        } else {
+            // The port is free from here on, and dropping the server, which connects to it, returns at once.
+            server::shut_listener(self.gate.listener());
         }
     }
 
-    /// An engine, once there are descriptors for what waits in the kernel's queue: it accepts all that at once.
-    fn start_engine(&self) -> io::Result<Engine> {
-        let each = 3; // two for tiny_http, one for the keeper
-        // More may wait there than can ever be held, most of them gone by now: those are accepted in several goes.
-        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX) / 2;
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let needed = (16 + each * self.gate.accept_queue_len() as usize).min(most);
-        let spare: Result<Vec<_>, _> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();
-        drop(spare?);
-        Engine::start(self.gate.listener())
-    }
-
-    fn receive_what_is_there(self: &Arc<Self>, server: &Server) {
-        let mut ready = Ready::new();
+    /// Serves what `server` has received, without waiting for more.
+    pub(super) fn drain_queue(&self, server: &Server, serve: &Serve) {
+        let mut run_queue = RunQueue::new();
         while let Ok(Some(request)) = server.try_recv() {
-            self.dispatch.arrive(request, &mut ready);
+            self.admit(request, &mut run_queue);
         }
-        self.serve_all(&mut ready);
+        serve_all(serve, &mut run_queue);
     }
 
-    fn serve_all(&self, ready: &mut Ready) {
-        while let Some(turn) = ready.pop_front() {
-            ready.extend(self.dispatch.serve(turn));
-        }
+    fn admit(&self, request: tiny_http::Request, run_queue: &mut RunQueue) {
+        run_queue.extend(Exchange::admit(&self.shared, request).map(crate::engine::Exchange::TinyHttp));
     }
 
-    /// Receives and answers until told to stop, or until tiny_http fails.
-    /// Turns that were not taken when it returns stay in `ready`.
-    fn receive(&self, server: &Server, ready: &mut Ready, stop: &AtomicBool, replace: &AtomicBool) -> ReceiveEnd {
-        let mut pause = SpinWait::default();
+    /// Receives and serves until told to stop, or until `tiny_http` fails. Exchanges that were not served when it returns
+    /// stay in `run_queue`.
+    pub(super) fn receive(
+        &self,
+        server: &Server,
+        serve: &Serve,
+        run_queue: &mut RunQueue,
+        stop: &AtomicBool,
+        restart_wanted: &AtomicBool,
+    ) -> ReceiveEnd {
+        let mut spin = SpinWait::default();
         loop {
-            // A marker that `unblock` left is taken by `try_recv`, too: the flags say what it was for.
-            for _ in 0..AT_ONCE {
+            // The marker that `unblock` leaves is taken by `try_recv`, too: the flags say what it was for.
+            for _ in 0..RECEIVE_BATCH {
                 match server.try_recv() {
-                    Ok(Some(request)) => self.dispatch.arrive(request, ready),
+                    Ok(Some(request)) => self.admit(request, run_queue),
                     Ok(None) => break,
                     Err(error) => return ReceiveEnd::Failed(error),
                 }
             }
-            if let Some(turn) = ready.pop_front() {
-                ready.extend(self.dispatch.serve(turn));
-                pause.over();
+            if let Some(exchange) = run_queue.pop_front() {
+                run_queue.extend(serve(exchange));
+                spin.on_served();
                 continue;
             }
             if stop.load(Ordering::Acquire) {
                 return ReceiveEnd::Stopped;
             }
-            if replace.swap(false, Ordering::AcqRel) {
-                return ReceiveEnd::Replaced;
+            if restart_wanted.swap(false, Ordering::AcqRel) {
+                return ReceiveEnd::RestartWanted;
             }
-            if pause.goes_on() {
+            if spin.should_spin() {
                 thread::yield_now();
                 continue;
             }
             let asleep = Instant::now();
-            self.dispatch.connections.set_all_taken_in(true);
+            self.shared.connections.set_all_taken_in(true);
             let received = server.recv();
-            self.dispatch.connections.set_all_taken_in(false);
+            self.shared.connections.set_all_taken_in(false);
             match received {
-                Ok(request) => self.dispatch.arrive(request, ready),
-                // The marker of `unblock`: the flags say what for. An error of tiny_http's own has a number.
+                Ok(request) => self.admit(request, run_queue),
+                // The marker of `unblock`: the flags say what for. An error of tiny_http itself has a number.
                 Err(error) if error.raw_os_error().is_none() => {}
                 Err(error) => return ReceiveEnd::Failed(error),
             }
-            pause.slept(asleep.elapsed());
+            spin.on_sleep(asleep.elapsed());
         }
+    }
+}
+
+pub(super) fn serve_all(serve: &Serve, run_queue: &mut RunQueue) {
+    while let Some(exchange) = run_queue.pop_front() {
+        run_queue.extend(serve(exchange));
     }
 }
 
 /// Whether to wait for the next request awake or asleep.
 ///
-/// To be put to sleep and woken costs more than to answer one request, so where requests come one by one in quick
-/// succession, the listener waits awake for the next. Where they come seldom it does not, so that nothing is burnt for a
-/// request now and then; nor where they come in crowds: one sleep costs a crowd next to nothing, and the threads that
-/// bring the next one need the core.
+/// A sleep and a wake-up cost more than an inline response, so where requests come one by one in quick succession, the
+/// listener spins. It sleeps where they come seldom, and where they come in crowds: one sleep costs a crowd next to
+/// nothing, and the threads that bring the next one need the core.
 #[derive(Default)]
 struct SpinWait {
-    since: Option<Instant>,
-    brisk: bool,
-    answered: usize,
+    started: Option<Instant>,
+    worthwhile: bool,
+    served: usize,
 }
 
-/// How long to wait awake: about what a sleep and a wake-up cost, so that waiting in vain costs twice as much at most.
-const AWAKE: Duration = Duration::from_micros(50);
+/// Longest spin: about the cost of a sleep and a wake-up, so that spinning in vain costs twice as much at most.
+const SPIN_FOR: Duration = Duration::from_micros(50);
 
-/// A sleep that was shorter than this shows that requests come in quick succession.
-const SHORT_SLEEP: Duration = Duration::from_micros(200);
+/// Length of a sleep below which requests come in quick succession.
+const SPIN_IF_SLEPT_LESS: Duration = Duration::from_micros(200);
 
-/// As many answers from one pause to the next show that they come in crowds.
-const CROWD: usize = 8;
+/// Exchanges served between two sleeps from which on requests come in crowds.
+const BATCH_TRAFFIC: usize = 8;
 
 impl SpinWait {
-    /// One was answered.
-    fn over(&mut self) {
-        if self.since.take().is_some() {
-            self.answered = 0;
+    fn on_served(&mut self) {
+        if self.started.take().is_some() {
+            self.served = 0;
         }
-        self.answered += 1;
+        self.served += 1;
     }
 
-    /// Whether to yield and look again, rather than to sleep.
-    fn goes_on(&mut self) -> bool {
-        match self.since {
+    /// Whether to yield and try again, rather than to sleep.
+    fn should_spin(&mut self) -> bool {
+        match self.started {
             None => {
-                self.since = Some(Instant::now());
+                self.started = Some(Instant::now());
                 true // once in any case: it costs next to nothing
             }
-            Some(since) => self.brisk && self.answered < CROWD && since.elapsed() < AWAKE,
+            Some(started) => self.worthwhile && self.served < BATCH_TRAFFIC && started.elapsed() < SPIN_FOR,
         }
     }
 
-    fn slept(&mut self, span: Duration) {
-        self.brisk = span < SHORT_SLEEP;
+    fn on_sleep(&mut self, span: Duration) {
+        self.worthwhile = span < SPIN_IF_SLEPT_LESS;
     }
 }
 
-/// The engine that accepts.
-struct ActiveServer {
-    server: Arc<Server>,
-    number: RawFd,
-}
-
-/// Why `receive` returned.
-enum ReceiveEnd {
+/// Why [`ReceiveLoop::receive`] returned.
+pub(super) enum ReceiveEnd {
     Stopped,
-    Replaced,
+    RestartWanted,
     Failed(io::Error),
-}
-
-/// Whether an error of `accept` passes: all those that are about one connection, or about what is missing at the moment
-/// (accept(2)), as opposed to those that say that this is no listening socket any more.
-fn passes(error: &io::Error) -> bool {
-    !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK | libc::EOPNOTSUPP))
-}
-
-/// A thread that receives what a dead engine's connections still ask.
-struct RetiredServer {
-    thread: Option<JoinHandle<()>>,
-    server: Arc<Server>,
-    stop: Arc<AtomicBool>,
-    since: Instant,
-}
-
-impl RetiredServer {
-    fn start(listener: Arc<ReceiveLoop>, server: Arc<Server>) -> io::Result<RetiredServer> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (of_thread, told) = (Arc::clone(&server), Arc::clone(&stop));
-        let thread = thread::Builder::new().name("former-listener".to_owned()).spawn(move || {
-            let never = AtomicBool::new(false);
-            let mut ready = Ready::new();
-            // A dead engine has no more errors of its own to tell.
-            while !matches!(listener.receive(&of_thread, &mut ready, &told, &never), ReceiveEnd::Stopped) {}
-        })?;
-        Ok(RetiredServer { thread: Some(thread), server, stop, since: Instant::now() })
-    }
-
-    fn end(mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.server.unblock();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // a panic there was one of ours, and has been printed
-        }
-        // Dropping it would connect to a port that belongs to another engine by now; its own thread is gone.
-        std::mem::forget(self.server);
-    }
 }

@@ -25,27 +25,27 @@ use crate::text::panic_message;
 const THREADS: &str = "connection";
 
 /// A running `Server`.
-pub(crate) struct Engine {
+pub(crate) struct RunningServer {
     server: Arc<Server>,
     /// The number of the descriptor on which it accepts.
-    number: RawFd,
+    accept_fd: RawFd,
 }
 
-impl Engine {
+impl RunningServer {
     /// Starts tiny_http on a duplicate of the listening socket.
     ///
     /// # Errors
     ///
     /// No descriptor or no thread is left.
-    pub(crate) fn start(listener: &TcpListener) -> io::Result<Engine> {
+    pub(crate) fn start(listener: &TcpListener) -> io::Result<RunningServer> {
         silence_server_panics();
         let listener = listener.try_clone()?;
-        let number = listener.as_raw_fd();
+        let accept_fd = listener.as_raw_fd();
         let maker = thread::Builder::new()
             .name(THREADS.to_owned())
             .spawn(move || catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None))))?;
         match maker.join() {
-            Ok(Ok(Ok(server))) => Ok(Engine { server: Arc::new(server), number }),
+            Ok(Ok(Ok(server))) => Ok(RunningServer { server: Arc::new(server), accept_fd }),
             Ok(Ok(Err(error))) => Err(io::Error::other(error.to_string())),
             Ok(Err(payload)) | Err(payload) => Err(io::Error::other(panic_message(payload.as_ref()))),
         }
@@ -55,8 +55,8 @@ impl Engine {
         Arc::clone(&self.server)
     }
 
-    pub(crate) fn number(&self) -> RawFd {
-        self.number
+    pub(crate) fn accept_fd(&self) -> RawFd {
+        self.accept_fd
     }
 }
 

@@ -8,9 +8,31 @@
 #![allow(unsafe_code)] // denied everywhere else; see `forget_what_is_left`
 
 use std::io::Read;
+use std::net::Shutdown;
+
+use socket2::SockRef;
+
+use super::{Shared, quirks};
 
 /// Buffers up to this length are made and freed without a thought, on any system that runs this at all.
 const HARMLESS: u64 = 1024 * 1024;
+
+/// Drops a request of a connection that is closing, unanswered. `body_left`: bytes of its body that were not read, if
+/// some were. Never waits for the client, since the thread that receives calls it.
+pub(super) fn discard_closing(shared: &Shared, raw: tiny_http::Request, body_left: Option<u64>) {
+    let (_, quirks) = quirks::of_rejected(&raw);
+    if !quirks.body_buffered {
+        let left = body_left.or(raw.body_length().map(|length| length as u64));
+        let connection = raw.remote_addr().and_then(|peer| shared.connections.connection(*peer));
+        let Some(socket) = connection.and_then(|connection| shared.socket_of(&connection)) else {
+            return discard_unknown_socket(raw, left.unwrap_or(0));
+        };
+        // Dropping it reads the rest of the body, which is then empty.
+        let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // fails if the peer has left
+        return discard(raw, left.unwrap_or(0));
+    }
+    drop(raw.into_writer()); // a plain drop of `Request` answers 500
+}
 
 /// Drops a request of which `left` bytes of the body were announced and not read, without an answer.
 ///
@@ -99,7 +121,7 @@ fn forget_what_is_left(request: &mut tiny_http::Request, left: u64) -> bool {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::net::{Shutdown, TcpStream};
+    use std::net::TcpStream;
     use std::time::Duration;
 
     /// Lengths that are lazily allocated, that no machine has, that no address space has, and that no `Layout` takes.

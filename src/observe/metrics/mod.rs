@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use prometheus::proto::MetricType;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
-use crate::engine::tiny_http::connections::CLOSE_REASONS;
+use crate::engine::CLOSE_REASONS;
 use crate::http::head::METHODS;
 use crate::lifecycle::phase::PHASES;
 use crate::observe::metrics::families::{Families, as_f64, label, seconds};
@@ -133,17 +133,17 @@ impl Metrics {
     }
 
     fn collect_requests(&self, families: &mut Families) {
-        let ServiceState { connections, dispatch, .. } = &self.state;
-        let gauge = as_f64(connections.in_flight());
+        let ServiceState { engines, dispatch, .. } = &self.state;
+        let gauge = as_f64(engines.in_flight());
         families.gauge("allout_http_requests_in_flight", "Requests whose response is not written yet.", gauge);
         let help = "Requests queued behind another one of their connection.";
-        families.gauge("allout_http_requests_pipelined", help, as_f64(connections.waiting()));
+        families.gauge("allout_http_requests_pipelined", help, as_f64(engines.pipelined()));
         let help = "Requests answered with 503 because no worker was free and the queue was full.";
         families.counter("allout_http_requests_shed_total", help, load(&dispatch.shed));
         let help = "Requests answered with an error because they broke the protocol or its limits.";
         families.counter("allout_http_requests_rejected_total", help, load(&dispatch.rejected));
         let help = "Requests received after the last response of their connection, and dropped.";
-        families.counter("allout_http_requests_discarded_total", help, load(&connections.counts.discarded));
+        families.counter("allout_http_requests_discarded_total", help, count(engines.total(|stats| &stats.discarded)));
         let cut = CUTS.map(|(cut, name)| (name, load(&self.cut[cut as usize])));
         let help = "Responses that were not written to their end, by cause.";
         families.counters("allout_http_responses_cut_total", help, "cause", cut);
@@ -161,23 +161,30 @@ impl Metrics {
     }
 
     fn collect_connections(&self, families: &mut Families) {
-        let ServiceState { connections, max_connections, .. } = &self.state;
-        let counts = &connections.counts;
-        families.gauge("allout_connections_open", "Open connections.", as_f64(connections.connections()));
+        let ServiceState { engines, max_connections, .. } = &self.state;
+        families.gauge("allout_connections_open", "Open connections.", as_f64(engines.connections()));
         families.gauge("allout_connections_limit", "Most connections open at once.", as_f64(*max_connections));
-        families.counter("allout_connections_opened_total", "Connections opened.", load(&counts.opened));
-        let closed = CLOSE_REASONS.map(|(why, name)| (name, load(&counts.ended[why as usize])));
+        families.counter(
+            "allout_connections_opened_total",
+            "Connections opened.",
+            count(engines.total(|stats| &stats.opened)),
+        );
+        let closed = CLOSE_REASONS.map(|(why, name)| (name, count(engines.total(|stats| &stats.closed[why as usize]))));
         let help = "Connections closed from this side, by cause.";
         families.counters("allout_connections_closed_total", help, "cause", closed);
         let help = "Connections that were accepted without a thread for them, and got one.";
-        families.counter("allout_connections_unstarved_total", help, load(&counts.unstarved));
+        families.counter("allout_connections_unstarved_total", help, count(engines.total(|stats| &stats.unstarved)));
         let help = "Times that a connection was throttled because too many of its requests were queued.";
-        families.counter("allout_connections_throttled_total", help, load(&counts.held));
+        families.counter("allout_connections_throttled_total", help, count(engines.total(|stats| &stats.throttled)));
         let help = "Connections that the HTTP engine never closes.";
-        families.counter("allout_connections_leaked_total", help, load(&counts.leaked));
+        families.counter("allout_connections_leaked_total", help, count(engines.total(|stats| &stats.leaked)));
     }
 }
 
-fn load(count: &AtomicU64) -> f64 {
-    as_f64(usize::try_from(count.load(Ordering::Relaxed)).unwrap_or(usize::MAX))
+fn load(counter: &AtomicU64) -> f64 {
+    count(counter.load(Ordering::Relaxed))
+}
+
+fn count(number: u64) -> f64 {
+    as_f64(usize::try_from(number).unwrap_or(usize::MAX))
 }

@@ -29,9 +29,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 
-use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::monitor::Monitor;
+use crate::engine::Engines;
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::observe::WorkerPool;
 use crate::observe::systemd::notify::NotifySocket;
@@ -53,9 +51,7 @@ const EXIT_ALLOWANCE: Duration = Duration::from_secs(5);
 
 /// The member, and the parts that it reads.
 pub(crate) struct SystemdNotifier {
-    pub(crate) connections: Arc<ConnectionTable>,
-    pub(crate) gate: Arc<AcceptGate>,
-    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) engines: Engines,
     pub(crate) phase: Arc<Lifecycle>,
     pub(crate) pool: Arc<dyn WorkerPool>,
     pub(crate) changes: Receiver<Phase>,
@@ -73,13 +69,11 @@ impl SystemdNotifier {
     pub(crate) fn run(&self) {
         let mut socket = NotifySocket::default();
         let mut checks = Checks {
-            connections: Arc::clone(&self.connections),
-            gate: Arc::clone(&self.gate),
-            monitor: Arc::clone(&self.monitor),
+            engines: self.engines.clone(),
             pool: Arc::clone(&self.pool),
             changes: self.changes.clone(),
             request_timeout: self.request_timeout,
-            ticks: None,
+            ticks: vec![None; self.engines.iter().count()],
             unreachable: WarnOnce::default(),
         };
         socket.notify_status("starting", &[]);
@@ -154,23 +148,28 @@ impl SystemdNotifier {
         }
         // The last notification: this member stops now, too.
         let word = if self.phase.is_reexecuting() { "re-executing" } else { "stopped" };
-        let status = match self.connections.in_flight() {
+        let status = match self.engines.in_flight() {
             0 => format!("{word}: every request was answered"),
             n => format!("{word}: {} abandoned", pluralize(n, "request")),
         };
         socket.extend_timeout(left().saturating_add(EXIT_ALLOWANCE), &status);
     }
 
+    fn addresses(&self) -> String {
+        let all: Vec<_> = self.engines.iter().map(|engine| format!("http://{}", engine.address())).collect();
+        all.join(", ")
+    }
+
     fn serving(&self, with_numbers: bool) -> String {
         if with_numbers {
-            format!("serving, {}", pluralize(self.connections.connections(), "connection"))
+            format!("serving, {}", pluralize(self.engines.connections(), "connection"))
         } else {
-            format!("serving on http://{}", self.gate.address())
+            format!("serving on {}", self.addresses())
         }
     }
 
     fn draining(&self, left: Duration) -> String {
-        let requests = pluralize(self.connections.in_flight() + self.connections.waiting(), "request");
+        let requests = pluralize(self.engines.in_flight() + self.engines.pipelined(), "request");
         format!("draining: {requests}, {}s left", left.as_millis().div_ceil(1000))
     }
 }

@@ -4,14 +4,11 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::monitor::Monitor;
+use crate::engine::{Engine, Engines};
 use crate::lifecycle::phase::Phase;
 use crate::observe::WorkerPool;
 use crate::sync::WarnOnce;
@@ -28,14 +25,12 @@ const MAX_RESPONSE: usize = 4096;
 
 /// The conditions for `WATCHDOG=1`.
 pub(super) struct Checks {
-    pub(super) connections: Arc<ConnectionTable>,
-    pub(super) gate: Arc<AcceptGate>,
-    pub(super) monitor: Arc<Monitor>,
+    pub(super) engines: Engines,
     pub(super) pool: Arc<dyn WorkerPool>,
     pub(super) changes: Receiver<Phase>,
     pub(super) request_timeout: Duration,
-    /// The monitor's ticks when it was last woken.
-    pub(super) ticks: Option<u64>,
+    /// The ticks of each engine when it was last woken.
+    pub(super) ticks: Vec<Option<u64>>,
     pub(super) unreachable: WarnOnce,
 }
 
@@ -57,8 +52,8 @@ impl Checks {
         }
         let is_over = |since: Instant| since.elapsed() > self.request_timeout.saturating_add(STUCK_AFTER);
         // Both the job and the request must be old: a job serves the requests of its connection one after the other.
-        let snapshots = self.connections.all().into_iter().map(|connection| connection.snapshot());
-        let overdue = snapshots.filter(|snapshot| snapshot.busy && is_over(snapshot.since)).count();
+        let requests = self.engines.requests_in_flight();
+        let overdue = requests.iter().filter(|request| is_over(request.since)).count();
         if overdue >= stats.busy && self.pool.running_jobs().iter().all(|job| is_over(job.since)) {
             return Err(format!("{} stuck beyond the request timeout", pluralize(stats.busy, "worker")));
         }
@@ -67,24 +62,29 @@ impl Checks {
 
     /// The monitor has ticked since it was last woken; wakes it again.
     fn check_monitor(&mut self) -> Result<(), String> {
-        let ticks = self.monitor.looks.load(Ordering::Relaxed);
-        if self.ticks == Some(ticks) {
-            return Err("the monitor does not run".to_owned());
+        for (engine, last) in self.engines.iter().zip(&mut self.ticks) {
+            let ticks = engine.ticks();
+            if last.replace(ticks) == Some(ticks) {
+                return Err("the monitor does not run".to_owned());
+            }
+            engine.wake();
         }
-        self.ticks = Some(ticks);
-        self.monitor.wake();
         Ok(())
     }
 
     /// A request for `/livez` is answered within `limit`.
     pub(super) fn check_http(&self, limit: Duration) -> Result<(), String> {
+        self.engines.iter().try_for_each(|engine| self.check_engine(engine, limit))
+    }
+
+    fn check_engine(&self, engine: &Engine, limit: Duration) -> Result<(), String> {
         let deadline = Instant::now() + limit;
-        let stream = match self.gate.call(limit.min(CONNECT_TIMEOUT)) {
+        let stream = match engine.connect_self(limit.min(CONNECT_TIMEOUT)) {
             Ok(stream) => stream,
             // No SYN-ACK although the accept queue is not full: a firewall rule (`IPAddressDeny=`) blocks us. This check
             // is skipped; the others still apply.
             Err(error)
-                if (error.kind() == ErrorKind::TimedOut && self.gate.accept_queue_len() == 0)
+                if (error.kind() == ErrorKind::TimedOut && engine.accept_queue_len() == 0)
                     || error.kind() == ErrorKind::PermissionDenied =>
             {
                 if self.unreachable.is_first() {
@@ -92,18 +92,18 @@ impl Checks {
                 }
                 return Ok(());
             }
-            Err(error) => return Err(format!("cannot connect to http://{}: {error}", self.gate.address())),
+            Err(error) => return Err(format!("cannot connect to http://{}: {error}", engine.address())),
         };
-        match self.get_livez(stream, deadline) {
+        match self.get_livez(stream, engine, deadline) {
             Some(status) if status < 500 => Ok(()), // 404 if the service has no /livez
             Some(status) => Err(format!("GET /livez answers {status}")),
             None => Err(format!("GET /livez is not answered within {limit:?}")),
         }
     }
 
-    fn get_livez(&self, mut stream: TcpStream, deadline: Instant) -> Option<u16> {
+    fn get_livez(&self, mut stream: TcpStream, engine: &Engine, deadline: Instant) -> Option<u16> {
         let mut request = String::new();
-        let host = self.gate.address();
+        let host = engine.address();
         write!(request, "GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
         stream.write_all(request.as_bytes()).ok()?;
         stream.set_read_timeout(Some(READ_SLICE)).ok()?;

@@ -40,8 +40,9 @@ use signal_hook::consts::SIGIO;
 use signal_hook::low_level::pipe;
 use socket2::SockRef;
 
+use crate::engine::CloseReason;
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::{CloseReason, ConnState, Connection, ConnectionTable};
+use crate::engine::tiny_http::connections::{ConnState, Connection, ConnectionTable};
 use crate::engine::tiny_http::discover::{self, FdScan};
 use crate::engine::tiny_http::throttle::{self as flood, Flood, Flow, Seen};
 use crate::engine::tiny_http::unread_body as leftover;

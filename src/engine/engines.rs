@@ -1,0 +1,80 @@
+//! All engines of a service, one for each listening socket, as one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{ConnCensus, ConnStats, Ending, Engine, InFlight};
+
+/// All engines of a service: sums of what each of them knows. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Engines(Arc<[Engine]>);
+
+impl Engines {
+    pub(crate) fn new(engines: Vec<Engine>) -> Engines {
+        Engines(engines.into())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Engine> {
+        self.0.iter()
+    }
+
+    pub(crate) fn announce_close(&self) {
+        self.iter().for_each(Engine::announce_close);
+    }
+
+    /// `ending` is asked for each engine by its number.
+    pub(crate) fn stop_accepting(&self, ending: impl Fn(usize) -> Ending) {
+        for (number, engine) in self.iter().enumerate() {
+            engine.stop_accepting(ending(number));
+        }
+    }
+
+    pub(crate) fn is_quiescent(&self) -> bool {
+        self.iter().all(Engine::is_quiescent)
+    }
+
+    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
+        self.iter().any(Engine::has_requests_older_than_drain)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.iter().map(Engine::in_flight).sum()
+    }
+
+    pub(crate) fn pipelined(&self) -> usize {
+        self.iter().map(Engine::pipelined).sum()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.iter().map(Engine::connections).sum()
+    }
+
+    pub(crate) fn accept_queue_len(&self) -> u32 {
+        self.iter().map(Engine::accept_queue_len).sum()
+    }
+
+    pub(crate) fn is_gate_closed(&self) -> bool {
+        self.iter().any(Engine::is_gate_closed)
+    }
+
+    pub(crate) fn census(&self) -> ConnCensus {
+        self.iter().map(Engine::census).fold(ConnCensus::default(), |sum, census| ConnCensus {
+            busy: sum.busy + census.busy,
+            idle: sum.idle + census.idle,
+            closing: sum.closing + census.closing,
+            aborted: sum.aborted + census.aborted,
+        })
+    }
+
+    /// Every request in flight, oldest first.
+    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
+        let mut all: Vec<InFlight> = self.iter().flat_map(Engine::requests_in_flight).collect();
+        all.sort_by_key(|request| request.since);
+        all
+    }
+
+    /// The sum of a counter.
+    pub(crate) fn total(&self, counter: impl Fn(&ConnStats) -> &AtomicU64) -> u64 {
+        self.iter().map(|engine| counter(engine.stats()).load(Ordering::Relaxed)).sum()
+    }
+}

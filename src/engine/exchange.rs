@@ -1,0 +1,145 @@
+//! A request whose turn it is on its connection, and the right to answer it: the same for every engine.
+
+use std::io;
+use std::time::Instant;
+
+use super::{CloseReason, Peer, tiny_http};
+use crate::http::encode::Sent;
+use crate::http::head::{Rejection, RequestHead};
+use crate::http::response::Response;
+
+/// How far the body of a request has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BodyState {
+    /// Bytes of the body that were not read yet, if its length is known.
+    pub(crate) remaining: Option<u64>,
+    /// The body was read to its end.
+    pub(crate) consumed: bool,
+    /// The body broke its framing or ended early: where the next request begins is not known.
+    pub(crate) truncated: bool,
+    /// The client did not send the body in time.
+    pub(crate) timed_out: bool,
+    /// Reading the body never blocks.
+    pub(crate) buffered: bool,
+}
+
+/// A request in flight, and the right to answer it once.
+pub(crate) enum Exchange {
+    TinyHttp(tiny_http::Exchange),
+}
+
+macro_rules! delegate {
+    ($self:expr, $exchange:ident => $call:expr) => {
+        match $self {
+            Exchange::TinyHttp($exchange) => $call,
+        }
+    };
+}
+
+impl Exchange {
+    pub(crate) fn method(&self) -> &str {
+        delegate!(self, exchange => exchange.method())
+    }
+
+    /// The target as it was sent.
+    pub(crate) fn target(&self) -> &str {
+        delegate!(self, exchange => exchange.target())
+    }
+
+    /// All headers in the order they were sent.
+    pub(crate) fn headers(&self) -> Headers<'_> {
+        delegate!(self, exchange => Headers::TinyHttp(exchange.headers()))
+    }
+
+    /// What the head says, or why the request is rejected.
+    pub(crate) fn head(&self) -> Result<RequestHead, Rejection> {
+        delegate!(self, exchange => exchange.head())
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        delegate!(self, exchange => exchange.peer())
+    }
+
+    /// When it was this request's turn.
+    pub(crate) fn since(&self) -> Instant {
+        delegate!(self, exchange => exchange.since())
+    }
+
+    /// Reads the body; sends `100 Continue` first if the client waits for it.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof`: the body ended early. `TimedOut`: it did not come in time. Others: the connection failed.
+    pub(crate) fn read_body(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        delegate!(self, exchange => exchange.read_body(into))
+    }
+
+    pub(crate) fn body(&self) -> BodyState {
+        delegate!(self, exchange => exchange.body())
+    }
+
+    /// Reads what is left of the body and throws it away, within limits, so that the connection can go on. False if it
+    /// could not: then the response is the last of its connection.
+    pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
+        delegate!(self, exchange => exchange.consume_body(closing))
+    }
+
+    /// More of the body is about to be read: the connection may take more at once.
+    pub(crate) fn expect_body(&self) {
+        delegate!(self, exchange => exchange.expect_body());
+    }
+
+    /// Whether a small response can be written without blocking, and no read of the body would block.
+    pub(crate) fn can_answer_inline(&self) -> bool {
+        delegate!(self, exchange => exchange.can_answer_inline())
+    }
+
+    /// Sends a response. With `close`, it is the last of its connection. Returns what was sent, and the connection's next
+    /// request.
+    pub(crate) fn respond(self, response: Response, close: bool, request_id: &str) -> (Sent, Option<Exchange>) {
+        delegate!(self, exchange => exchange.respond(response, close, request_id))
+    }
+
+    /// Ends the connection without an answer.
+    pub(crate) fn abort(self, why: CloseReason) -> Option<Exchange> {
+        delegate!(self, exchange => exchange.abort(why))
+    }
+
+    /// A handle that tells whether the client is still there.
+    #[allow(dead_code, reason = "`Request::client` is on its way")]
+    pub(crate) fn client(&self) -> Client {
+        delegate!(self, exchange => Client::TinyHttp(exchange.client()))
+    }
+}
+
+/// Names and values of a request's headers. Values may hold bytes above 0x7F (RFC 9110, section 5.5, `obs-text`).
+#[derive(Clone)]
+pub(crate) enum Headers<'a> {
+    TinyHttp(tiny_http::Headers<'a>),
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Headers::TinyHttp(headers) => headers.next(),
+        }
+    }
+}
+
+/// Tells whether the client of a request is still there.
+#[derive(Clone)]
+pub(crate) enum Client {
+    TinyHttp(tiny_http::Client),
+}
+
+impl Client {
+    /// Whether the connection is reset, or the client has closed it.
+    #[allow(dead_code, reason = "`Request::client` is on its way")]
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Client::TinyHttp(client) => client.is_gone(),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! One request of `tiny_http`: admitted when it is its turn; its head and its body.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Shared;
+use super::connections::{Admission, Connection};
+use super::quirks::{self, Quirks};
+use super::unread_body::discard_closing;
+use crate::engine::{BodyState, Peer};
+use crate::http::head::{Framing, Rejection, RequestHead};
+
+/// A request in flight.
+pub(crate) struct Exchange {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) raw: tiny_http::Request,
+    since: Instant,
+    pub(super) head: RequestHead,
+    pub(super) rejection: Option<Rejection>,
+    pub(super) quirks: Quirks,
+    body: BodyProgress,
+}
+
+/// How far the body has been read.
+#[derive(Clone, Copy, Debug, Default)]
+struct BodyProgress {
+    read: u64,
+    ended: bool,
+    truncated: bool,
+}
+
+impl Exchange {
+    /// Takes in a request that has arrived. None if it is not its turn, or is never going to be.
+    pub(crate) fn admit(shared: &Arc<Shared>, raw: tiny_http::Request) -> Option<Exchange> {
+        let admission = match shared.connections.admit(raw) {
+            // A client may come back from the port of a connection that was closed before anything was noticed.
+            Admission::Discard { connection: Some(connection), request }
+                if connection.is_over() && shared.monitor.find_newer_connection(&connection) =>
+            {
+                shared.connections.admit(request)
+            }
+            admission => admission,
+        };
+        match admission {
+            Admission::Serve { connection, request, fresh } => {
+                if fresh {
+                    shared.monitor.wake_if_idle();
+                }
+                Some(Exchange::new(Arc::clone(shared), connection, request))
+            }
+            Admission::Waits => None,
+            // At once: by the next tick of the monitor it would have sent a million.
+            Admission::Floods(connection) => {
+                shared.monitor.scan_now();
+                connection.hold(&shared.connections.counts);
+                None
+            }
+            Admission::Discard { request, .. } => {
+                shared.connections.counts.discarded.fetch_add(1, Ordering::Relaxed);
+                discard_closing(shared, request, None);
+                None
+            }
+        }
+    }
+
+    pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>, raw: tiny_http::Request) -> Exchange {
+        let (head, quirks, rejection) = match quirks::validate_request(&raw) {
+            Ok((head, quirks)) => (head, quirks, None),
+            Err(rejection) => {
+                let (head, quirks) = quirks::of_rejected(&raw);
+                (head, quirks, Some(rejection))
+            }
+        };
+        let body = BodyProgress::default();
+        Exchange { shared, connection, raw, since: Instant::now(), head, rejection, quirks, body }
+    }
+
+    pub(crate) fn method(&self) -> &str {
+        self.raw.method().as_str()
+    }
+
+    pub(crate) fn target(&self) -> &str {
+        self.raw.url()
+    }
+
+    pub(crate) fn headers(&self) -> Headers<'_> {
+        Headers(self.raw.headers().iter())
+    }
+
+    pub(crate) fn head(&self) -> Result<RequestHead, Rejection> {
+        self.rejection.map_or(Ok(self.head), Err)
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        Peer::Inet(self.connection.peer)
+    }
+
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client(Arc::clone(&self.connection))
+    }
+
+    pub(crate) fn body(&self) -> BodyState {
+        BodyState {
+            remaining: self.remaining(),
+            consumed: self.is_body_consumed(),
+            truncated: self.body.truncated,
+            timed_out: self.body.truncated && self.connection.body_deadline_passed(),
+            buffered: self.quirks.body_buffered || self.is_body_consumed(),
+        }
+    }
+
+    pub(super) fn remaining(&self) -> Option<u64> {
+        match self.head.framing {
+            Framing::None => Some(0),
+            Framing::Length(length) => Some(length.saturating_sub(self.body.read)),
+            Framing::Chunked => None,
+        }
+    }
+
+    fn is_body_consumed(&self) -> bool {
+        self.body.ended || self.remaining() == Some(0)
+    }
+
+    pub(crate) fn read_body(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() || self.is_body_consumed() {
+            return Ok(0);
+        }
+        // Where the client asks for another protocol, tiny_http's reader goes on beyond the body.
+        let remaining = self.remaining().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let most = remaining.min(into.len());
+        match self.raw.as_reader().read(&mut into[..most]) {
+            Ok(0) => {
+                self.body.ended = true;
+                self.body.truncated = match self.head.framing {
+                    Framing::None => false,
+                    Framing::Length(length) => self.body.read < length,
+                    // tiny_http ends a chunked body alike at its last chunk and where the connection broke off within a
+                    // chunk. A client that has said all, and ended its side already, cannot be told from one that broke
+                    // off: it is not believed.
+                    Framing::Chunked => self.connection.has_input_ended(),
+                };
+                if self.body.truncated {
+                    return Err(io::Error::new(self.truncation(), "the body ended early"));
+                }
+                Ok(0)
+            }
+            Ok(n) => {
+                self.body.read += n as u64;
+                self.connection.on_parsed(n as u64);
+                Ok(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                self.body.ended = true;
+                self.body.truncated = true;
+                Err(error)
+            }
+        }
+    }
+
+    fn truncation(&self) -> io::ErrorKind {
+        if self.connection.body_deadline_passed() { io::ErrorKind::TimedOut } else { io::ErrorKind::UnexpectedEof }
+    }
+
+    pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
+        if self.is_body_consumed() || self.body.truncated {
+            return true;
+        }
+        // A client that waits for `100 Continue` has not sent the body, and is told not to by a final response.
+        if !self.quirks.body_buffered && (closing || self.has_header("expect")) {
+            return false;
+        }
+        let limit = self.shared.settings.max_discard;
+        if self.remaining().is_some_and(|remaining| remaining > limit) {
+            return false;
+        }
+        let mut buffer = [0; 8 * 1024];
+        let mut discarded = 0;
+        while discarded <= limit {
+            match self.read_body(&mut buffer) {
+                Ok(0) => return true,
+                Ok(n) => discarded += n as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return self.is_body_consumed(),
+            }
+        }
+        false
+    }
+
+    fn has_header(&self, name: &str) -> bool {
+        self.headers().any(|(known, _)| known.eq_ignore_ascii_case(name))
+    }
+
+    pub(crate) fn expect_body(&self) {
+        if !self.quirks.body_buffered || self.head.framing == Framing::Chunked {
+            // Whether a chunked body is whole is known from the socket alone; and a body may come faster than heads may.
+            if let Some(socket) = self.shared.socket_of(&self.connection) {
+                crate::listen::grow_receive_buffer(&socket);
+            }
+        }
+    }
+
+    pub(crate) fn can_answer_inline(&self) -> bool {
+        let out_of_the_way = if self.rejection.is_some() {
+            // Its connection is closed, under the body too: the socket is looked for while the client is still there.
+            self.shared.socket_of(&self.connection).is_some()
+        } else {
+            self.quirks.body_buffered
+        };
+        out_of_the_way && self.connection.can_write_without_blocking(|| self.shared.socket_of(&self.connection))
+    }
+}
+
+/// The headers of a request.
+#[derive(Clone)]
+pub(crate) struct Headers<'a>(std::slice::Iter<'a, tiny_http::Header>);
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let header = self.0.next()?;
+        Some((header.field.as_str().as_str(), header.value.as_str().as_bytes()))
+    }
+}
+
+/// Tells whether a client is still there.
+#[derive(Clone)]
+pub(crate) struct Client(Arc<Connection>);
+
+impl Client {
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.has_input_ended()
+    }
+}

@@ -164,6 +164,19 @@ fn a_response_that_was_cut_is_logged_as_cut(engine: &str) {
     assert_sound(service);
 }
 
+/// Many loggers print no fields.
+fn the_access_line_says_what_happened_in_its_message(engine: &str) {
+    let service = start(engine, Service::new().get("/said", |_| "12 bytes, so"));
+    assert_eq!(ask(service.address(), get("/said?in=words", CLOSE), LIMIT).status(), 200);
+    let line = logged::wait_for("the access line", LIMIT, |line| {
+        line.target == "allout::access" && line.text.contains("/said?in=words")
+    });
+    let message = line.text.split(" method=").next().unwrap_or_default();
+    assert!(message.starts_with("GET /said?in=words 200 "), "{message:?}");
+    assert!(message.contains(" bytes ") && message.ends_with("ms"), "bytes and duration: {message:?}");
+    assert_sound(service);
+}
+
 struct PanicsInDrop(Gives);
 
 impl Read for PanicsInDrop {
@@ -610,6 +623,7 @@ mod tiny_http {
         #[ignore = "of unknown length they end as a whole one does: 40 of 40"]
         a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
         a_response_that_was_cut_is_logged_as_cut;
+        the_access_line_says_what_happened_in_its_message;
         a_reader_that_panics_costs_its_connection_alone;
         head_and_pieces_leave_as_they_come;
         pieces_of_a_known_length_leave_as_they_come;

@@ -103,7 +103,12 @@ pub use crate::{
         outcome::{Cause, Outcome},
         stop::{GraceExpired, Stop},
     },
-    dispatch::{limits::Limits, request::Request, router::BadRoute},
+    dispatch::{
+        limits::Limits,
+        request::{Client, Request},
+        route::Params,
+        router::BadRoute,
+    },
     http::{
         error::{BodyError, HandlerError},
         response::Response,

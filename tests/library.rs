@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use allout::{
-    BodyError, Cause, Crew, Exit, HandlerError, Request, Response, Service, ServiceHandle, StartError, channel,
+    BodyError, Cause, Crew, Exit, HandlerError, Limits, Request, Response, Service, ServiceHandle, StartError, channel,
 };
 use http::Connection;
 
@@ -194,6 +194,8 @@ fn a_body_has_a_limit_and_is_refused_beyond_it() {
             .max_body(10)
             .post("/service", Request::text)
             .post("/own", |request| request.bytes_up_to(20))
+            .post("/route", Request::bytes)
+            .limits("/route", Limits::new().max_body(30))
             .post("/failure", |request| -> Result<String, HandlerError> { Ok(request.text()?) })
             .post("/seen", |request| match request.text() {
                 Err(BodyError::TooLarge) => "too large".to_owned(),
@@ -203,8 +205,31 @@ fn a_body_has_a_limit_and_is_refused_beyond_it() {
     let post = |path: &str, length: usize| ask_with(running.address(), "POST", path, &"x".repeat(length));
     assert_eq!((post("/service", 10).status, post("/service", 11).status), (200, 413));
     assert_eq!((post("/own", 20).status, post("/own", 21).status), (200, 413));
+    assert_eq!((post("/route", 30).status, post("/route", 31).status), (200, 413));
     assert_eq!((post("/failure", 10).status, post("/failure", 11).status), (200, 413));
     assert_eq!(post("/seen", 11).text(), "too large");
+}
+
+#[test]
+fn a_handler_sees_all_of_its_request() {
+    let running = start(Service::new().post("/see/{a}/{b}", |request| {
+        let (params, client) = (request.params().clone(), request.client());
+        let (query, route) = (request.query("q").unwrap_or_default().into_owned(), request.route().to_owned());
+        let pairs = request.query_pairs().count();
+        let gone = client.is_gone();
+        let body = request.text()?; // while the parameters are held
+        let (a, b) = (params.get("a").unwrap_or_default(), request.param("b").unwrap_or_default());
+        Ok::<_, HandlerError>(format!("{a} {b} {query} {pairs} {route} {body} {gone}"))
+    }));
+    let response = ask_with(running.address(), "POST", "/see/%C3%BC/b?q=x+y%21&&q=2&z", "body");
+    assert_eq!(response.text(), "ü b x y! 3 /see/{a}/{b} body false");
+}
+
+#[test]
+fn options_of_the_whole_service_name_its_methods() {
+    let running = start(Service::new().put("/a", |_| ()).without_admin_routes());
+    let response = ask_with(running.address(), "OPTIONS", "*", "");
+    assert_eq!((response.status, response.header("allow")), (204, Some("OPTIONS, PUT")));
 }
 
 #[test]
@@ -291,6 +316,10 @@ fn a_member_that_waits_for_something_else_is_interrupted() {
 fn what_cannot_start_says_why() {
     let twice = Service::new().get("/a", |_| "1").get("/a", |_| "2").listen("127.0.0.1:0").start();
     assert!(matches!(&twice, Err(StartError::Route(_))), "{twice:?}");
+    let dead = Service::new().get("/:id", |_| "").listen("127.0.0.1:0").start().expect_err("a dead route");
+    assert!(dead.to_string().contains("/{id}"), "{dead}");
+    let unlimited = Service::new().limits("/a", Limits::new()).listen("127.0.0.1:0").start();
+    assert!(matches!(&unlimited, Err(StartError::Route(_))), "{unlimited:?}");
     let nowhere = Service::new().listen("no address").start();
     assert!(matches!(&nowhere, Err(StartError::Unresolved(_))), "{nowhere:?}");
     let running = start(Service::new());

@@ -8,6 +8,7 @@
 
 pub(crate) mod limits;
 pub(crate) mod request;
+pub(crate) mod route;
 pub(crate) mod router;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +19,8 @@ use crate::crew::pool::{Pool, Work};
 use crate::crew::stop::Stop;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::request::{Request, path_of};
-use crate::dispatch::router::{Handler, Route, RouteMatch, Router};
+use crate::dispatch::route::{Params, Route};
+use crate::dispatch::router::{Handler, RouteMatch, Router};
 use crate::engine::{CloseReason, Exchange, Peer};
 use crate::http::encode::{SendError, Sent};
 use crate::http::error::broken_body;
@@ -37,7 +39,6 @@ struct Routed {
 struct Reply {
     request: Request,
     response: Response,
-    route: Route,
     /// The connection must not go on after it.
     close: bool,
 }
@@ -105,12 +106,11 @@ impl Dispatch {
     fn submit(self: &Arc<Self>, task: Task) -> Option<Exchange> {
         let Err(job) = self.pool.submit(Job { dispatch: Arc::clone(self), task }) else { return None };
         self.stats.shed.fetch_add(1, Ordering::Relaxed);
-        let (request, route) = match job.task {
-            Task::Handle(routed) => {
-                let route = routed.matched.route.clone();
-                (self.request(routed.exchange, Vec::new(), Limits::default()), route)
+        let request = match job.task {
+            Task::Handle(Routed { exchange, matched }) => {
+                self.request(exchange, matched.route, Params::default(), Limits::default())
             }
-            Task::Write(reply) => (reply.request, reply.route),
+            Task::Write(reply) => reply.request,
         };
         let exchange = request.exchange();
         if !exchange.can_answer_inline() {
@@ -118,19 +118,19 @@ impl Dispatch {
         }
         let close = !exchange.body().buffered; // reading it might block
         let response = Response::error(503, "too busy").with_header("Retry-After", "1");
-        self.respond(Reply { request, response, route, close })
+        self.respond(Reply { request, response, close })
     }
 
     fn route(&self, exchange: Exchange) -> Routed {
         let matched = match exchange.head() {
             Ok(_) => self.router.find(exchange.method(), path_of(exchange.target())),
-            Err(_) => RouteMatch::refused(),
+            Err(_) => RouteMatch::rejected(),
         };
         Routed { exchange, matched }
     }
 
-    fn request(&self, exchange: Exchange, params: Vec<(String, String)>, limits: Limits) -> Request {
-        Request::new(exchange, params, self.stop.clone(), limits.max_body.unwrap_or(self.max_body))
+    fn request(&self, exchange: Exchange, route: Route, params: Params, limits: Limits) -> Request {
+        Request::new(exchange, route, params, self.stop.clone(), limits.max_body.unwrap_or(self.max_body))
     }
 
     /// Answers where blocking is allowed: on a worker's thread.
@@ -147,7 +147,7 @@ impl Dispatch {
         if rejection.is_none() {
             exchange.expect_body();
         }
-        let mut request = self.request(exchange, params, limits);
+        let mut request = self.request(exchange, route, params, limits);
         let not_allowed = |allow: String| Response::error(405, "Method Not Allowed").with_header("Allow", allow);
         let response = match (rejection, handler) {
             (Some(rejection), _) => self.reject(&request, rejection),
@@ -161,7 +161,7 @@ impl Dispatch {
                 None => Response::error(404, "Not Found"),
             },
         };
-        Reply { request, response, route, close: rejection.is_some() }
+        Reply { request, response, close: rejection.is_some() }
     }
 
     fn reject(&self, request: &Request, rejection: Rejection) -> Response {
@@ -198,8 +198,8 @@ impl Dispatch {
 
     /// Sends the response, tells the observers, and gives the connection's next request.
     fn respond(&self, reply: Reply) -> Option<Exchange> {
-        let Reply { request, mut response, route, mut close } = reply;
-        let (mut exchange, id) = request.into_parts();
+        let Reply { request, mut response, mut close } = reply;
+        let (mut exchange, id, route) = request.into_parts();
         exchange.consume_body(close);
         let body = exchange.body();
         if body.truncated {
@@ -217,7 +217,7 @@ impl Dispatch {
         let (sent, next) = exchange.respond(response, close, &id);
         self.log_cut(&sent, &route, peer, &id);
         let record = ResponseRecord {
-            route: route.number,
+            route: route.index,
             pattern: &route.pattern,
             method,
             request_line: (&request_line.0, &request_line.1),

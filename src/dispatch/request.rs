@@ -5,21 +5,46 @@ use std::fmt;
 use std::io::{self, Read};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-
+use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
-use crate::engine::{Exchange, Peer};
+use crate::engine::{self, Exchange, Peer};
 use crate::http::error::{BodyError, mark_broken_body};
 use crate::http::head::Framing;
+use crate::http::request_id::request_id;
 use crate::http::validate::absolute_path;
+
+/// Memory, in bytes, that is reserved for a body because of its announced length alone.
+const MAX_RESERVED: u64 = 64 * 1024;
 
 /// A request: method, path, query, headers, body, and what the service knows of it.
 pub struct Request {
     exchange: Exchange,
     id: String,
-    params: Vec<(String, String)>,
+    route: Route,
+    params: Params,
     stop: Stop,
     max_body: u64,
+}
+
+/// Tells whether the client of a request is still there. Cheap to clone, and independent of the request: a body's reader
+/// can hold one.
+#[derive(Clone)]
+pub struct Client(engine::Client);
+
+impl Client {
+    /// Whether the client has closed or reset the connection. A client that has ended its sending side alone counts as
+    /// gone as well; it still gets its response.
+    ///
+    /// Asks the kernel at each call: about a microsecond.
+    pub fn is_gone(&self) -> bool {
+        self.0.is_gone()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("is_gone", &self.is_gone()).finish()
+    }
 }
 
 impl fmt::Debug for Request {
@@ -34,21 +59,21 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    pub(crate) fn new(exchange: Exchange, params: Vec<(String, String)>, stop: Stop, max_body: u64) -> Request {
-        let id = crate::http::request_id::request_id(exchange.headers());
-        Request { exchange, id, params, stop, max_body }
+    pub(crate) fn new(exchange: Exchange, route: Route, params: Params, stop: Stop, max_body: u64) -> Request {
+        let id = request_id(exchange.headers());
+        Request { exchange, id, route, params, stop, max_body }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
         &self.exchange
     }
 
-    /// The exchange, and the request's id.
-    pub(crate) fn into_parts(self) -> (Exchange, String) {
-        (self.exchange, self.id)
+    /// The exchange, the request's id, and its route.
+    pub(crate) fn into_parts(self) -> (Exchange, String, Route) {
+        (self.exchange, self.id, self.route)
     }
 
-    /// The method, in capitals: `GET`.
+    /// The method as it was sent: `GET`.
     pub fn method(&self) -> &str {
         self.exchange.method()
     }
@@ -68,52 +93,80 @@ impl Request {
         self.exchange.target().split_once('?').map_or("", |(_, query)| query)
     }
 
-    /// The first value of a query parameter, decoded (`%C3%BC`, `+`); what is no UTF-8 becomes U+FFFD.
+    /// The first value of a query parameter, decoded (`%C3%BC`, `+`); bytes that are not UTF-8 become U+FFFD.
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
     /// All parameters of the query, in the order they were sent, decoded as [`query`](Request::query) does.
     pub fn query_pairs(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-        let pairs = self.query_string().split('&').filter(|pair| !pair.is_empty());
-        pairs.map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode(name), decode(value))
-        })
+        form_urlencoded::parse(self.query_string().as_bytes())
     }
 
     /// A parameter of the route's path, decoded: `name` of `/hello/{name}`.
+    ///
+    /// It borrows the request. To hold parameters while the body is read, clone [`params`](Request::params).
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.params.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.params.get(name)
     }
 
-    /// The first header of this name, in any case.
+    /// All parameters of the route's path, decoded; cheap to clone.
+    ///
+    /// ```
+    /// # use allout::{HandlerError, Request, Response};
+    /// fn store(request: &mut Request) -> Result<u16, HandlerError> {
+    ///     let params = request.params().clone();
+    ///     let name = params.get("name").ok_or(Response::from(404))?;
+    ///     std::fs::write(name, request.bytes()?)?; // the name is held while the body is read
+    ///     Ok(201)
+    /// }
+    /// ```
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The pattern of the route that the request took, as `/hello/{name}`; `*` if it matched no path.
+    pub fn route(&self) -> &str {
+        &self.route.pattern
+    }
+
+    /// The first header of this name, in any case; none if its value is not UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.header_bytes(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// All headers, in the order they were sent. No value holds a control character but tabs.
+    /// The first header of this name, in any case, as it was sent: a value may hold bytes above 0x7F (RFC 9110,
+    /// section 5.5) that are not UTF-8.
+    pub fn header_bytes(&self, name: &str) -> Option<&[u8]> {
+        self.exchange.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All headers whose values are UTF-8, in the order they were sent. No value holds a control character but tabs.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        // A value with bytes above 0x7F is left out here.
         self.exchange.headers().filter_map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?)))
     }
 
-    /// Who sent it: the other end of the connection, which is a proxy if one is between.
+    /// The other end of the connection; a proxy, if one is between.
     pub fn peer(&self) -> Peer {
         self.exchange.peer()
     }
 
-    /// The request's id: the client's `X-Request-Id` if it is sane, else one made here. It is returned and logged.
+    /// A handle that tells whether the client is still there.
+    pub fn client(&self) -> Client {
+        Client(self.exchange.client())
+    }
+
+    /// The request's id: the client's `X-Request-Id` if it is sane, else a new one. It is returned and logged.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What tells handlers that the service stops. See also [`sleep`](Request::sleep).
+    /// How far a stop of the service has come. See also [`sleep`](Request::sleep).
     pub fn stop(&self) -> &Stop {
         &self.stop
     }
 
-    /// Waits, but no longer than the grace period of a service that stops.
+    /// Sleeps for `span`, or up to the end of the grace period of a service that stops.
     ///
     /// # Errors
     ///
@@ -122,7 +175,7 @@ impl Request {
         self.stop.sleep(span)
     }
 
-    /// The body's length in bytes, if the client said it; 0 if there is no body.
+    /// The body's announced length in bytes; 0 if there is no body, none if it is chunked.
     pub fn body_length(&self) -> Option<u64> {
         match self.exchange.head().map(|head| head.framing) {
             Ok(Framing::Length(length)) => Some(length),
@@ -131,18 +184,20 @@ impl Request {
         }
     }
 
-    /// The body as a reader, without a limit of its own but the request timeout.
+    /// The body as a reader, without a limit on its length.
     ///
-    /// An end before the announced length is an error of the kind `UnexpectedEof`.
+    /// Its errors are of the kind [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the body ends early,
+    /// [`TimedOut`](io::ErrorKind::TimedOut) if it stops coming for longer than the request timeout, and
+    /// [`InvalidData`](io::ErrorKind::InvalidData) if it is malformed. `?` turns each into a 400 or 408, not into a 500.
     pub fn body(&mut self) -> impl Read + '_ {
-        Body { request: self }
+        BodyReader { exchange: &mut self.exchange }
     }
 
-    /// The whole body, if it has at most the service's limit (1 MiB unless configured otherwise).
+    /// The whole body, if it has at most the limit of the route or the service (1 MiB unless configured otherwise).
     ///
     /// # Errors
     ///
-    /// [`BodyError`], which turns into a fitting reply.
+    /// [`BodyError`], which turns into a fitting response.
     pub fn bytes(&mut self) -> Result<Vec<u8>, BodyError> {
         self.bytes_up_to(self.max_body)
     }
@@ -151,50 +206,52 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`BodyError`], which turns into a fitting reply.
+    /// [`BodyError`], which turns into a fitting response.
     pub fn bytes_up_to(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
-        if self.body_length().is_some_and(|length| length > limit) {
+        let announced = self.body_length().unwrap_or(0);
+        if announced > limit {
             return Err(BodyError::TooLarge);
         }
-        let mut bytes = Vec::new();
-        self.body().take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(BodyError::Broken)?;
-        if bytes.len() as u64 > limit {
-            return Err(BodyError::TooLarge);
+        let mut bytes = Vec::with_capacity(usize::try_from(announced.min(MAX_RESERVED)).unwrap_or(0));
+        match self.body().take(limit.saturating_add(1)).read_to_end(&mut bytes) {
+            Ok(length) if length as u64 > limit => Err(BodyError::TooLarge),
+            Ok(_) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(BodyError::TooLarge),
+            Err(error) => Err(BodyError::Broken(error)),
         }
-        Ok(bytes)
     }
 
-    /// The whole body as UTF-8 text, within the service's limit.
+    /// The whole body as UTF-8 text, within the limit of [`bytes`](Request::bytes).
     ///
     /// # Errors
     ///
-    /// [`BodyError`], which turns into a fitting reply.
+    /// [`BodyError`], which turns into a fitting response.
     pub fn text(&mut self) -> Result<String, BodyError> {
         String::from_utf8(self.bytes()?).map_err(|_| BodyError::Malformed("no UTF-8".to_owned()))
     }
 
-    /// The whole body as JSON, within the service's limit.
+    /// The whole body as JSON, within the limit of [`bytes`](Request::bytes); at most 128 levels deep.
     ///
     /// # Errors
     ///
-    /// [`BodyError`], which turns into a fitting reply.
+    /// [`BodyError`], which turns into a fitting response.
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
         serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::Malformed(error.to_string()))
     }
 
-    /// Reads what is left of the body and throws it away, up to `limit` bytes.
+    /// Reads the rest of the body and throws it away, up to `limit` bytes.
     ///
     /// # Errors
     ///
-    /// [`BodyError`], which turns into a fitting reply.
+    /// [`BodyError`], which turns into a fitting response.
     pub fn discard_body(&mut self, limit: u64) -> Result<(), BodyError> {
-        if self.exchange.body().remaining.is_some_and(|left| left > limit) {
+        let body = self.exchange.body();
+        if body.remaining.is_some_and(|remaining| remaining > limit) {
             return Err(BodyError::TooLarge);
         }
-        // The buffer is made only where there is something to read.
-        if self.exchange.body().consumed {
-            return Ok(());
+        if body.consumed {
+            return Ok(()); // without the buffer of `io::copy`
         }
         let copied = io::copy(&mut self.body().take(limit.saturating_add(1)), &mut io::sink());
         match copied.map_err(BodyError::Broken)? {
@@ -204,29 +261,42 @@ impl Request {
     }
 }
 
-/// The path of a target, in whichever form.
+/// The path of a target in any of its forms: RFC 9112, section 3.2.
 pub(crate) fn path_of(target: &str) -> &str {
     let target = if target.starts_with('/') { target } else { absolute_path(target).unwrap_or(target) };
     target.split_once('?').map_or(target, |(path, _)| path)
 }
 
-/// A name or a value of a query: <https://url.spec.whatwg.org/#urlencoded-parsing>.
-fn decode(text: &str) -> Cow<'_, str> {
-    if text.contains('+') {
-        let spaced = text.replace('+', " ");
-        return Cow::Owned(percent_decode_str(&spaced).decode_utf8_lossy().into_owned());
-    }
-    percent_decode_str(text).decode_utf8_lossy()
+/// The body of a request. Its errors are marked as the client's fault.
+struct BodyReader<'a> {
+    exchange: &'a mut Exchange,
 }
 
-struct Body<'a> {
-    request: &'a mut Request,
-}
-
-impl Read for Body<'_> {
+impl Read for BodyReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let result = self.request.exchange.read_body(into);
-        result
-            .map_err(|error| if error.kind() == io::ErrorKind::Interrupted { error } else { mark_broken_body(&error) })
+        self.exchange.read_body(into).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => mark_broken_body(&error),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_that_of_the_target_without_the_query() {
+        let rows = [
+            ("/", "/"),
+            ("/a%20b?c=d?e", "/a%20b"),
+            ("http://host/a?b", "/a"),
+            ("http://host", "/"),
+            ("http://host?b", "/"),
+            ("*", "*"),
+        ];
+        for (target, path) in rows {
+            assert_eq!(path_of(target), path, "{target}");
+        }
     }
 }

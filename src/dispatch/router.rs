@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::limits::Limits;
 use super::request::Request;
+pub(crate) use super::route::FALLBACK;
+use super::route::{Params, Route};
 use crate::http::response::Response;
 
 /// Turns a request into a response.
@@ -24,16 +26,6 @@ impl fmt::Display for BadRoute {
 }
 
 impl std::error::Error for BadRoute {}
-
-/// The route that a request took.
-#[derive(Clone, Debug)]
-pub(crate) struct Route {
-    /// The pattern, never the path: the paths that clients send are without number, and metrics are labelled by this.
-    pub(crate) pattern: Arc<str>,
-    /// Position among [`Router::patterns`]; `usize::MAX` for a request that matched no path.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
-    pub(crate) number: usize,
-}
 
 /// One method of one path.
 #[derive(Clone)]
@@ -77,7 +69,7 @@ pub(crate) struct RouteMatch {
     pub(crate) handler: Option<Handler>,
     /// The handler never blocks: it may run on the thread that receives.
     pub(crate) inline: bool,
-    pub(crate) params: Vec<(String, String)>,
+    pub(crate) params: Params,
     pub(crate) limits: Limits,
     /// The methods of the path, if the request's method is not one of them.
     pub(crate) allow: Option<Arc<str>>,
@@ -85,12 +77,12 @@ pub(crate) struct RouteMatch {
 
 impl RouteMatch {
     /// A request that matched no path and has no handler, as one that is rejected before it is routed.
-    pub(crate) fn refused() -> RouteMatch {
+    pub(crate) fn rejected() -> RouteMatch {
         RouteMatch {
-            route: unmatched(),
+            route: Route::unmatched(),
             handler: None,
             inline: true,
-            params: Vec::new(),
+            params: Params::default(),
             limits: Limits::default(),
             allow: None,
         }
@@ -134,7 +126,6 @@ impl Router {
     /// # Errors
     ///
     /// There is no such route.
-    #[allow(dead_code, reason = "`Service::limits` is about to use it")]
     pub(crate) fn set_limits(&mut self, path: &str, limits: Limits) -> Result<(), BadRoute> {
         let known = match &mut self.fallback {
             Some(fallback) if path == FALLBACK => Some(&mut fallback.limits),
@@ -169,7 +160,7 @@ impl Router {
         self.paths.iter().any(|place| &*place.pattern == path)
     }
 
-    /// All patterns, in the order of [`Route::number`].
+    /// All patterns, in the order of [`Route::index`].
     #[cfg(feature = "metrics")]
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &Arc<str>> {
         self.paths.iter().map(|place| &place.pattern)
@@ -182,10 +173,10 @@ impl Router {
             let get = || place.methods.iter().find(|entry| method == "HEAD" && entry.method == "GET");
             let entry = place.methods.iter().find(|entry| entry.method == method).or_else(get);
             return RouteMatch {
-                route: Route { pattern: Arc::clone(&place.pattern), number: *matched.value },
+                route: Route { pattern: Arc::clone(&place.pattern), index: *matched.value },
                 handler: entry.map(|entry| Arc::clone(&entry.handler)),
                 inline: entry.is_none_or(|entry| entry.inline),
-                params: matched.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect(),
+                params: Params::new(matched.params.iter().map(|(name, value)| (name, decode(value)))),
                 limits: place.limits,
                 allow: (entry.is_none() && !place.masked).then(|| Arc::clone(&place.allow)),
             };
@@ -195,13 +186,13 @@ impl Router {
                 handler: Some(Arc::clone(handler)),
                 inline: *inline,
                 limits: *limits,
-                ..RouteMatch::refused()
+                ..RouteMatch::rejected()
             },
             // RFC 9110, section 9.3.7: what the server as a whole can do.
             None if method == "OPTIONS" && path == "*" => {
-                RouteMatch { handler: Some(self.server_options()), ..RouteMatch::refused() }
+                RouteMatch { handler: Some(self.server_options()), ..RouteMatch::rejected() }
             }
-            None => RouteMatch::refused(),
+            None => RouteMatch::rejected(),
         }
     }
 
@@ -249,14 +240,6 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The pattern of the fallback, and of requests that match no path.
-pub(crate) const FALLBACK: &str = "*";
-
-fn unmatched() -> Route {
-    static PATTERN: OnceLock<Arc<str>> = OnceLock::new();
-    Route { pattern: Arc::clone(PATTERN.get_or_init(|| Arc::from(FALLBACK))), number: usize::MAX }
-}
-
 /// The value of a parameter: percent-decoded; what is no UTF-8 becomes U+FFFD.
 fn decode(segment: &str) -> String {
     percent_decode_str(segment).decode_utf8_lossy().into_owned()
@@ -288,8 +271,8 @@ mod tests {
     #[test]
     fn parameters_are_decoded_and_the_route_is_named_by_its_pattern() {
         let found = routes().find("GET", "/hello/J%C3%BCrgen");
-        assert_eq!(found.params, [("name".to_owned(), "Jürgen".to_owned())]);
-        assert_eq!((&*found.route.pattern, found.route.number), ("/hello/{name}", 1));
+        assert_eq!(found.params.get("name"), Some("Jürgen"));
+        assert_eq!((&*found.route.pattern, found.route.index), ("/hello/{name}", 1));
     }
 
     #[test]

@@ -106,7 +106,6 @@ impl Exchange {
     }
 
     /// A handle that tells whether the client is still there.
-    #[allow(dead_code, reason = "`Request::client` is on its way")]
     pub(crate) fn client(&self) -> Client {
         delegate!(self, exchange => Client::TinyHttp(exchange.client()))
     }
@@ -136,7 +135,6 @@ pub(crate) enum Client {
 
 impl Client {
     /// Whether the connection is reset, or the client has closed it.
-    #[allow(dead_code, reason = "`Request::client` is on its way")]
     pub(crate) fn is_gone(&self) -> bool {
         match self {
             Client::TinyHttp(client) => client.is_gone(),

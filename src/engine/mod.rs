@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::text::human_duration;
 pub(crate) use engines::Engines;
-pub(crate) use exchange::{BodyState, Exchange};
+pub(crate) use exchange::{BodyState, Client, Exchange};
 pub use peer::Peer;
 pub(crate) use stats::{CLOSE_REASONS, CloseReason, ConnStats};
 pub(crate) use stop_state::StopState;

@@ -20,6 +20,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::shutdown::Shutdown;
 use crate::crew::signals;
 use crate::crew::stop::Stop;
+use crate::dispatch::limits::Limits;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
 use crate::http::response::Response;
@@ -182,6 +183,26 @@ impl Service {
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
         self.routes.set_fallback(true, erase(handler));
+        self
+    }
+
+    /// Sets limits for all methods of `path`, which has a route already, or for the fallback (`"*"`), in place of those of the
+    /// service.
+    ///
+    /// ```
+    /// use allout::{HandlerError, Limits, Service};
+    ///
+    /// let service = Service::new()
+    ///     .post("/photos", |request| -> Result<u16, HandlerError> {
+    ///         std::fs::write("photo.jpg", request.bytes()?)?;
+    ///         Ok(201)
+    ///     })
+    ///     .limits("/photos", Limits::new().max_body(20 << 20));
+    /// ```
+    pub fn limits(mut self, path: &str, limits: Limits) -> Service {
+        if let Err(error) = self.routes.set_limits(path, limits) {
+            self.refuse(StartError::Route(error));
+        }
         self
     }
 

@@ -103,7 +103,7 @@ impl Exchange {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client(Arc::clone(&self.connection))
+        Client { shared: Arc::clone(&self.shared), connection: Arc::clone(&self.connection) }
     }
 
     pub(crate) fn body(&self) -> BodyState {
@@ -233,10 +233,15 @@ impl<'a> Iterator for Headers<'a> {
 
 /// Tells whether a client is still there.
 #[derive(Clone)]
-pub(crate) struct Client(Arc<Connection>);
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+}
 
 impl Client {
     pub(crate) fn is_gone(&self) -> bool {
-        self.0.has_input_ended()
+        // Found first: a connection whose socket is not known counts as ended.
+        self.shared.socket_of(&self.connection);
+        self.connection.has_input_ended()
     }
 }

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
-use token::{Got, KINDS, Kind, Tokened, connect_from, reset};
+use token::{Kind, Mixed, Tally, Tokened, connect_from, reset, spin};
 
 /// How long a client waits for its response, or for the end of its connection.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,40 +34,6 @@ fn start(_engine: &str, args: &[&str]) -> Serving {
     Allout::new().args(args.iter().copied()).start()
 }
 
-/// What became of the tries of one kind.
-#[derive(Debug, Default)]
-struct Tally {
-    own: usize,
-    closed: usize,
-    wrong: Vec<String>,
-    late: Vec<String>,
-}
-
-impl Tally {
-    fn count(&mut self, what: &str, got: &Got) {
-        match got {
-            Got::Own(_) => self.own += 1,
-            Got::Wrong(_) => self.wrong.push(format!("{what}: {got}")),
-            Got::None(_) if got.is_late() => self.late.push(format!("{what}: {got}")),
-            Got::None(_) => self.closed += 1,
-        }
-    }
-
-    /// Prints the tally, and says what is wrong with it.
-    fn verdict(&self, what: &str) -> Option<String> {
-        let tries = self.own + self.closed + self.wrong.len() + self.late.len();
-        println!(
-            "{what}: of {tries}, {} answered, {} closed, {} wrong, {} left waiting",
-            self.own,
-            self.closed,
-            self.wrong.len(),
-            self.late.len()
-        );
-        let first = self.wrong.first().or(self.late.first())?;
-        Some(format!("{what}: {} wrong and {} left waiting of {tries}: {first}", self.wrong.len(), self.late.len()))
-    }
-}
-
 #[track_caller]
 fn assert_right(verdicts: impl IntoIterator<Item = Option<String>>) {
     let bad: Vec<_> = verdicts.into_iter().flatten().collect();
@@ -80,14 +46,6 @@ fn assert_clean_stop(mut server: Serving) {
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
     assert!(!server.log().contains("panicked"), "a thread panicked:\n{}", server.log());
-}
-
-/// Passes so many microseconds without leaving the processor: where in the server's work a reset falls is what is varied.
-fn spin(microseconds: u64) {
-    let until = Instant::now() + Duration::from_micros(microseconds);
-    while Instant::now() < until {
-        std::hint::spin_loop();
-    }
 }
 
 fn local(connection: &Connection) -> SocketAddr {
@@ -131,6 +89,7 @@ fn a_port_that_is_reused_after_a_reset_gets_no_former_response(engine: &str) {
     assert_right(formers.map(|former| {
         let mut tally = Tally::default();
         reuse_port(&server, former, TRIES, &mut tally);
+        println!("after a {former:?}: {tally}");
         tally.verdict(&format!("the connection after a {former:?} that was reset"))
     }));
     assert_clean_stop(server);
@@ -167,6 +126,7 @@ fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(e
                 break;
             }
         }
+        println!("after {name}: {tally}");
         tally.verdict(&format!("the connection after {name} in flight"))
     }));
     assert_clean_stop(server);
@@ -210,131 +170,36 @@ fn connections_of_one_client_port_to_two_local_addresses_are_two(engine: &str) {
                 break;
             }
         }
+        println!("{name}: {tally}");
         tally.verdict(&name)
     }));
     assert_clean_stop(server);
-}
-
-/// A small generator of numbers, so that a run can be repeated (Knuth's MMIX constants).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        let index = self.below(all.len() as u64);
-        all[usize::try_from(index).expect("an index is small")]
-    }
-}
-
-/// What one client met.
-#[derive(Debug, Default)]
-struct Met {
-    tally: Tally,
-    /// Responses that a client was owed and that did not come, on a connection that nothing else disturbs.
-    unanswered: Vec<String>,
-}
-
-/// One client that does everything a client may do, one connection after the other.
-fn client(server: &Serving, seed: u64, until: Instant) -> Met {
-    let mut random = Random(seed);
-    let mut met = Met::default();
-    let mut source = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut fresh_port = true;
-    while Instant::now() < until {
-        let Ok(mut connection) = connect_from(source, server.addr) else {
-            source.set_port(0); // the port's former connection has not quite ended
-            fresh_port = true;
-            continue;
-        };
-        source = local(&connection);
-        let ends_badly = use_connection(&mut connection, &mut random, &mut met, fresh_port);
-        fresh_port = !(ends_badly || random.below(2) == 0);
-        if fresh_port {
-            source.set_port(0);
-        }
-        reset(connection);
-        if met.tally.late.len() >= 2 {
-            break;
-        }
-    }
-    met
-}
-
-/// Asks on a connection: one by one or pipelined, to the end or to a reset in between. Whether it was left with
-/// something of it in flight.
-fn use_connection(connection: &mut Connection, random: &mut Random, met: &mut Met, fresh_port: bool) -> bool {
-    for _ in 0..=random.below(4) {
-        let mut asked: Vec<_> = (0..=random.below(4)).map(|_| Tokened::new(random.of(&KINDS))).collect();
-        // Nothing can follow a request whose body does not come.
-        if let Some(broken) = asked.iter().position(|request| !request.is_whole()) {
-            asked.truncate(broken + 1);
-        }
-        let wire: String = asked.iter().map(Tokened::wire).collect();
-        if connection.send(wire.as_bytes()).is_err() {
-            return false;
-        }
-        if random.below(4) == 0 {
-            spin(random.below(1000));
-            return true;
-        }
-        for request in &asked {
-            if request.kind == Kind::ExpectShort {
-                // 100 comes, then the body goes; a final response instead is as good.
-                if connection.read_interim(PATIENCE) == Ok(100) {
-                    let _ = connection.send(b"hello");
-                }
-            }
-            let got = request.receive(connection, PATIENCE);
-            met.tally.count(&format!("{:?}", request.kind), &got);
-            match &got {
-                Got::Own(response) if response.closes() => return false,
-                Got::Own(_) if request.is_whole() => {}
-                Got::None(_) if fresh_port && request.is_whole() => {
-                    met.unanswered.push(format!("{:?} {got}", asked.iter().map(|r| r.kind).collect::<Vec<_>>()));
-                    return false;
-                }
-                _ => return false,
-            }
-        }
-    }
-    false
 }
 
 fn whatever_clients_do_no_response_is_anothers(engine: &str) {
     let _alone = alone();
     let server = start(engine, &["--timeout-delay", "5ms"]);
     let until = Instant::now() + Duration::from_secs(5);
-    let all: Vec<_> = thread::scope(|scope| {
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
         let clients: Vec<_> = (1..=6)
             .map(|seed| {
-                scope.spawn({
-                    let server = &server;
-                    move || client(server, seed, until)
+                let mut client = Mixed::new(server.addr, seed, PATIENCE);
+                scope.spawn(move || {
+                    while Instant::now() < until && client.tally.late.len() < 2 {
+                        client.connect_and_ask();
+                    }
+                    client.tally
                 })
             })
             .collect();
-        clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect()
+        for client in clients {
+            tally.add(client.join().expect("a client does not panic"));
+        }
     });
-    let mut sum = Met::default();
-    for met in all {
-        sum.tally.own += met.tally.own;
-        sum.tally.closed += met.tally.closed;
-        sum.tally.wrong.extend(met.tally.wrong);
-        sum.tally.late.extend(met.tally.late);
-        sum.unanswered.extend(met.unanswered);
-    }
-    println!("{} unanswered on undisturbed connections: {:?}", sum.unanswered.len(), sum.unanswered.first());
-    assert_right([sum.tally.verdict("six clients that keep, pipeline, reset and reuse")]);
-    assert_eq!(
-        sum.unanswered.len(),
-        0,
-        "unanswered on connections that nothing disturbed: {:?}",
-        sum.unanswered.first()
-    );
+    println!("{tally}; {} unanswered on connections that nothing disturbed", tally.owed.len());
+    assert_right([tally.verdict("six clients that keep, pipeline, reset and reuse")]);
+    assert!(tally.owed.is_empty(), "unanswered on connections that nothing disturbed: {:?}", tally.owed);
     assert_clean_stop(server);
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a request looks like on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,12 +127,13 @@ impl Tokened {
 
     fn may_be(&self, status: u16) -> bool {
         match self.kind {
-            Kind::Get => status == 200,
-            Kind::Slow | Kind::Post | Kind::Chunked => matches!(status, 200 | 503),
+            _ if status == 503 => true, // shed
+            Kind::Get | Kind::Slow => status == 200,
+            Kind::Post | Kind::Chunked => matches!(status, 200 | 408),
             // 200: the general route may answer before it has looked at the body.
-            Kind::Unread | Kind::Expect => matches!(status, 200 | 413 | 503),
+            Kind::Unread | Kind::Expect => matches!(status, 200 | 413),
             // 400 and 408: the body never comes, and the client may have ended its side.
-            Kind::ExpectShort => matches!(status, 200 | 400 | 408 | 503),
+            Kind::ExpectShort => matches!(status, 200 | 400 | 408),
             Kind::Rejected => status == 400,
         }
     }
@@ -182,4 +183,161 @@ pub fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<Connection
 pub fn reset(connection: Connection) {
     let _ = SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO)); // a socket takes it
     drop(connection);
+}
+
+/// What became of the requests of one or more clients.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Answered with their own response.
+    pub own: usize,
+    /// Not answered: the connection ended.
+    pub closed: usize,
+    /// Answered with another's response.
+    pub wrong: Vec<String>,
+    /// Neither answered, nor did the connection end.
+    pub late: Vec<String>,
+    /// Those of `closed` and `late` whose connection came from a port of its own, and that were sent whole.
+    pub owed: Vec<String>,
+}
+
+impl Tally {
+    /// Counts one.
+    pub fn count(&mut self, what: &str, got: &Got) {
+        match got {
+            Got::Own(_) => self.own += 1,
+            Got::Wrong(_) => self.wrong.push(format!("{what}: {got}")),
+            Got::None(_) if got.is_late() => self.late.push(format!("{what}: {got}")),
+            Got::None(_) => self.closed += 1,
+        }
+    }
+
+    /// Adds those of another.
+    pub fn add(&mut self, other: Self) {
+        self.own += other.own;
+        self.closed += other.closed;
+        self.wrong.extend(other.wrong);
+        self.late.extend(other.late);
+        self.owed.extend(other.owed);
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn verdict(&self, what: &str) -> Option<String> {
+        let first = self.wrong.first().or(self.late.first())?;
+        Some(format!("{what}: {self}; the first: {first}"))
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (wrong, late) = (self.wrong.len(), self.late.len());
+        let all = self.own + self.closed + wrong + late;
+        write!(f, "of {all}, {} answered, {} closed, {wrong} wrong, {late} left waiting", self.own, self.closed)
+    }
+}
+
+/// Passes so many microseconds without leaving the processor: where in the server's work a reset falls is what is varied.
+pub fn spin(microseconds: u64) {
+    let until = Instant::now() + Duration::from_micros(microseconds);
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// A small generator of numbers, so that a run can be repeated (Knuth's MMIX constants).
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    fn kind(&mut self) -> Kind {
+        let index = self.below(KINDS.len() as u64);
+        usize::try_from(index).ok().and_then(|index| KINDS.get(index).copied()).unwrap_or(Kind::Get)
+    }
+}
+
+/// A client that does everything a client may do, one connection after the other: keeps, pipelines, resets, and comes
+/// back from the same port.
+#[derive(Debug)]
+pub struct Mixed {
+    to: SocketAddr,
+    source: SocketAddr,
+    random: Random,
+    /// Whether the port is one that it has not just used.
+    fresh_port: bool,
+    /// How long it waits for a response, or for the end of a connection.
+    patience: Duration,
+    /// What became of its requests.
+    pub tally: Tally,
+}
+
+impl Mixed {
+    /// `to` is an IPv4 address of this machine.
+    pub fn new(to: SocketAddr, seed: u64, patience: Duration) -> Self {
+        let source = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { to, source, random: Random(seed), fresh_port: true, patience, tally: Tally::default() }
+    }
+
+    /// Uses one connection.
+    pub fn connect_and_ask(&mut self) {
+        let opened = connect_from(self.source, self.to);
+        let Ok((mut connection, local)) = opened.and_then(|c| c.stream().local_addr().map(|local| (c, local))) else {
+            // The port's former connection has not quite ended, or the server takes nobody in.
+            self.source.set_port(0);
+            self.fresh_port = true;
+            return;
+        };
+        self.source = local;
+        let in_flight = self.ask(&mut connection);
+        self.fresh_port = !in_flight && self.random.below(2) == 0;
+        if self.fresh_port {
+            self.source.set_port(0);
+        }
+        reset(connection);
+    }
+
+    /// Asks one by one or pipelined, to the end or to a reset in between. Whether something was left in flight.
+    fn ask(&mut self, connection: &mut Connection) -> bool {
+        for _ in 0..=self.random.below(4) {
+            let mut asked: Vec<_> = (0..=self.random.below(4)).map(|_| Tokened::new(self.random.kind())).collect();
+            // Nothing can follow a request whose body does not come.
+            if let Some(broken) = asked.iter().position(|request| !request.is_whole()) {
+                asked.truncate(broken + 1);
+            }
+            let wire: String = asked.iter().map(Tokened::wire).collect();
+            if connection.send(wire.as_bytes()).is_err() {
+                return false;
+            }
+            if self.random.below(4) == 0 {
+                spin(self.random.below(1000));
+                return true;
+            }
+            if !asked.iter().all(|request| self.receive(connection, request)) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Receives the response to a request. Whether the connection goes on behind it.
+    fn receive(&mut self, connection: &mut Connection, request: &Tokened) -> bool {
+        // 100 comes, then the body goes; a final response instead is as good.
+        if request.kind == Kind::ExpectShort && connection.read_interim(self.patience) == Ok(100) {
+            let _ = connection.send(b"hello"); // what comes tells whether it arrived
+        }
+        let got = request.receive(connection, self.patience);
+        let what = format!("{:?}", request.kind);
+        self.tally.count(&what, &got);
+        match &got {
+            Got::Own(response) => request.is_whole() && !response.closes(),
+            Got::None(_) if self.fresh_port && request.is_whole() => {
+                self.tally.owed.push(format!("{what}: {got}"));
+                false
+            }
+            Got::None(_) | Got::Wrong(_) => false,
+        }
+    }
 }

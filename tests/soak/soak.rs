@@ -6,11 +6,15 @@
 //!
 //! The first argument is the length in seconds (600), the second the binary (`target/release/allout`). Every ten seconds,
 //! and at the end, once everyone has left, it prints threads, descriptors, resident memory, and how the *others* fared:
-//! fresh clients that ask for `/healthz` and `/` all the time. Exit code 1: one of them was not answered with a 200, or
-//! the end is not where it was after the first minute, or the process ended.
+//! fresh clients that ask for `/healthz` and `/` all the time. Two more keep, pipeline, reset and reuse connections, and
+//! check that each response is the one to their request, by its token (`../load/token.rs`). Exit code 1: one of the
+//! others was not answered with a 200, one response was another's, or the end is not where it was after the first
+//! minute, or the process ended.
 
 #[path = "../load/http.rs"]
 mod http;
+#[path = "../load/token.rs"]
+mod token;
 
 use http::Connection;
 use std::fs;
@@ -21,6 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use token::{Mixed, Tally};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: soak.test\r\n\r\n";
 const SLOW: &str = "GET /timeout HTTP/1.1\r\nHost: soak.test\r\n\r\n";
@@ -106,6 +111,8 @@ struct Others {
     pausing: AtomicBool,
     failed: AtomicU64,
     took: Mutex<Vec<Duration>>,
+    /// Of the clients that check tokens.
+    tokens: Mutex<Tally>,
 }
 
 impl Others {
@@ -134,6 +141,31 @@ impl Others {
         }
     }
 
+    /// Checks that what comes is what was asked for.
+    fn check_tokens(&self, addr: SocketAddr, seed: u64, stop: &AtomicBool) {
+        let mut client = Mixed::new(addr, seed, PATIENCE);
+        while !stop.load(Ordering::Relaxed) {
+            if self.pausing.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+            client.connect_and_ask();
+            let tally = std::mem::take(&mut client.tally);
+            for wrong in &tally.wrong {
+                println!("  WRONG: {wrong}");
+            }
+            if let Ok(mut tokens) = self.tokens.lock() {
+                tokens.add(tally);
+            }
+            thread::sleep(Duration::from_millis(10)); // a rate, so that the soak is not a load test
+        }
+    }
+
+    /// How many responses were another's.
+    fn wrong(&self) -> usize {
+        self.tokens.lock().map_or(1, |tokens| tokens.wrong.len())
+    }
+
     /// How many were answered, half of them within, and all but one in a hundred within.
     fn summary(&self) -> String {
         let mut took = self.took.lock().map(|took| took.clone()).unwrap_or_default();
@@ -141,7 +173,8 @@ impl Others {
         let at = |part: usize| took.get((took.len() * part / 100).min(took.len().saturating_sub(1))).copied();
         let (half, most) = (at(50).unwrap_or_default(), at(99).unwrap_or_default());
         let failed = self.failed.load(Ordering::Relaxed);
-        format!("others: {} answered, {failed} not, p50 {half:.1?}, p99 {most:.1?}", took.len())
+        let tokens = self.tokens.lock().map_or_else(|e| e.to_string(), |tokens| tokens.to_string());
+        format!("others: {} answered, {failed} not, p50 {half:.1?}, p99 {most:.1?}; tokens: {tokens}", took.len())
     }
 }
 
@@ -245,6 +278,10 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
         for _ in 0..2 {
             scope.spawn(|| others.ask(addr, &done));
         }
+        for seed in 1..=2 {
+            let (others, done) = (&others, &done);
+            scope.spawn(move || others.check_tokens(addr, seed, done));
+        }
         let first = length.min(Duration::from_mins(1));
         let before = mix(&target, &others, began, first);
         println!("after the first minute, settled: {before:?}; {}", others.summary());
@@ -255,8 +292,10 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
     let alive = target.child.try_wait().is_ok_and(|status| status.is_none());
     let unhurt = others.failed.load(Ordering::Relaxed) == 0;
     println!("at the end, settled: {after:?}; {}", others.summary());
-    println!("alive: {alive}, others unhurt: {unhurt}, as after the first minute: {}", after.is_like(before));
-    Ok(alive && unhurt && after.is_like(before))
+    let wrong = others.wrong();
+    let settled = after.is_like(before);
+    println!("alive: {alive}, others unhurt: {unhurt}, wrong answers: {wrong}, as after the first minute: {settled}");
+    Ok(alive && unhurt && wrong == 0 && settled)
 }
 
 /// Runs all rows over and over until `end` after `began`; then waits until what they left has gone.

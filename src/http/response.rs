@@ -102,8 +102,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Most bytes of a body that is written where nothing may wait: a quarter of what a new socket takes before a write blocks.
 const MAX_INLINE_BODY: u64 = 4 * 1024;
 
-/// The headers that the service, or nobody, sends: those that frame the message and those of one connection (RFC 9110,
-/// section 7.6.1), and what it says of itself.
+/// The headers that handlers cannot set: those that frame the message and those of one connection (RFC 9110,
+/// section 7.6.1), and those that name the service.
 const MANAGED_HEADERS: [&str; 9] = [
     "connection",
     "content-length",

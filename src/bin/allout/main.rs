@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use allout::{Config, Request, Service};
+use allout::{BodyError, Config, Request, Service};
 
 use args::{Args, Unit};
 
@@ -67,10 +67,12 @@ fn print_unit(unit: Unit, listen: std::net::SocketAddr) -> std::io::Result<()> {
 /// What is unusable.
 fn service(args: &Args) -> Result<Service, String> {
     let delay = args.timeout_delay;
-    let service = Service::with_config(config(args))
+    let config = config(args);
+    let max_body = config.max_body;
+    let service = Service::with_config(config)
         .access_log(args.access_log.is_on())
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
-        .inline_fallback(hello);
+        .inline_fallback(move |request| hello(request, max_body));
     if args.no_shutdown {
         return Ok(service.without_shutdown());
     }
@@ -94,10 +96,11 @@ fn config(args: &Args) -> Config {
     config
 }
 
-/// Greets, and throws the body away.
-fn hello(request: &mut Request) -> String {
-    match request.query("user").as_deref() {
+/// Greets, and throws the body away; one that is larger than `max_body` is a 413.
+fn hello(request: &mut Request, max_body: u64) -> Result<String, BodyError> {
+    request.discard_body(max_body)?;
+    Ok(match request.query("user").as_deref() {
         None | Some("") => "hello, world\n".to_owned(),
         Some(user) => format!("hello, {user}\n"),
-    }
+    })
 }

@@ -113,7 +113,7 @@ pub use crate::{
         error::{BodyError, HandlerError},
         response::Response,
     },
-    service::{Service, ServiceHandle, config::Config, error::StartError},
+    service::{Service, config::Config, error::StartError, run::ServiceHandle},
 };
 
 /// The examples of the README are compiled as well.

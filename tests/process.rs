@@ -237,7 +237,7 @@ fn a_watchdog_is_fed_twice_in_its_time_and_told_of_connections() {
 #[test]
 fn a_manager_that_is_gone_is_no_reason_to_die() {
     let mut server = Allout::new().env("NOTIFY_SOCKET", "/nonexistent/socket").start();
-    server.wait_for_line("systemd cannot be told anything", LIMIT);
+    server.wait_for_line("cannot notify systemd", LIMIT);
     assert_eq!(server.get("/").status, 200);
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);

@@ -35,7 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dispatch", &["crew::pool", "crew::stop", "engine", "http", "observe", "sync", "text"]),
     ("engine", &["http", "listen", "sync", "sys", "text"]),
     ("http", &["crew::stop", "sync", "text"]),
-    ("crew", &["sync", "text"]),
+    ("crew", &["sync", "sys::signals", "text"]),
     ("listen", &["sync", "sys", "text"]),
     ("sys", &[]),
     ("sync", &[]),
@@ -88,7 +88,6 @@ const TINY_HTTP: &[(&str, &str)] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/engine/tiny_http/unread_body.rs", "overwrites a count inside tiny_http's reader"),
     ("src/engine/tiny_http/discover.rs", "to move to sys"),
-    ("src/lifecycle/reexec.rs", "to move to sys"),
 ];
 
 /// Uses that close a cycle between files: the file, the file that it uses, why.

@@ -145,7 +145,7 @@ fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Lif
     }
     // HEAD has the response of GET and no effect (RFC 9110, section 9.3.2).
     if request.method() != "HEAD" {
-        phase.advance(Phase::DrainDelay); // before the response is written, so that it says `Connection: close`
+        phase.enter(Phase::DrainDelay); // before the response is written, so that it says `Connection: close`
         stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
     }
     Response::text("one out, all out\n")

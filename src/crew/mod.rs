@@ -240,7 +240,7 @@ impl Crew {
                     shutdown.failures.push(format!("{} {exit}", self.members.name(slot)));
                 }
             }
-            Ok(Message::Command { command, at }) => shutdown.receive(&command, at),
+            Ok(Message::Command { command, at }) => shutdown.receive(command, at),
             Ok(Message::Recheck) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }

@@ -30,7 +30,7 @@ pub enum Cause {
     /// SIGHUP, or a [`Stopper`](crate::Stopper), asked to go on with the binary on disk under the same pid. The text says
     /// who, or why.
     Reexec(String),
-    /// `tiny_http` has leaked more connections (each a thread and descriptors) than is safe.
+    /// The engine has leaked more connections (each a thread and descriptors) than is safe.
     EngineLeak(String),
     /// The process was started only to try whether it would start, before the re-exec of another.
     Preflight,

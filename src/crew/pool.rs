@@ -19,7 +19,7 @@ use crate::sync::{ignore_poison, lock};
 use crate::text::panic_message;
 
 /// Time after which an idle worker ends: longer than the pauses between bursts, short enough to give back the memory of a
-/// burst. `tiny_http`'s threads wait as long.
+/// burst.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Workers that never time out, so that the first slow request after a pause needs no new thread.

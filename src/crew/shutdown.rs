@@ -33,6 +33,8 @@ pub(crate) struct Shutdown {
     pub(crate) failures: Vec<String>,
     /// The second signal, if there was one: nothing is waited for any more.
     pub(crate) forced_by: Option<i32>,
+    /// A re-exec was asked for during this one.
+    pub(crate) reexec_again: bool,
     /// The first stop signal, and when it was received.
     first_signal: Option<(i32, Instant)>,
     /// Members of which the abandoned work was reported piece by piece.
@@ -55,22 +57,38 @@ impl Shutdown {
             abandoned: Vec::new(),
             failures: Vec::new(),
             forced_by: None,
+            reexec_again: false,
             first_signal,
             already_reported: Vec::new(),
             extended_to: None,
         }
     }
 
-    /// Handles a command that came after the cause.
-    pub(crate) fn receive(&mut self, command: &Command, at: Instant) {
+    /// True if this is the drain before a re-exec.
+    pub(crate) fn is_reexec(&self) -> bool {
+        matches!(self.cause, Cause::Reexec(_))
+    }
+
+    /// Handles a command that came after the cause. A stop replaces a re-exec, with a grace period of its own; a re-exec
+    /// that is asked for during another one comes after it.
+    pub(crate) fn receive(&mut self, command: Command, at: Instant) {
         match command {
-            Command::Signal(number) => self.receive_signal(*number, at),
+            Command::Signal(_) | Command::Stop(_) if self.is_reexec() => {
+                let mut stop = Shutdown::new(command.into(), self.grace);
+                log::info!("{}: replaces the {}", stop.cause, self.cause);
+                stop.abandoned = std::mem::take(&mut self.abandoned);
+                stop.failures = std::mem::take(&mut self.failures);
+                stop.already_reported = std::mem::take(&mut self.already_reported);
+                *self = stop;
+            }
+            Command::Reexec(_) if self.is_reexec() => self.reexec_again = true,
+            Command::Signal(number) => self.receive_signal(number, at),
             Command::Stop(_) | Command::Reexec(_) | Command::EngineLeak(_) => {}
         }
     }
 
     /// Takes note of a stop signal. The second one forces the exit, unless it is the first one repeated.
-    pub(crate) fn receive_signal(&mut self, number: i32, at: Instant) {
+    fn receive_signal(&mut self, number: i32, at: Instant) {
         match self.first_signal {
             None => self.first_signal = Some((number, at)),
             Some((first, since)) if first == number && at.saturating_duration_since(since) < SAME_SIGNAL => {}
@@ -155,6 +173,21 @@ mod tests {
         stop.receive_signal(15, stop.started + SAME_SIGNAL * 2);
         assert_eq!(stop.forced_by, None);
         stop.receive_signal(15, stop.started + SAME_SIGNAL * 4);
+        assert_eq!(stop.forced_by, Some(15));
+    }
+
+    #[test]
+    fn a_stop_replaces_a_reexec_with_its_full_grace_and_is_the_first_signal() {
+        let mut stop = shutdown(Cause::Reexec("SIGHUP".into()), Duration::from_secs(1));
+        stop.failures.push("a hook".into());
+        stop.receive(Command::Reexec("SIGHUP".into()), Instant::now());
+        assert!(stop.is_reexec() && stop.reexec_again);
+        let before = Instant::now();
+        stop.receive(Command::Signal(15), before);
+        assert_eq!((&stop.cause, stop.forced_by, stop.is_reexec()), (&Cause::Signal(15), None, false));
+        assert!(stop.deadline() >= before + Duration::from_secs(1));
+        assert_eq!(stop.failures, ["a hook"]);
+        stop.receive(Command::Signal(15), before + SAME_SIGNAL * 4);
         assert_eq!(stop.forced_by, Some(15));
     }
 

@@ -20,6 +20,9 @@ use crate::crew::message::{Command, Stopper};
 /// Signals that stop.
 pub(crate) const STOP: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
+/// Signals that a service handles.
+pub(crate) const HANDLED: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
+
 /// Signals that are caught, and that no thread handles yet.
 pub(crate) struct SignalSource(Signals);
 
@@ -29,7 +32,7 @@ pub(crate) struct SignalSource(Signals);
 ///
 /// The system refuses the pipe or the handlers.
 pub(crate) fn register() -> io::Result<SignalSource> {
-    Signals::new(STOP.into_iter().chain([SIGHUP, SIGUSR1])).map(SignalSource)
+    SignalSource::new(&HANDLED)
 }
 
 impl Crew {
@@ -42,7 +45,7 @@ impl Crew {
     ///
     /// The system refuses a pipe, a handler or a thread.
     pub fn handle_signals(&mut self) -> io::Result<()> {
-        let source = SignalSource(Signals::new(STOP)?);
+        let source = SignalSource::new(&STOP)?;
         self.spawn_signals(source, || {})
     }
 
@@ -62,6 +65,14 @@ impl Crew {
 }
 
 impl SignalSource {
+    /// Catches `signals`, and unblocks them: the image before this one has blocked them, and so may whatever started the
+    /// process.
+    fn new(signals: &[i32]) -> io::Result<SignalSource> {
+        let source = Signals::new(signals)?;
+        crate::sys::signals::unblock(signals)?;
+        Ok(SignalSource(source))
+    }
+
     /// Closing it ends [`run`](SignalSource::run).
     fn handle(&self) -> Handle {
         self.0.handle()

@@ -112,6 +112,11 @@ impl Stop {
         self.stages.stopping.wait(limit)
     }
 
+    /// Waits for the first message, or until `limit` is over. True if it has come.
+    pub(crate) fn wait_draining(&self, limit: Duration) -> bool {
+        self.stages.draining.wait(limit)
+    }
+
     /// Waits, without limit, until members are told to return.
     pub fn wait(&self) {
         let _ = self.stages.stopping.released.recv();

@@ -67,28 +67,28 @@ pub(crate) struct Drain {
     /// The worker pool.
     pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
-    /// The listening socket outlives this service: it is systemd's, or goes to the next image.
-    pub(crate) handover: bool,
+    /// The listening socket is a service manager's, and outlives this service.
+    pub(crate) inherited: bool,
 }
 
 impl Drain {
-    /// Takes everyone out. Only a second signal makes it shorter than its phases.
-    pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) {
-        self.phase.advance(Phase::DrainDelay);
+    /// Runs the drain until all members but the signal thread have stopped. Only a second signal shortens it. True if the
+    /// listening socket was left to the next image.
+    pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) -> bool {
+        self.phase.enter(Phase::DrainDelay);
         self.engines.announce_close();
-        crew.stop().drain();
         log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
         self.delay(crew, shutdown);
 
-        self.phase.advance(Phase::Draining);
-        let whose = if self.handover {
-            "new connections are left to the next instance"
-        } else {
-            "no longer accepting connections"
-        };
+        self.phase.enter(Phase::Draining);
+        // From here on a stop no longer replaces a re-exec, but comes after it: the next image has the socket.
+        let handed_over = shutdown.is_reexec();
+        let handover = self.inherited || handed_over;
+        let whose =
+            if handover { "new connections are left to the next instance" } else { "no longer accepting connections" };
         log::info!("draining: {whose}: {}", self.what_is_left());
-        let ending = if self.handover { Ending::HandOver } else { Ending::Filter };
+        let ending = if handover { Ending::HandOver } else { Ending::Filter };
         self.engines.stop_accepting(|_| ending);
         self.finish(crew, shutdown);
 
@@ -101,7 +101,7 @@ impl Drain {
         }
         let until = shutdown.deadline().max(Instant::now() + LAST_CALL / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
-        self.phase.advance(Phase::Stopping);
+        self.phase.enter(Phase::Stopping);
         log::info!(
             "stopping members {} after the first message: {}",
             human_duration(shutdown.started.elapsed()),
@@ -109,8 +109,7 @@ impl Drain {
         );
         shutdown.extend_to(Instant::now() + LAST_CALL);
         crew.stop_members(shutdown);
-        crew.stop_signal_thread(shutdown);
-        self.phase.advance(Phase::Stopped);
+        handed_over
     }
 
     /// Goes on serving for the drain delay, and until what was in flight at the first message is over: nobody who comes
@@ -130,6 +129,7 @@ impl Drain {
             self.say_how_far(&mut progress, shutdown);
             let next = if now < until { until } else { shutdown.soft_deadline() };
             crew.wait_event(next.min(shutdown.soft_deadline()).min(progress), shutdown);
+            self.phase.set_reexecuting(shutdown.is_reexec());
         }
     }
 
@@ -148,7 +148,7 @@ impl Drain {
         while shutdown.forced_by.is_none() && !self.engines.is_quiescent() {
             let now = Instant::now();
             if now >= shutdown.soft_deadline() {
-                crew.stop().expire();
+                self.phase.expire();
             }
             if now >= shutdown.deadline() {
                 return;
@@ -157,8 +157,7 @@ impl Drain {
             if self.watchers.iter().any(|watcher| !crew.is_running(*watcher)) && self.engines.in_flight() == 0 {
                 return; // nobody is left who could see more than this
             }
-            let next = if now < shutdown.soft_deadline() { shutdown.soft_deadline() } else { shutdown.deadline() };
-            crew.wait_event(next.min(progress), shutdown);
+            crew.wait_event(shutdown.next_deadline(now).min(progress), shutdown);
         }
     }
 

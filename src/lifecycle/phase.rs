@@ -1,32 +1,30 @@
-//! In which phase a service is: one word that everyone may read, and that only the drain writes.
+//! The phase of a service. The drain writes it, and `/shutdown`, which begins a drain; every other part only reads.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
-use crate::sync::lock;
+use crate::crew::stop::Stop;
 
 /// The phases, in the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Phase {
-    /// As usual.
+    /// Serving as usual.
     Serving,
-    /// The first message has come. All is served as before, but `/healthz` says 503 and connections are told to close. It
-    /// lasts for the drain delay, and for as long as requests are in flight that were when the message came.
+    /// A stop has begun. Everything is served as before, but `/healthz` answers 503 and responses say
+    /// `Connection: close`. Lasts for the drain delay, and until the requests from before the stop are done.
     DrainDelay,
-    /// New connections are ignored; what has arrived is answered.
+    /// New connections are not accepted. What has arrived is answered.
     Draining,
-    /// Everyone is told to leave.
+    /// Members are told to stop.
     Stopping,
-    /// Everyone is out, or abandoned.
+    /// All members have stopped, or were abandoned.
     Stopped,
 }
 
-/// All phases, with their names.
+/// All phases, with the names that metrics and log use.
 pub(crate) const PHASES: [(Phase, &str); 5] = [
     (Phase::Serving, "serving"),
     (Phase::DrainDelay, "drain_delay"),
@@ -41,52 +39,84 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The phase that a service is in at the moment.
-#[derive(Debug, Default)]
+/// The present phase of a service, and the [`Stop`] that follows from it.
+#[derive(Debug)]
 pub(crate) struct Lifecycle {
+    stop: Stop,
     phase: AtomicU8,
-    began: OnceLock<Instant>,
-    renewing: AtomicBool,
-    observers: Mutex<Vec<Sender<Phase>>>,
+    drain_started: OnceLock<Instant>,
+    reexecuting: AtomicBool,
 }
 
 impl Lifecycle {
-    pub(crate) fn get(&self) -> Phase {
-        PHASES[usize::from(self.phase.load(Ordering::Acquire)).min(PHASES.len() - 1)].0
-    }
-
-    /// Goes on to `phase`; never back.
-    pub(crate) fn advance(&self, phase: Phase) {
-        self.began.get_or_init(Instant::now);
-        let former = self.phase.fetch_max(phase as u8, Ordering::AcqRel);
-        if former < phase as u8 {
-            let mut observers = lock(&self.observers);
-            observers.retain(|observer| observer.send(phase).is_ok()); // unbounded: never waits
+    /// `stop` is what members and handlers hold: entering a phase releases its latches.
+    pub(crate) fn new(stop: Stop) -> Lifecycle {
+        Lifecycle {
+            stop,
+            phase: AtomicU8::new(Phase::Serving as u8),
+            drain_started: OnceLock::new(),
+            reexecuting: AtomicBool::new(false),
         }
     }
 
-    /// Each phase that comes from now on, for those who watch.
-    pub(crate) fn changes(&self) -> Receiver<Phase> {
-        let (sender, receiver) = unbounded();
-        lock(&self.observers).push(sender);
-        receiver
+    pub(crate) fn phase(&self) -> Phase {
+        PHASES[usize::from(self.phase.load(Ordering::Acquire)).min(PHASES.len() - 1)].0
     }
 
-    /// The drain is for a new instance that takes over. To be said before the drain begins.
-    pub(crate) fn set_reexecuting(&self) {
-        self.renewing.store(true, Ordering::Release);
+    /// Goes on to `phase`, never back.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.drain_started.get_or_init(Instant::now);
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        // After the phase is set, so that it is seen by all that the latches wake.
+        if phase >= Phase::Stopping {
+            self.stop.stop();
+        } else if phase >= Phase::DrainDelay {
+            self.stop.drain();
+        }
+    }
+
+    /// Lets the grace expire: handlers that watch for it answer now.
+    pub(crate) fn expire(&self) {
+        self.stop.expire();
+    }
+
+    /// Released when a drain begins, and when members are told to stop: what to wait on for a change of the phase.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Sets whether the drain ends in a re-exec instead of an exit.
+    pub(crate) fn set_reexecuting(&self, reexecuting: bool) {
+        self.reexecuting.store(reexecuting, Ordering::Release);
     }
 
     pub(crate) fn is_reexecuting(&self) -> bool {
-        self.renewing.load(Ordering::Acquire)
-    }
-
-    /// For how long the drain has lasted.
-    pub(crate) fn draining_for(&self) -> Duration {
-        self.began.get().map_or(Duration::ZERO, Instant::elapsed)
+        self.reexecuting.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.get() > Phase::Serving
+        self.phase() > Phase::Serving
+    }
+
+    /// How long the drain has lasted.
+    pub(crate) fn draining_for(&self) -> Duration {
+        self.drain_started.get().map_or(Duration::ZERO, Instant::elapsed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_go_forward_only_and_release_the_latches_of_the_stop() {
+        let lifecycle = Lifecycle::new(Stop::new());
+        assert!(!lifecycle.is_draining() && lifecycle.draining_for().is_zero());
+        lifecycle.enter(Phase::Draining);
+        lifecycle.enter(Phase::DrainDelay);
+        assert_eq!(lifecycle.phase(), Phase::Draining);
+        assert!(lifecycle.stop().is_draining() && !lifecycle.stop().is_stopping());
+        lifecycle.enter(Phase::Stopping);
+        assert!(lifecycle.stop().is_stopping());
     }
 }

@@ -1,105 +1,224 @@
-//! Reexec: after a drain, the same process goes on with the binary that is on disk now. Same pid, same listening socket,
+//! Re-exec: after a drain, the same process goes on with the binary that is on disk now. Same pid, same listening socket,
 //! with all that the kernel has queued on it.
 //!
-//! # Why a bad binary is no reason to be down
+//! # Why a bad binary does not end the service
 //!
-//! Before anything is stopped, the new binary is *rehearsed*: started as a child, with the same arguments, told by a
-//! variable to do everything but serve. Only if it gets as far as [`Service::run`](crate::Service::run) and says so, by
-//! an exit code that nothing else has, does the drain begin. A binary that is missing, broken, of another kind, or at
-//! odds with its arguments costs one line in the log, and the service goes on. Should `exec` itself fail after that, the
-//! image that is running is executed once more.
+//! Before anything is stopped, the new binary passes a *preflight*: it is started as a child, with the same arguments, and
+//! a variable that makes it stop short of serving. Only if it gets as far as [`Service::run`](crate::Service::run) and
+//! says so, by an exit code that no other end has, does the drain begin. A binary that is missing, broken, built for
+//! another machine or at odds with its arguments costs one line in the log, and the service goes on.
+//!
+//! The file is opened before its preflight, and that open file is what is executed, both times: a binary that is replaced,
+//! renamed or removed in between changes nothing. If it is *written to* in between, the running image is executed again
+//! instead, which no one can write to (`ETXTBSY`), and likewise if `exec` fails.
+//!
+//! # Why no signal is lost, and none kills
+//!
+//! Before the old image's handlers go, all signals that it handles are [held](crate::sys::signals::hold): they stay
+//! pending over `exec`, and the next image, which starts with them blocked, unblocks them when its handlers stand. A stop
+//! that arrives after the listening socket was left to the next image is sent again while signals are held, so that the
+//! next image takes over, drains and exits.
 
-use std::ffi::OsString;
-use std::io;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::Metadata;
+use std::io::{self, Read as _};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::crew::outcome::EXIT_PREFLIGHT_OK;
+use crate::sys;
 
-/// Tells a child that it is only rehearsed.
+/// Tells a child that it is a preflight.
 const PREFLIGHT: &str = "ALLOUT_PREFLIGHT";
-/// Tells the next image where the listening socket is: its number, the pid that it is meant for, and its origin.
+/// Tells the next image where the listening socket is: its descriptor, the pid that it is meant for, and its origin.
 const SOCKET: &str = "ALLOUT_SOCKET";
+/// The origin of a socket that a service manager passed to the first image.
 const FROM_OUTSIDE: &str = "from-outside";
-/// How long a rehearsal may take; a start takes milliseconds.
+/// Longest time that a preflight may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
-/// A worn engine is renewed at most this often, so that nobody can keep the service renewing.
+/// Least time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with them.
 pub(crate) const MIN_LEAK_REEXEC_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Whether this image, which began then, may be renewed because it is worn. The first of a process always may.
-pub(crate) fn may_reexec_for_leak(began: Instant) -> bool {
-    inherited().is_none() || began.elapsed() >= MIN_LEAK_REEXEC_INTERVAL
-}
-
-/// Variables that are for this process, and for nobody whom it starts.
+/// Variables of the protocols between a service manager and this process, which are not for its children.
 const PRIVATE_ENV: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
-/// Whether this process is only a rehearsal.
+/// Variables that the next image does not get: the socket has another number by then.
+const LISTEN_ENV: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
+/// True if this image, which started at `started`, may re-exec because its engine leaks. The first of a process always may.
+pub(crate) fn may_reexec_for_leak(started: Instant) -> bool {
+    inherited().is_none() || started.elapsed() >= MIN_LEAK_REEXEC_INTERVAL
+}
+
+/// True if this process is a preflight.
 pub(crate) fn is_preflight() -> bool {
     std::env::var_os(PREFLIGHT).is_some()
 }
 
-/// The listening socket that the image before this one has left, if there was one, and whether it was passed to that one
-/// from outside.
+/// The listening socket that the image before this one has left, if there was one, and whether that image had it from a
+/// service manager.
 pub(crate) fn inherited() -> Option<(RawFd, bool)> {
     let value = std::env::var(SOCKET).ok()?;
     let mut parts = value.split(':');
-    let number = parts.next()?.parse().ok()?;
+    let number = parts.next()?.parse().ok().filter(|number| *number >= 0)?;
     let pid: u32 = parts.next()?.parse().ok()?;
     (pid == std::process::id()).then_some((number, parts.next() == Some(FROM_OUTSIDE)))
 }
 
-/// The binary that is on disk where this one was.
-fn binary() -> io::Result<PathBuf> {
+/// Gives the process the name of its binary, which ps(1) and pkill(1) know it by: the kernel names a process that was
+/// executed by descriptor after the descriptor's number.
+pub(crate) fn restore_process_name() {
+    if inherited().is_some()
+        && let Ok(path) = binary_path()
+        && let Some(name) = path.file_name()
+    {
+        let _ = std::fs::write("/proc/self/comm", name.as_bytes()); // cut to 15 bytes by the kernel, proc_pid_comm(5)
+    }
+}
+
+/// The path of the binary that this process was started from.
+fn binary_path() -> io::Result<PathBuf> {
     let path = std::env::current_exe()?;
-    // So the kernel names what was replaced since (proc_pid_exe(5)).
-    match path.to_str().and_then(|path| path.strip_suffix(" (deleted)")) {
-        Some(replaced) => Ok(PathBuf::from(replaced)),
+    // The kernel adds this to the name of a file that was replaced or removed since, proc_pid_exe(5).
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(replaced) => Ok(PathBuf::from(OsStr::from_bytes(replaced))),
         None => Ok(path),
     }
 }
 
-fn arguments() -> impl Iterator<Item = OsString> {
-    std::env::args_os().skip(1)
+/// A binary that is held open, so that it is the one that is executed whatever happens to its name.
+#[derive(Debug)]
+pub(crate) struct Binary {
+    path: PathBuf,
+    /// `O_PATH`: a binary may be executable and not readable.
+    file: OwnedFd,
+    version: Version,
 }
 
-/// A rehearsal that is under way. Dropped, it is called off.
+/// What changes when a file is written to.
+#[derive(Debug, PartialEq, Eq)]
+struct Version {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl From<&Metadata> for Version {
+    fn from(metadata: &Metadata) -> Version {
+        Version { size: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}
+
+impl Binary {
+    /// The binary on disk.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    fn on_disk() -> io::Result<Binary> {
+        Binary::open(binary_path()?)
+    }
+
+    /// The image that is running.
+    ///
+    /// # Errors
+    ///
+    /// `/proc` is not mounted.
+    fn running() -> io::Result<Binary> {
+        Binary::open(PathBuf::from("/proc/self/exe"))
+    }
+
+    fn open(path: PathBuf) -> io::Result<Binary> {
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let version = version_of(&file)?;
+        Ok(Binary { path, file, version })
+    }
+
+    /// True if the file was not written to since it was opened.
+    fn is_unchanged(&self) -> bool {
+        version_of(&self.file).is_ok_and(|version| version == self.version)
+    }
+
+    /// The open file, as a path for this process and its children.
+    fn proc_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// True for a script, which its interpreter opens once more: its descriptor must stay open over the `exec`.
+    fn is_script(&self) -> bool {
+        let mut start = [0; 2];
+        std::fs::File::open(self.proc_path())
+            .is_ok_and(|mut file| file.read_exact(&mut start).is_ok() && start == *b"#!")
+    }
+
+    /// Sets whether the descriptor stays open over an `exec`.
+    fn keep_open(&self, keep: bool) -> io::Result<()> {
+        Ok(fcntl_setfd(&self.file, if keep { FdFlags::empty() } else { FdFlags::CLOEXEC })?)
+    }
+}
+
+fn version_of(file: &OwnedFd) -> io::Result<Version> {
+    // fstat(2) works on O_PATH since Linux 3.6, and `File` is the way to it without `unsafe`.
+    Ok(Version::from(&std::fs::File::from(file.try_clone()?).metadata()?))
+}
+
+/// A preflight in progress. Dropping it ends it.
 pub(crate) struct Preflight {
     child: Child,
     until: Instant,
+    binary: Option<Binary>,
 }
 
 impl Preflight {
+    /// Starts the binary on disk.
+    ///
     /// # Errors
     ///
     /// There is no binary, or it cannot be started.
     pub(crate) fn start() -> io::Result<Preflight> {
-        let mut command = Command::new(binary()?);
-        command.args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKET).stdin(Stdio::null()).stdout(Stdio::null());
+        let binary = Binary::on_disk()?;
+        let mut command = Command::new(binary.proc_path());
+        command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKET);
         for name in PRIVATE_ENV {
             command.env_remove(name);
         }
-        Ok(Preflight { child: command.spawn()?, until: Instant::now() + MAX_PREFLIGHT })
+        // A process group of its own: signals for ours are not meant for it.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        let script = binary.is_script();
+        if script {
+            binary.keep_open(true)?;
+        }
+        let child = command.spawn()?;
+        if script {
+            binary.keep_open(false)?;
+        }
+        Ok(Preflight { child, until: Instant::now() + MAX_PREFLIGHT, binary: Some(binary) })
     }
 
-    /// How it went, once it is over.
-    pub(crate) fn result(&mut self) -> Option<Result<(), String>> {
-        match self.child.try_wait() {
-            Ok(Some(status)) if status.code() == Some(i32::from(EXIT_PREFLIGHT_OK)) => Some(Ok(())),
-            Ok(Some(status)) => Some(Err(format!("the new binary failed its preflight: {status}"))),
-            Ok(None) if Instant::now() >= self.until => {
-                Some(Err(format!("the new binary failed its preflight: not done within {MAX_PREFLIGHT:?}")))
-            }
-            Ok(None) => None,
-            Err(error) => Some(Err(format!("the new binary cannot be watched: {error}"))),
-        }
+    /// Once it is over: the binary that passed, or why it did not.
+    pub(crate) fn result(&mut self) -> Option<Result<Binary, String>> {
+        let passed = match self.child.try_wait() {
+            Ok(Some(status)) if status.code() == Some(i32::from(EXIT_PREFLIGHT_OK)) => Ok(()),
+            Ok(Some(status)) => Err(status.to_string()),
+            Ok(None) if Instant::now() >= self.until => Err(format!("not done within {MAX_PREFLIGHT:?}")),
+            Ok(None) => return None,
+            Err(error) => Err(format!("it cannot be waited for: {error}")),
+        };
+        let binary = self.binary.take()?;
+        Some(match passed {
+            Ok(()) => Ok(binary),
+            Err(why) => Err(format!("the new binary failed its preflight: {why}")),
+        })
     }
 }
 
@@ -110,37 +229,88 @@ impl Drop for Preflight {
     }
 }
 
-/// Becomes the new binary. Comes back only with an error.
-pub(crate) fn exec_new_image(listener: &TcpListener, from_outside: bool) -> io::Error {
-    ignore_hangup();
+fn arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os().skip(1)
+}
+
+fn program_name(binary: &Path) -> OsString {
+    std::env::args_os().next().unwrap_or_else(|| binary.as_os_str().to_owned())
+}
+
+/// Becomes `binary`, or the running image once more if that cannot be. Returns only with an error.
+///
+/// The caller has [held](crate::sys::signals::hold) the signals; `resend` are those that the next image is to receive.
+pub(crate) fn exec_new_image(
+    binary: &Binary,
+    listener: &TcpListener,
+    from_outside: bool,
+    resend: &[Signal],
+) -> io::Error {
     if let Err(error) = fcntl_setfd(listener, FdFlags::empty()) {
         return error.into();
     }
+    for signal in resend {
+        if let Err(error) = kill_process(getpid(), *signal) {
+            log::error!("signal {} is lost in the re-exec: {error}", signal.as_raw());
+        }
+    }
     let origin = if from_outside { FROM_OUTSIDE } else { "" };
     let socket = format!("{}:{}:{origin}", listener.as_raw_fd(), std::process::id());
-    let attempt = |binary: PathBuf| {
-        let mut command = Command::new(&binary);
-        command.arg0(std::env::args_os().next().unwrap_or_else(|| binary.into_os_string()));
-        command.args(arguments()).env(SOCKET, &socket);
-        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
-            command.env_remove(name); // the socket is at another number now
-        }
-        command.exec()
-    };
-    match binary() {
-        Ok(binary) => log::error!("cannot become {}: {}", binary.display(), attempt(binary.clone())),
-        Err(error) => log::error!("cannot tell which binary to become: {error}"),
+    let environment = environment(&socket);
+    let arguments: Vec<CString> =
+        std::iter::once(program_name(&binary.path)).chain(arguments()).filter_map(c_string).collect();
+    if binary.is_unchanged() {
+        let kept = if binary.is_script() { binary.keep_open(true) } else { Ok(()) };
+        let error = kept.err().unwrap_or_else(|| sys::exec::exec(binary.file.as_fd(), &arguments, &environment));
+        log::error!("cannot execute {}: {error}: going on with the running binary", binary.path.display());
+    } else {
+        log::error!("{} was written to after its preflight: going on with the running binary", binary.path.display());
     }
-    attempt(PathBuf::from("/proc/self/exe"))
+    match Binary::running() {
+        Ok(running) => sys::exec::exec(running.file.as_fd(), &arguments, &environment),
+        Err(error) => error,
+    }
 }
 
-/// A handler does not survive `exec`, and until the next image has its own, another SIGHUP would end the process. Ignored,
-/// it means what it would anyway: that a renewal is under way.
-#[allow(unsafe_code)] // no safe call sets a disposition; signal-hook only adds handlers
-fn ignore_hangup() {
-    // SAFETY: sets the disposition of one signal to "ignored", which runs no code of ours. signal-hook's own handler is
-    // no longer called, which is what is wanted: this image is about to end.
-    unsafe {
-        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+/// The environment of the next image, as `NAME=value`.
+fn environment(socket: &str) -> Vec<CString> {
+    let kept = std::env::vars_os().filter(|(name, _)| name != SOCKET && LISTEN_ENV.iter().all(|listen| name != listen));
+    kept.chain([(SOCKET.into(), socket.into())])
+        .filter_map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            c_string(name)
+        })
+        .collect()
+}
+
+/// `None` is unreachable: what this process was started with has no NUL inside.
+fn c_string(text: OsString) -> Option<CString> {
+    CString::new(text.into_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("allout-binary-{name}-{}", std::process::id()));
+        std::fs::write(&path, "#!/bin/sh\n").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_held_binary_outlives_its_name_and_notices_what_is_written_to_it() {
+        let path = place("held");
+        let binary = Binary::open(path.clone()).unwrap();
+        assert!(binary.is_script());
+        std::fs::rename(place("next"), &path).unwrap();
+        assert!(binary.is_unchanged(), "its name was given to another file");
+        let other = Binary::open(path.clone()).unwrap();
+        std::fs::write(&path, "something else").unwrap();
+        assert!(binary.is_unchanged() && !other.is_unchanged());
+        assert!(!other.is_script());
+        std::fs::remove_file(&path).unwrap();
+        assert!(binary.is_unchanged());
     }
 }

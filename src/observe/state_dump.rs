@@ -40,7 +40,7 @@ impl StateDump {
     }
 
     fn phase(&self) -> String {
-        match self.state.phase.get() {
+        match self.state.phase.phase() {
             phase if phase < Phase::Draining => phase.to_string(),
             phase => format!("{phase}, draining for {}", human_duration(self.state.phase.draining_for())),
         }

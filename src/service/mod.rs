@@ -3,13 +3,11 @@
 pub(crate) mod config;
 pub(crate) mod error;
 mod parts;
+pub(crate) mod run;
 pub(crate) mod settings;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use crate::admin::AdminRoutes;
 use crate::crew::Crew;
@@ -17,22 +15,15 @@ use crate::crew::hooks::Hook;
 use crate::crew::member::Exit;
 use crate::crew::message::Stopper;
 use crate::crew::outcome::{Cause, Outcome};
-use crate::crew::shutdown::Shutdown;
-use crate::crew::signals;
 use crate::crew::stop::Stop;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::request::Request;
 use crate::dispatch::router::{Handler, Router};
 use crate::http::response::Response;
-use crate::lifecycle::reexec::{self as renewal, MIN_LEAK_REEXEC_INTERVAL, Preflight};
+use crate::lifecycle::reexec;
 use crate::service::config::Config;
 use crate::service::error::StartError;
-use crate::text::{human_duration, panic_message};
-
-/// How often the rehearsal of a renewal is looked after.
-const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
-
-use parts::Parts;
+use crate::service::run::ServiceHandle;
 
 /// A member that waits to be started.
 struct Member {
@@ -322,15 +313,15 @@ impl Service {
     /// one gets as far as here, and returns. So what `main` does before should be harmless while another instance serves:
     /// no port or lock taken, no file truncated. What must be done once belongs into a [member](Service::member).
     pub fn run(self) -> Outcome {
-        let registered = match signals::register() {
-            Ok(registered) => registered,
+        let signals = match run::own_process() {
+            Ok(signals) => signals,
             Err(error) => return not_started(&StartError::System("signals", error)),
         };
-        if renewal::is_preflight() {
+        if reexec::is_preflight() {
             return self.rehearse();
         }
-        match self.start_parts(Some(registered)) {
-            Ok(assembled) => assembled.run(),
+        match self.start_parts(Some(signals)) {
+            Ok(parts) => parts.run(),
             Err(error) => not_started(&error),
         }
     }
@@ -342,14 +333,7 @@ impl Service {
     ///
     /// [`StartError`]: the address is in use, a route cannot be, or the system refuses something.
     pub fn start(self) -> Result<ServiceHandle, StartError> {
-        let assembled = self.start_parts(None)?;
-        let address = assembled.address;
-        let stopper = assembled.crew.stopper();
-        let thread = thread::Builder::new()
-            .name("allout".to_owned())
-            .spawn(move || assembled.run())
-            .map_err(|error| StartError::System("a thread", error))?;
-        Ok(ServiceHandle { address, stopper, thread: Some(thread) })
+        self.start_parts(None)?.start().map_err(|error| StartError::System("a thread", error))
     }
 
     /// As far as a service gets without touching what the one that is running has.
@@ -368,131 +352,4 @@ fn erase<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 
 fn not_started(error: &StartError) -> Outcome {
     log::error!("{error}");
     Outcome::immediate(Cause::NotStarted(error.to_string()))
-}
-
-impl Parts {
-    fn run(mut self) -> Outcome {
-        let cause = self.cause();
-        let reexecs = matches!(cause, Cause::Reexec(_));
-        self.drain.handover |= reexecs;
-        let mut shutdown = Shutdown::new(cause, self.grace);
-        if reexecs {
-            self.drain.phase.set_reexecuting();
-        }
-        self.drain.run(&mut self.crew, &mut shutdown, self.before, self.after);
-        if shutdown.forced_by.is_none() && shutdown.abandoned.is_empty() {
-            self.pool.join();
-        }
-        if reexecs && shutdown.forced_by.is_none() {
-            log::info!("re-executing, {} after the first message", human_duration(shutdown.started.elapsed()));
-            let error = renewal::exec_new_image(&self.listener, self.inherited);
-            shutdown.failures.push(format!("the renewal failed: {error}"));
-        }
-        let inherited = self.inherited;
-        self.drain.engines.iter().for_each(|engine| engine.finish(inherited));
-        let outcome = shutdown.outcome();
-        if outcome.code() == 0 {
-            log::info!("{outcome}");
-        } else {
-            log::error!("{outcome}");
-        }
-        outcome
-    }
-
-    /// The first message that counts. A renewal counts once the next image has been rehearsed, while the service goes on.
-    fn cause(&mut self) -> Cause {
-        let began = Instant::now();
-        let mut worn: Option<String> = None;
-        let mut preflight: Option<(String, Preflight)> = None;
-        loop {
-            let until = match (&preflight, &worn) {
-                (Some(_), _) => Some(Instant::now() + PREFLIGHT_TICK),
-                (None, Some(_)) => Some(began + MIN_LEAK_REEXEC_INTERVAL),
-                (None, None) => None,
-            };
-            match self.crew.wait_first_until(until) {
-                Some(Cause::Reexec(why)) if !self.owns_process => {
-                    log::warn!("{why} ignored: only Service::run can re-exec, not Service::start");
-                }
-                Some(Cause::Reexec(why)) if preflight.is_none() => preflight = rehearse(why),
-                Some(Cause::Reexec(_)) | None => {}
-                Some(Cause::EngineLeak(why)) if self.owns_process => {
-                    log::warn!("{why}");
-                    worn = Some(why);
-                }
-                Some(cause) => return cause,
-            }
-            if worn.is_some() && preflight.is_none() && renewal::may_reexec_for_leak(began) {
-                preflight = worn.take().and_then(rehearse);
-            }
-            if let Some((why, result)) = preflight.as_mut().and_then(|(why, it)| Some((why.clone(), it.result()?))) {
-                preflight = None;
-                match result {
-                    Ok(()) => return Cause::Reexec(why),
-                    Err(error) => log::error!("re-exec cancelled ({why}): {error}"),
-                }
-            }
-        }
-    }
-}
-
-fn rehearse(why: String) -> Option<(String, Preflight)> {
-    match Preflight::start() {
-        Ok(preflight) => Some((why, preflight)),
-        Err(error) => {
-            log::error!("re-exec cancelled ({why}): the new binary cannot be started: {error}");
-            None
-        }
-    }
-}
-
-/// A service that was [started](Service::start) within this process. It is stopped, and waited for, when this is dropped.
-#[derive(Debug)]
-#[must_use = "the service is stopped when its handle is dropped"]
-pub struct ServiceHandle {
-    address: SocketAddr,
-    stopper: Stopper,
-    thread: Option<JoinHandle<Outcome>>,
-}
-
-impl ServiceHandle {
-    /// Where it listens, with the port that was picked.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What stops it, from any thread.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
-    }
-
-    /// Stops it, and waits until it is out: as long as its grace, at most.
-    pub fn stop(mut self, reason: &str) -> Outcome {
-        self.stopper.stop(reason);
-        self.join()
-    }
-
-    /// Waits until it is out, for whichever cause.
-    pub fn wait(mut self) -> Outcome {
-        self.join()
-    }
-
-    fn join(&mut self) -> Outcome {
-        let Some(thread) = self.thread.take() else {
-            return Outcome::immediate(Cause::Requested("it was joined before".to_owned()));
-        };
-        thread.join().unwrap_or_else(|payload| {
-            let message = format!("the thread that ran the service panicked: {}", panic_message(payload.as_ref()));
-            Outcome::immediate(Cause::NotStarted(message))
-        })
-    }
-}
-
-impl Drop for ServiceHandle {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.stopper.stop("its handle was dropped");
-            let _ = self.join(); // the log has it
-        }
-    }
 }

@@ -1,19 +1,18 @@
 //! The parts of a service, in the order in which they start.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::config::Config;
 use super::{Member, Service};
 use crate::crew::Crew;
-use crate::crew::hooks::Hook;
 use crate::crew::member::SlotId;
 use crate::crew::message::{Command, Stopper};
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
-use crate::dispatch::{Dispatch, Job};
+use crate::dispatch::Dispatch;
 use crate::engine::{Engine, Engines, Events, Exchange, Serve, Settings};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
@@ -22,22 +21,8 @@ use crate::observe::ServiceState;
 use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::error::StartError;
+use crate::service::run::Parts;
 use crate::sys::limits;
-
-/// All parts of a service, started.
-pub(super) struct Parts {
-    pub(super) crew: Crew,
-    pub(super) drain: Drain,
-    pub(super) listener: TcpListener,
-    pub(super) pool: Arc<Pool<Job>>,
-    pub(super) address: SocketAddr,
-    /// The listening socket is held by others as well.
-    pub(super) inherited: bool,
-    pub(super) owns_process: bool,
-    pub(super) grace: Duration,
-    pub(super) before: Vec<Hook>,
-    pub(super) after: Vec<Hook>,
-}
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System(what, error)
@@ -68,7 +53,7 @@ impl Service {
         let state = ServiceState {
             engines: engines.clone(),
             pool: Arc::clone(&pool) as _,
-            phase: Arc::new(Lifecycle::default()),
+            phase: Arc::new(Lifecycle::new(crew.stop())),
             dispatch: Arc::default(),
             queue: config.queue,
             max_connections: settings.max_connections,
@@ -97,14 +82,8 @@ impl Service {
         let watchers = start_engines(&mut crew, &engines, dispatch)?;
         announce(&config, address, settings.max_connections, exposure);
 
-        let drain = Drain {
-            engines,
-            phase: state.phase,
-            watchers,
-            workers: pool.slot(),
-            delay: config.drain_delay,
-            handover: inherited,
-        };
+        let drain =
+            Drain { engines, phase: state.phase, watchers, workers: pool.slot(), delay: config.drain_delay, inherited };
         Ok(Parts {
             crew,
             drain,
@@ -165,7 +144,6 @@ fn spawn_members(crew: &mut Crew, members: Vec<Member>) -> Result<(), StartError
     Ok(())
 }
 
-/// Must come before the first message can: it subscribes to the phases.
 fn spawn_notifier(
     crew: &mut Crew,
     owns_process: bool,
@@ -177,7 +155,6 @@ fn spawn_notifier(
     }
     let notifier = SystemdNotifier {
         engines: state.engines.clone(),
-        changes: state.phase.changes(),
         phase: Arc::clone(&state.phase),
         pool: Arc::clone(&state.pool),
         request_timeout: config.request_timeout,

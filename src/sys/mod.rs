@@ -4,10 +4,12 @@
 
 #![allow(unsafe_code, reason = "system calls and libc functions that no crate wraps; each block says why it is sound")]
 
+pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod heap;
 pub(crate) mod limits;
 pub(crate) mod min_ttl;
 pub(crate) mod sigio;
+pub(crate) mod signals;
 mod sockopt;
 pub(crate) mod tcp;

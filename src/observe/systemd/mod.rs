@@ -26,7 +26,6 @@ use std::env;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 
 use crate::engine::Engines;
@@ -54,7 +53,6 @@ pub(crate) struct SystemdNotifier {
     pub(crate) engines: Engines,
     pub(crate) phase: Arc<Lifecycle>,
     pub(crate) pool: Arc<dyn WorkerPool>,
-    pub(crate) changes: Receiver<Phase>,
     pub(crate) request_timeout: Duration,
     pub(crate) grace: Duration,
 }
@@ -71,7 +69,7 @@ impl SystemdNotifier {
         let mut checks = Checks {
             engines: self.engines.clone(),
             pool: Arc::clone(&self.pool),
-            changes: self.changes.clone(),
+            stop: self.phase.stop().clone(),
             request_timeout: self.request_timeout,
             ticks: vec![None; self.engines.iter().count()],
             unreachable: WarnOnce::default(),
@@ -81,7 +79,7 @@ impl SystemdNotifier {
             if let Some(period) = socket.watchdog {
                 self.serve(period, &mut socket, &mut checks);
             } else {
-                let _ = self.changes.recv(); // an error is the end of the service as well
+                let _ = self.phase.stop().draining().recv();
             }
         }
         self.drain(&mut socket);
@@ -91,7 +89,7 @@ impl SystemdNotifier {
     fn start(&self, socket: &mut NotifySocket, checks: &Checks) -> bool {
         let warned = WarnOnce::default();
         while let Err(why) = checks.check_http(FIRST_ANSWER) {
-            if self.changes.recv_timeout(START_RETRY).is_ok() {
+            if self.phase.stop().wait_draining(START_RETRY) {
                 return false;
             }
             if warned.is_first() {
@@ -106,7 +104,7 @@ impl SystemdNotifier {
     fn serve(&self, period: Duration, socket: &mut NotifySocket, checks: &mut Checks) {
         let failing = WarnOnce::default();
         let mut next = Instant::now() + period / 2;
-        while self.changes.recv_deadline(next).is_err() {
+        while !self.phase.stop().wait_draining(next.saturating_duration_since(Instant::now())) {
             let status = self.serving(true); // counted before the checks open a connection
             match checks.check_all(period / 8) {
                 Ok(()) => {
@@ -116,7 +114,7 @@ impl SystemdNotifier {
                     }
                     next = Instant::now() + period / 2;
                 }
-                Err(_) if !self.changes.is_empty() => {} // the drain interrupted it
+                Err(_) if self.phase.is_draining() => {} // the drain interrupted it
                 Err(why) => {
                     if failing.is_first() {
                         log::warn!("watchdog not fed: {why}");
@@ -133,18 +131,24 @@ impl SystemdNotifier {
         let began = Instant::now();
         let left = || self.grace.saturating_sub(began.elapsed());
         // In a datagram of its own: it starts the timeout that the next one extends.
-        if self.phase.is_reexecuting() {
+        let mut reexecuting = self.phase.is_reexecuting();
+        if reexecuting {
             // MONOTONIC_USEC is required since systemd 253, to tell overlapping reloads apart.
             let now = NotifyState::monotonic_usec_now().ok();
             socket.notify(&[Some(NotifyState::Reloading), now].into_iter().flatten().collect::<Vec<_>>());
         } else {
             socket.notify(&[NotifyState::Stopping]);
         }
-        while self.phase.get() < Phase::Stopping {
+        while self.phase.phase() < Phase::Stopping {
+            // A stop that comes during a re-exec replaces it.
+            if reexecuting && !self.phase.is_reexecuting() {
+                reexecuting = false;
+                socket.notify(&[NotifyState::Stopping]);
+            }
             if !left().is_zero() {
                 socket.extend_timeout(left().min(EXTENSION) + EXIT_ALLOWANCE, &self.draining(left()));
             }
-            let _ = self.changes.recv_timeout(PROGRESS_INTERVAL); // a phase, or the next interval
+            self.phase.stop().wait_timeout(PROGRESS_INTERVAL);
         }
         // The last notification: this member stops now, too.
         let word = if self.phase.is_reexecuting() { "re-executing" } else { "stopped" };

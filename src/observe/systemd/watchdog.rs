@@ -6,10 +6,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
-
+use crate::crew::stop::Stop;
 use crate::engine::{Engine, Engines};
-use crate::lifecycle::phase::Phase;
 use crate::observe::WorkerPool;
 use crate::sync::WarnOnce;
 use crate::text::pluralize;
@@ -27,7 +25,7 @@ const MAX_RESPONSE: usize = 4096;
 pub(super) struct Checks {
     pub(super) engines: Engines,
     pub(super) pool: Arc<dyn WorkerPool>,
-    pub(super) changes: Receiver<Phase>,
+    pub(super) stop: Stop,
     pub(super) request_timeout: Duration,
     /// The ticks of each engine when it was last woken.
     pub(super) ticks: Vec<Option<u64>>,
@@ -110,7 +108,7 @@ impl Checks {
         let mut response = Vec::new();
         let mut chunk = [0; 512];
         // To the end of the stream: closing earlier would send a reset.
-        while Instant::now() < deadline && response.len() < MAX_RESPONSE && self.changes.is_empty() {
+        while Instant::now() < deadline && response.len() < MAX_RESPONSE && !self.stop.is_draining() {
             match stream.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(n) => response.extend_from_slice(&chunk[..n]),

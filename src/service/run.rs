@@ -1,0 +1,250 @@
+//! A service that runs: the cause that ends it, the re-exec that may follow, and the handle of one that was started.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use signal_hook::consts::SIGXFSZ;
+
+use crate::crew::Crew;
+use crate::crew::hooks::Hook;
+use crate::crew::message::Stopper;
+use crate::crew::outcome::{Cause, Outcome};
+use crate::crew::pool::Pool;
+use crate::crew::shutdown::Shutdown;
+use crate::crew::signals::{self, SignalSource};
+use crate::dispatch::Job;
+use crate::lifecycle::drain::Drain;
+use crate::lifecycle::phase::Phase;
+use crate::lifecycle::reexec::{self, Binary, MIN_LEAK_REEXEC_INTERVAL, Preflight};
+use crate::sys;
+use crate::text::{human_duration, panic_message};
+
+/// How often a preflight is checked for its end: a process that was started offers no event to the crew's channel.
+const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
+
+/// Takes over what belongs to the process as a whole: its signals, its name, and dispositions that it may have inherited.
+///
+/// # Errors
+///
+/// The system refuses the pipe or the handlers.
+pub(super) fn own_process() -> io::Result<SignalSource> {
+    let source = signals::register()?;
+    // The process was started with it ignored: no preflight could be waited for.
+    sys::signals::unignore_sigchld();
+    // By default it kills: a log that reaches RLIMIT_FSIZE is to be a failed write (EFBIG). Handled and not ignored,
+    // because children inherit what is ignored. Nothing reads the flag.
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    reexec::restore_process_name();
+    Ok(source)
+}
+
+/// All parts of a service, started.
+pub(super) struct Parts {
+    pub(super) crew: Crew,
+    pub(super) drain: Drain,
+    pub(super) listener: TcpListener,
+    pub(super) pool: Arc<Pool<Job>>,
+    pub(super) address: SocketAddr,
+    /// The listening socket is held by others as well.
+    pub(super) inherited: bool,
+    pub(super) owns_process: bool,
+    pub(super) grace: Duration,
+    pub(super) before: Vec<Hook>,
+    pub(super) after: Vec<Hook>,
+}
+
+impl Parts {
+    /// Runs the service on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot create a thread.
+    pub(super) fn start(self) -> io::Result<ServiceHandle> {
+        let (address, stopper) = (self.address, self.crew.stopper());
+        let thread = thread::Builder::new().name("allout".to_owned()).spawn(move || self.run())?;
+        Ok(ServiceHandle { address, stopper, thread: Some(thread) })
+    }
+
+    /// Serves until there is a cause to stop, drains, and exits or re-executes.
+    pub(super) fn run(mut self) -> Outcome {
+        let (cause, next_image) = self.wait_for_cause();
+        let mut shutdown = Shutdown::new(cause, self.grace);
+        self.drain.phase.set_reexecuting(shutdown.is_reexec());
+        let handed_over = self.drain.run(&mut self.crew, &mut shutdown, self.before, self.after);
+        if handed_over && let Err(error) = sys::signals::hold(&signals::HANDLED) {
+            log::error!("signals during the re-exec may be lost: {error}");
+        }
+        // Signals that were caught before they were held are handled now.
+        self.crew.stop_signal_thread(&mut shutdown);
+        self.drain.phase.enter(Phase::Stopped);
+        if shutdown.forced_by.is_none() && shutdown.abandoned.is_empty() {
+            self.pool.join();
+        }
+        if let (true, None, Some(binary)) = (handed_over, shutdown.forced_by, next_image) {
+            log::info!("re-executing, {} after the first message", human_duration(shutdown.started.elapsed()));
+            let error = reexec::exec_new_image(&binary, &self.listener, self.inherited, &for_next_image(&shutdown));
+            shutdown.failures.push(format!("the re-exec failed: {error}"));
+        }
+        let inherited = self.inherited;
+        self.drain.engines.iter().for_each(|engine| engine.finish(inherited));
+        let outcome = shutdown.outcome();
+        if outcome.code() == 0 {
+            log::info!("{outcome}");
+        } else {
+            log::error!("{outcome}");
+        }
+        outcome
+    }
+
+    /// Serves until there is a cause to stop. A re-exec is one once the binary has passed its preflight: then it comes with
+    /// that binary.
+    fn wait_for_cause(&mut self) -> (Cause, Option<Binary>) {
+        let mut requests = ReexecRequests { started: Instant::now(), leak: None, preflight: None, again: None };
+        loop {
+            match self.crew.wait_first_until(requests.check_at()) {
+                Some(Cause::Reexec(why)) if self.owns_process => requests.request(why),
+                Some(Cause::Reexec(why)) => {
+                    log::warn!("{why} ignored: only Service::run can re-exec, not Service::start");
+                }
+                Some(Cause::EngineLeak(why)) if self.owns_process => {
+                    log::warn!("{why}");
+                    requests.leak = Some(why);
+                }
+                Some(cause) => return (cause, None),
+                None => {}
+            }
+            if let Some((why, binary)) = requests.check() {
+                if let Some(again) = requests.again {
+                    self.crew.stopper().reexec(again); // for the drain, which passes it on to the next image
+                }
+                return (Cause::Reexec(why), Some(binary));
+            }
+        }
+    }
+}
+
+/// The signals that the next image is to receive: a stop that came too late for this one, and a re-exec that was asked for
+/// during this one.
+fn for_next_image(shutdown: &Shutdown) -> Vec<Signal> {
+    let stop = match &shutdown.cause {
+        Cause::Reexec(_) => None,
+        Cause::Signal(number) => Signal::from_named_raw(*number),
+        _ => Some(Signal::TERM),
+    };
+    let again = shutdown.reexec_again.then_some(Signal::HUP);
+    stop.into_iter().chain(again).collect()
+}
+
+/// What was asked for, while the service serves.
+struct ReexecRequests {
+    /// When this image started to serve.
+    started: Instant,
+    /// The engine leaks; a re-exec waits until it is [allowed](reexec::may_reexec_for_leak).
+    leak: Option<String>,
+    /// The preflight that decides, and why it was started.
+    preflight: Option<(String, Preflight)>,
+    /// Asked for during the preflight: the binary on disk may be another one by now.
+    again: Option<String>,
+}
+
+impl ReexecRequests {
+    fn request(&mut self, why: String) {
+        if self.preflight.is_some() {
+            self.again = Some(why);
+        } else {
+            self.start_preflight(why);
+        }
+    }
+
+    fn start_preflight(&mut self, why: String) {
+        match Preflight::start() {
+            Ok(preflight) => self.preflight = Some((why, preflight)),
+            Err(error) => log::error!("re-exec cancelled ({why}): cannot start the new binary: {error}"),
+        }
+    }
+
+    /// When to [check](ReexecRequests::check) without a message.
+    fn check_at(&self) -> Option<Instant> {
+        match (&self.preflight, &self.leak) {
+            (Some(_), _) => Some(Instant::now() + PREFLIGHT_TICK),
+            (None, Some(_)) => Some(self.started + MIN_LEAK_REEXEC_INTERVAL),
+            (None, None) => None,
+        }
+    }
+
+    /// Starts a preflight that is due, and returns why to re-exec, and with what, once one has passed.
+    fn check(&mut self) -> Option<(String, Binary)> {
+        if self.preflight.is_none()
+            && reexec::may_reexec_for_leak(self.started)
+            && let Some(why) = self.leak.take()
+        {
+            self.start_preflight(why);
+        }
+        let result = self.preflight.as_mut()?.1.result()?;
+        let (why, _) = self.preflight.take()?;
+        match result {
+            Ok(binary) => return Some((why, binary)),
+            Err(error) => log::error!("re-exec cancelled ({why}): {error}"),
+        }
+        if let Some(again) = self.again.take() {
+            self.start_preflight(again);
+        }
+        None
+    }
+}
+
+/// A service that was [started](crate::Service::start) within this process. Dropping it stops the service and waits.
+#[derive(Debug)]
+#[must_use = "the service is stopped when its handle is dropped"]
+pub struct ServiceHandle {
+    address: SocketAddr,
+    stopper: Stopper,
+    thread: Option<JoinHandle<Outcome>>,
+}
+
+impl ServiceHandle {
+    /// The address that it listens on, with the port that the kernel chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops it, from any thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Stops it, and waits until it has stopped: for its grace period at most.
+    pub fn stop(mut self, reason: &str) -> Outcome {
+        self.stopper.stop(reason);
+        self.join()
+    }
+
+    /// Waits until it has stopped, for whatever cause.
+    pub fn wait(mut self) -> Outcome {
+        self.join()
+    }
+
+    fn join(&mut self) -> Outcome {
+        let Some(thread) = self.thread.take() else {
+            return Outcome::immediate(Cause::Requested("the service was joined before".to_owned()));
+        };
+        thread.join().unwrap_or_else(|payload| {
+            let message = format!("the thread that ran the service panicked: {}", panic_message(payload.as_ref()));
+            Outcome::immediate(Cause::NotStarted(message))
+        })
+    }
+}
+
+impl Drop for ServiceHandle {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stopper.stop("its handle was dropped");
+            let _ = self.join(); // its outcome is in the log
+        }
+    }
+}

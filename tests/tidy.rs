@@ -28,7 +28,17 @@ const LONG_FILES: &[(&str, &str)] = &[
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "admin",
-        &["crew", "dispatch::request", "dispatch::router", "http", "lifecycle::phase", "observe", "sync", "text"],
+        &[
+            "crew",
+            "dispatch::request",
+            "dispatch::router",
+            "http",
+            "lifecycle::phase",
+            "observe",
+            "sync",
+            "sys",
+            "text",
+        ],
     ),
     ("observe", &["crew", "engine", "http::head", "lifecycle::phase", "sync", "text"]),
     ("lifecycle", &["crew", "engine", "sync", "sys", "text"]),

@@ -5,7 +5,7 @@ pub(crate) mod shutdown_guard;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::admin::shutdown_guard::Guard;
+use crate::admin::shutdown_guard::{Guard, Passed};
 use crate::crew::message::Stopper;
 use crate::dispatch::request::Request;
 #[cfg(feature = "metrics")]
@@ -33,7 +33,7 @@ pub(crate) struct AdminRoutes {
 
 impl Default for AdminRoutes {
     fn default() -> AdminRoutes {
-        AdminRoutes { routes: true, shutdown: true, token: None, access_log: false }
+        AdminRoutes { routes: true, shutdown: false, token: None, access_log: false }
     }
 }
 
@@ -83,8 +83,8 @@ impl AdminRoutes {
         }
         if self.routes {
             add_health(routes, &state.phase)?;
-            let guard = self.shutdown.then(|| Guard { token: self.token, listening: address.ip() });
-            add_shutdown(routes, &state.phase, stopper, guard)?;
+            let guard = self.shutdown.then(|| Guard::new(self.token));
+            add_shutdown(routes, state, stopper, address.port(), guard)?;
             #[cfg(feature = "metrics")]
             observers.push(add_metrics(routes, state)?);
             #[cfg(not(feature = "metrics"))]
@@ -96,12 +96,12 @@ impl AdminRoutes {
     }
 }
 
-/// Adds `handler` for these methods as an inline route, unless the service has a route of its own there.
-fn add_inline(routes: &mut Router, methods: &[&str], path: &str, handler: &Handler) -> Result<(), BadRoute> {
+/// Adds a route for these methods, unless the service has a route of its own there.
+fn add(routes: &mut Router, methods: &[&str], path: &str, inline: bool, handler: &Handler) -> Result<(), BadRoute> {
     if routes.has(path) {
         return Ok(());
     }
-    methods.iter().try_for_each(|method| routes.add(method, path, true, Arc::clone(handler)))
+    methods.iter().try_for_each(|method| routes.add(method, path, inline, Arc::clone(handler)))
 }
 
 /// Adds `/healthz`, `/readyz` and `/livez`. They are inline: they answer whatever the workers are doing.
@@ -115,37 +115,45 @@ fn add_health(routes: &mut Router, phase: &Arc<Lifecycle>) -> Result<(), BadRout
         })
     });
     let live: Handler = Arc::new(|_| no_store(Response::text("ok\n")));
-    add_inline(routes, &["GET"], "/healthz", &ready)?;
-    add_inline(routes, &["GET"], "/readyz", &ready)?;
-    add_inline(routes, &["GET"], "/livez", &live)
+    add(routes, &["GET"], "/healthz", true, &ready)?;
+    add(routes, &["GET"], "/readyz", true, &ready)?;
+    add(routes, &["GET"], "/livez", true, &live)
 }
 
-/// Adds `/shutdown`. Without a guard it is 404, not the fallback, whose 200 would look like success.
+/// Adds `/shutdown`. Without a guard it is 404, not the fallback, whose 200 would look like success. Not inline: the
+/// guard reads /proc.
 fn add_shutdown(
     routes: &mut Router,
-    phase: &Arc<Lifecycle>,
+    state: &ServiceState,
     stopper: &Stopper,
+    port: u16,
     guard: Option<Guard>,
 ) -> Result<(), BadRoute> {
     let Some(guard) = guard else {
         return if routes.has(SHUTDOWN) { Ok(()) } else { routes.mask(SHUTDOWN) };
     };
-    let (stopper, phase) = (stopper.clone(), Arc::clone(phase));
-    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &stopper, &phase)));
-    add_inline(routes, &["GET", "POST"], SHUTDOWN, &handler)
+    let (state, stopper) = (state.clone(), stopper.clone());
+    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, port, &stopper, &state)));
+    add(routes, &["GET", "POST"], SHUTDOWN, false, &handler)
 }
 
-fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, phase: &Lifecycle) -> Response {
+fn shutdown(request: &mut Request, guard: &Guard, port: u16, stopper: &Stopper, state: &ServiceState) -> Response {
     let headers: Vec<_> = request.headers().collect();
-    let ip = request.peer().ip();
-    let allowed = ip.map_or(Err("no internet address"), |ip| guard.authorize(ip, request.target(), &headers));
-    if let Err(reason) = allowed {
+    let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
+    let verdict = passed.and_then(|passed| match passed {
+        Passed::Token => Ok(()),
+        Passed::Local(_) if state.phase.is_draining() => Ok(()), // one look-up was enough: it has no effect any more
+        Passed::Local(peer) => guard.check_process(peer, port),
+    });
+    if let Err((status, reason)) = verdict {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
-        return Response::error(403, reason);
+        return Response::error(status, reason);
     }
     // HEAD has the response of GET and no effect (RFC 9110, section 9.3.2).
     if request.method() != "HEAD" {
-        phase.enter(Phase::DrainDelay); // before the response is written, so that it says `Connection: close`
+        // Before the response is written, so that it says `Connection: close`.
+        state.phase.enter(Phase::DrainDelay);
+        state.engines.announce_close();
         stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
     }
     Response::text("one out, all out\n")

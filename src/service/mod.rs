@@ -280,20 +280,26 @@ impl Service {
         self
     }
 
-    /// Lets whoever shows this token use `/shutdown`, from wherever: `Authorization: Bearer TOKEN`.
+    /// Adds `/shutdown`, which stops the service on `GET` and `POST`. Without it the path is 404, whatever the
+    /// [fallback](Service::fallback) is.
     ///
-    /// Without it `/shutdown` answers only to this machine: to loopback peers, for loopback hosts, and not to what came
-    /// through a proxy or from a web page of others. Who shows a wrong token is refused in any case; an empty one lets
-    /// nobody in.
-    pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
-        self.operations.token = Some(token.into());
+    /// It answers to clients on this machine that run as the same user as the service, or as root: `curl
+    /// localhost:8088/shutdown`. A request is refused with 403 if it comes from another web page or through a proxy. A
+    /// proxy on this machine that adds no header is told by its process: another user's, or one that listens on TCP. One
+    /// that runs as root while the service does not is not told: behind it, use a [token](Service::shutdown_token) or
+    /// leave the route out.
+    pub fn with_shutdown_route(mut self) -> Service {
+        self.operations.shutdown = true;
         self
     }
 
-    /// Has no `/shutdown`: it is answered with 404, whatever the [fallback](Service::fallback) is.
-    pub fn without_shutdown(mut self) -> Service {
-        self.operations.shutdown = false;
-        self
+    /// Adds `/shutdown` as [`with_shutdown_route`](Service::with_shutdown_route) does, and lets every client use it that
+    /// shows this token: `Authorization: Bearer TOKEN`.
+    ///
+    /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
+    pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
+        self.operations.token = Some(token.into());
+        self.with_shutdown_route()
     }
 
     /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,

@@ -74,11 +74,11 @@ fn service(args: &Args) -> Result<Service, String> {
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
         .inline_fallback(move |request| hello(request, max_body));
     if args.no_shutdown {
-        return Ok(service.without_shutdown());
+        return Ok(service);
     }
-    Ok(match token::of(args)? {
+    Ok(match token::load(args)? {
         Some(token) => service.shutdown_token(token),
-        None => service,
+        None => service.with_shutdown_route(),
     })
 }
 

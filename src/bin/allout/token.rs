@@ -14,7 +14,7 @@ const LONGEST: u64 = 4096;
 /// # Errors
 ///
 /// It cannot be read, or no request could ever carry it. That is said now, and not when somebody tries to use it.
-pub fn of(args: &Args) -> Result<Option<String>, String> {
+pub fn load(args: &Args) -> Result<Option<String>, String> {
     if let Some(path) = &args.shutdown_token_file {
         let token = read(path).map_err(|why| format!("--shutdown-token-file {}: {why}", path.display()))?;
         return Ok(Some(token));

@@ -326,6 +326,32 @@ fn a_client_that_has_left_ends_the_reader(engine: &str) {
     assert_sound(service);
 }
 
+/// A handler that waits for something can ask; so can a reader that waits, by a clone.
+fn a_handler_can_ask_whether_its_client_has_left(engine: &str) {
+    let (asked, answers) = channel::unbounded();
+    let service = start(
+        engine,
+        Service::new().get("/waits", move |request| {
+            let (client, began) = (request.client(), Instant::now());
+            asked.send(client.is_gone()).unwrap();
+            while !client.is_gone() && began.elapsed() < LIMIT {
+                thread::sleep(Duration::from_millis(10)); // what it does meanwhile
+            }
+            asked.send(client.is_gone()).unwrap();
+        }),
+    );
+    for leaves in ["closes", "resets"] {
+        let client = send(service.address(), get("/waits", ""));
+        assert_eq!(answers.recv_timeout(LIMIT), Ok(false), "it is still there");
+        if leaves == "resets" {
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(client);
+        assert_eq!(answers.recv_timeout(AT_ONCE), Ok(true), "a client that {leaves}");
+    }
+    assert_sound(service);
+}
+
 impl Wire {
     fn looks_like_ticks(&self) -> bool {
         self.bytes.windows(4).any(|w| w == b"tick")
@@ -628,6 +654,7 @@ mod tiny_http {
         head_and_pieces_leave_as_they_come;
         pieces_of_a_known_length_leave_as_they_come;
         a_client_that_has_left_ends_the_reader;
+        a_handler_can_ask_whether_its_client_has_left;
         #[ignore = "the connection is closed without an answer"]
         a_handler_that_is_slower_than_its_timeout_is_a_503;
         #[ignore = "the timeout is on the whole body"]

@@ -280,6 +280,39 @@ fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait(engine: &str) 
     server.assert_exit(0, LIMIT);
 }
 
+/// A stop that comes while a re-exec waits for slow requests has its own grace, and what was queued for the next image
+/// is answered.
+fn a_stop_while_a_reexec_waits_for_slow_requests_has_its_full_grace(engine: &str) {
+    let _alone = alone();
+    // With attempts to stop accepting from 1 s on: before, within and after the first, and when they are given up.
+    for stop_after in [700, 1050, 1150, 1300, 1700].map(Duration::from_millis) {
+        let mut server = start(engine, &["--timeout-delay", "1s", "--grace", "2s"]);
+        let mut slow = server.connect();
+        slow.request("GET", "/timeout");
+        server.wait_until_read(&slow);
+        let began = Instant::now();
+        server.signal(Signal::HUP);
+        server.wait_for_line(DRAINS, LIMIT);
+        let mut late = Vec::new();
+        let mut quick = Vec::new();
+        while began.elapsed() < stop_after {
+            // At least one slow request is in flight from now on.
+            for (connections, path) in [(&mut late, "/timeout"), (&mut quick, "/")] {
+                let mut connection = server.connect();
+                connection.request("GET", path);
+                connections.push(connection);
+            }
+            thread::sleep(Duration::from_millis(100)); // a rate
+        }
+        server.signal(Signal::TERM);
+        for connection in quick.iter_mut().chain([&mut slow]).chain(&mut late) {
+            let response = connection.read_response("GET", LIMIT);
+            assert!(response.as_ref().is_ok_and(|r| r.status == 200), "stop after {stop_after:?}: {response:?}");
+        }
+        server.assert_exit(0, LIMIT);
+    }
+}
+
 /// How the program is started by another that has this set up: `env` of coreutils.
 fn start_by(env: &[&str]) -> Serving {
     let args = env.iter().copied().chain([BINARY, "--listen", "127.0.0.1:0"]);
@@ -395,7 +428,7 @@ mod tiny_http {
         signals_of_all_kinds_in_quick_succession_end_nothing_but_a_stop_does;
         a_stop_during_a_reexec_loses_nothing;
         a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down;
-        #[ignore = "they wait for those that began in the drain"]
+        a_stop_while_a_reexec_waits_for_slow_requests_has_its_full_grace;
         while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait;
         signals_that_were_blocked_at_the_start_are_heard;
         children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec;

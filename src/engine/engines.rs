@@ -29,6 +29,10 @@ impl Engines {
         }
     }
 
+    pub(crate) fn resume_accepting(&self) {
+        self.iter().for_each(Engine::resume_accepting);
+    }
+
     pub(crate) fn is_quiescent(&self) -> bool {
         self.iter().all(Engine::is_quiescent)
     }

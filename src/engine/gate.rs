@@ -8,7 +8,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -25,7 +25,7 @@ pub(crate) struct AcceptGate {
     address: SocketAddr,
     closed: Mutex<bool>,
     /// Where tiny_http accepts since the listening socket is somebody else's.
-    private_listener: OnceLock<TcpListener>,
+    private_listener: Mutex<Option<Arc<TcpListener>>>,
 }
 
 impl AcceptGate {
@@ -37,7 +37,7 @@ impl AcceptGate {
             listener: listener.try_clone()?,
             address: listener.local_addr()?,
             closed: Mutex::new(false),
-            private_listener: OnceLock::new(),
+            private_listener: Mutex::default(),
         })
     }
 
@@ -82,7 +82,8 @@ impl AcceptGate {
 
     /// How many connections the kernel holds for us that nobody has accepted.
     pub(crate) fn accept_queue_len(&self) -> u32 {
-        tcp_info(self.private_listener.get().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue)
+        let private = self.private_listener();
+        tcp_info(private.as_deref().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue)
     }
 
     /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
@@ -99,8 +100,26 @@ impl AcceptGate {
         set_min_ttl_filter(&door, true)?; // it is for ourselves
         let cookie = SockRef::from(&self.listener).cookie()?;
         replace_fd(number, cookie, &door.try_clone()?.into())?;
-        let _ = self.private_listener.set(door); // this is done once
+        *lock(&self.private_listener) = Some(Arc::new(door));
         self.knock_at(self.address)
+    }
+
+    /// Has tiny_http accept from the listening socket again. `number` is the descriptor on which it accepts.
+    ///
+    /// Its thread waits on the private socket until a knock there; what is queued there are knocks of ours.
+    ///
+    /// # Errors
+    ///
+    /// tiny_http has ended by itself.
+    pub(crate) fn restore_accept(&self, number: RawFd) -> io::Result<()> {
+        let Some(private) = lock(&self.private_listener).take() else { return Ok(()) };
+        let cookie = SockRef::from(&*private).cookie()?;
+        replace_fd(number, cookie, &self.listener.try_clone()?.into())?;
+        self.knock_at(private.local_addr()?)
+    }
+
+    fn private_listener(&self) -> Option<Arc<TcpListener>> {
+        lock(&self.private_listener).clone()
     }
 
     /// One short connection to ourselves, which makes tiny_http start a thread. It is reset at once, so that neither end
@@ -110,7 +129,8 @@ impl AcceptGate {
     ///
     /// The connection was refused.
     pub(crate) fn knock(&self) -> io::Result<()> {
-        self.knock_at(self.private_listener.get().map_or(Ok(self.address), TcpListener::local_addr)?)
+        let private = self.private_listener();
+        self.knock_at(private.map_or(Ok(self.address), |private| private.local_addr())?)
     }
 
     fn knock_at(&self, door: SocketAddr) -> io::Result<()> {
@@ -159,6 +179,7 @@ pub(crate) fn to_self(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
 
     /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
     const SOON: Duration = Duration::from_millis(300);
@@ -189,5 +210,38 @@ mod tests {
             gate.open().unwrap();
             TcpStream::connect_timeout(&address, SOON).unwrap();
         }
+    }
+
+    #[test]
+    fn accepting_is_redirected_and_restored_and_what_was_queued_meanwhile_is_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = AcceptGate::new(&listener).unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = listener.try_clone().unwrap();
+        let number = accepting.as_raw_fd();
+        let (sender, accepted) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = accepting.accept() {
+                let mut byte = [0];
+                let knock = stream.read(&mut byte).is_err() || byte == [0];
+                if !knock && sender.send(byte[0]).is_err() {
+                    return;
+                }
+            }
+        });
+        let connect = |byte: u8| TcpStream::connect_timeout(&address, SOON).unwrap().write_all(&[byte]).unwrap();
+        for round in [1, 2] {
+            connect(b'a');
+            assert_eq!(accepted.recv_timeout(SOON), Ok(b'a'), "round {round}");
+            gate.redirect_accept(number).unwrap();
+            connect(b'b');
+            assert!(accepted.recv_timeout(SOON).is_err(), "round {round}: accepted while it is another's");
+            gate.restore_accept(number).unwrap();
+            gate.restore_accept(number).unwrap();
+            assert_eq!(accepted.recv_timeout(SOON), Ok(b'b'), "round {round}");
+        }
+        drop(accepted);
+        connect(b'c');
+        thread.join().unwrap();
     }
 }

@@ -168,12 +168,17 @@ impl Engine {
         delegate!(self, engine => engine.stop_accepting(ending));
     }
 
+    /// Accepts again after [`Ending::HandOver`], what has been queued meanwhile included.
+    pub(crate) fn resume_accepting(&self) {
+        delegate!(self, engine => engine.resume_accepting());
+    }
+
     /// Whether accepting has stopped and no connection is left, so that no request can be lost.
     pub(crate) fn is_quiescent(&self) -> bool {
         delegate!(self, engine => engine.is_quiescent())
     }
 
-    /// Whether a request is in flight that was before the drain began.
+    /// Whether a request is in flight that was before the drain began, or before accepting was last resumed.
     pub(crate) fn has_requests_older_than_drain(&self) -> bool {
         delegate!(self, engine => engine.has_requests_older_than_drain())
     }

@@ -1,45 +1,57 @@
-//! The drain: what the main thread does from the first message until the last member is out.
+//! The drain: what the thread that runs the crew does from the first message until the last member has stopped.
 //!
 //! # The phases
 //!
-//! 1. *Drain delay*: for as long as configured (0 s by default), and for as long as requests are in flight that were
-//!    when the message came. All is served as before, new connections included, so that a load balancer, or whoever
-//!    asks, can see `/healthz` say 503; every response tells its client to close.
-//! 2. *Finishing*. The gate is closed: the kernel ignores new connections. What it had queued is accepted and answered.
-//!    (If the listening socket outlives this service, the gate stays open and tiny_http stops accepting instead: the
-//!    kernel's queue is for whoever has the socket next, be it the next image or the next instance under systemd.)
-//!    Requests in flight finish; a connection's last response says `Connection: close`. An idle connection has the
-//!    linger to speak once more; then its input is ended. This phase is over when no connection is left.
-//! 3. *Leaving*. Members are told to leave, and counted home.
-//! 4. *Out*.
+//! 1. *Drain delay*: for as long as configured (0 s by default), and until the requests that were in flight at the first
+//!    message are done. Everything is served as before, new connections included, so that a load balancer can see
+//!    `/healthz` answer 503, and a health check does not wait behind slow requests. Responses say `Connection: close`.
+//! 2. *Draining*. Accepting stops: the kernel ignores new connections, and what it had queued is accepted and answered.
+//!    (A listening socket that a service manager passed outlives this process: its queue is left to the next holder.)
+//!    Requests in flight finish; the last response of a connection says `Connection: close`. An idle connection has
+//!    `keepalive_min` to send one more request; then its input is shut. The phase ends when no connection is left.
+//! 3. *Stopping*. Members are told to stop, and each exit is waited for.
+//! 4. *Stopped*.
+//!
+//! # Before a re-exec
+//!
+//! The listening socket goes to the next image, and with it what the kernel queues: so connections that arrive while the
+//! old image drains wait for the next one. A request that began just before accepting stopped must not make all of them
+//! wait until it is done. So accepting stops for [`ATTEMPT`] only; if connections are left by then it resumes, what was
+//! queued is served, and the next attempt follows once the requests in flight then are done. A new connection waits for an
+//! attempt at most, as long as one succeeds within three quarters of the grace period. After that accepting stops for
+//! good, so that every request that began in the drain has at least a quarter of the grace period, and new connections
+//! wait for those that are in flight then.
+//!
+//! A stop that arrives before the socket was left to the next image replaces the re-exec: accepting resumes, and the drain
+//! goes on as that of a stop. One that arrives later is for the next image.
 //!
 //! # Why nothing is lost
 //!
-//! A request that a client has sent whole is always in a place that somebody looks at before the drain goes on. It only
-//! ever moves down this list, and the looks go down it, too, so that none slips past them:
+//! A request that a client has sent completely is always in one of the places below. It only ever moves down the list, and
+//! the checks go down it as well, so that none slips past them:
 //!
-//! 1. behind a handshake that has begun and is not over, so that the client believes that it is connected: nothing that
-//!    can be asked for shows it, so the gate is closed for as long as the way to the farthest client and back takes;
-//! 2. in the kernel's queue of connections: `tcp_info` of the listening socket counts them;
-//! 3. between that queue and a descriptor, for a few instructions of the accept thread: nobody is there once that thread,
-//!    which accepts one after the other, has accepted a knock of ours that came later;
-//! 4. in a connection's receive buffer: `FIONREAD` counts its bytes, and input is ended only where there are none; what
-//!    arrives after the look and before the end is still read, since the kernel gives out what it has received before it
-//!    reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
-//! 5. in tiny_http, read and not yet received by the listener: its connection's descriptor is open until the request is
-//!    dropped, no connection counts as gone while its descriptor is open, and what arrives from a connection whose input
-//!    was ended is answered all the same;
-//! 6. on a page of the book, waiting or in flight: counted, and its descriptor is open as well.
+//! 1. in a handshake whose final ACK is on the wire, so that the client considers itself connected. No API shows these, so
+//!    accepting stays stopped for at least the longest round trip to a client;
+//! 2. in the accept queue: `tcp_info` of the listening socket counts it;
+//! 3. between the accept queue and a descriptor, for a few instructions of the thread that accepts: no connection is there
+//!    once that thread, which accepts one after the other, has accepted a connection of our own that was made later;
+//! 4. in the receive buffer of a connection: `FIONREAD` counts its bytes, and input is shut only where there are none.
+//!    What arrives between the check and the shutdown is still read, since the kernel delivers what it has received before
+//!    it reports the end (`tcp_recvmsg` looks at the queue before `RCV_SHUTDOWN`);
+//! 5. in the engine, read and not yet dispatched: the descriptor of its connection is open until the request is dropped,
+//!    no connection counts as closed while its descriptor is open, and what arrives from a connection whose input was
+//!    shut is answered all the same;
+//! 6. in the connection table, queued or in flight: counted, and its descriptor is open as well.
 //!
-//! A connection whose handshake ends behind the closed gate ignores what its client says next until the keeper finds it
-//! and makes it listen; the client then says it again. Such a connection has longer before its input is ended.
+//! A connection whose handshake ends while the kernel ignores new ones inherits the filter that makes it do so, until the
+//! engine finds it and lifts the filter; the client retransmits. Such a connection has longer before its input is shut.
 //!
-//! Leaving is the end of the accept thread, so it comes after all of these are empty, with the gate closed all along.
-//! Where the socket is handed over instead, places 1 and 2 are for whoever has it next, and the knock of 3 is at a side
-//! door (see [`AcceptGate::show_side_door`]): who accepts there has let go of the socket.
+//! Engines stop with the members, so after all of these places are empty, and accepting has been stopped all along. Where
+//! the socket is handed over, places 1 and 2 belong to its next holder, and the connection of place 3 is made to a private
+//! socket from which the engine accepts instead.
 //!
-//! What remains is HTTP's own: a client that has been silent for longer than the linger and speaks in the very moment
-//! that its connection is closed cannot know whether it was heard (RFC 9112, section 9.5).
+//! One case remains, and is HTTP's own: a client that was silent for longer than `keepalive_min` and sends a request at
+//! the very moment at which its connection is closed cannot know whether it was processed (RFC 9112, section 9.5).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,23 +64,43 @@ use crate::engine::{Ending, Engines};
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::text::{human_duration, pluralize};
 
-/// How often the log says how far the drain is.
-const PROGRESS: Duration = Duration::from_secs(1);
+/// Interval of the log lines that say how far the drain is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long members may leave when grace was used up by requests: the exit comes within half a second of its end.
-const LAST_CALL: Duration = Duration::from_millis(250);
+/// Time left for members to stop when requests have used up the grace period, so that the exit comes within half a second
+/// of its end.
+const JOIN_GRACE: Duration = Duration::from_millis(250);
+
+/// Time for which a re-exec stops accepting to see whether all connections end, beyond `keepalive_min`: several times what
+/// closing idle connections takes, and a quarter of what a client notices.
+const ATTEMPT: Duration = Duration::from_millis(200);
+
+/// Least time between two attempts, in which what was queued is served.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 
 /// What a drain works on.
 pub(crate) struct Drain {
     pub(crate) engines: Engines,
     pub(crate) phase: Arc<Lifecycle>,
-    /// The threads of the engines: without them there is no quiescence to wait for.
+    /// The threads of the engines: without them quiescence is not detected.
     pub(crate) watchers: Vec<SlotId>,
     /// The worker pool.
     pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
+    pub(crate) keepalive_min: Duration,
     /// The listening socket is a service manager's, and outlives this service.
     pub(crate) inherited: bool,
+}
+
+/// What ends a wait before its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// No connection is left, or none that could still be detected.
+    Quiescent,
+    /// A second signal, or the time is up.
+    Over,
+    /// A stop has replaced the re-exec.
+    Stopped,
 }
 
 impl Drain {
@@ -77,46 +109,35 @@ impl Drain {
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) -> bool {
         self.phase.enter(Phase::DrainDelay);
         self.engines.announce_close();
-        log::info!("{}: one out, all out: {}", shutdown.cause, self.what_is_left());
+        log::info!("{}: one out, all out: {}", shutdown.cause, self.summary());
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
-        self.delay(crew, shutdown);
+        self.drain_delay(crew, shutdown);
 
-        self.phase.enter(Phase::Draining);
-        // From here on a stop no longer replaces a re-exec, but comes after it: the next image has the socket.
-        let handed_over = shutdown.is_reexec();
-        let handover = self.inherited || handed_over;
-        let whose =
-            if handover { "new connections are left to the next instance" } else { "no longer accepting connections" };
-        log::info!("draining: {whose}: {}", self.what_is_left());
-        let ending = if handover { Ending::HandOver } else { Ending::Filter };
-        self.engines.stop_accepting(|_| ending);
-        self.finish(crew, shutdown);
-
-        for request in self.engines.requests_in_flight() {
-            if shutdown.forced_by.is_none() {
-                log::warn!("abandoned: {request}");
-                shutdown.abandoned.push(request.to_string());
-                shutdown.mark_reported(self.workers);
-            }
+        let handed_over = self.hand_over(crew, shutdown);
+        if !handed_over {
+            self.finish_requests(crew, shutdown);
         }
-        let until = shutdown.deadline().max(Instant::now() + LAST_CALL / 2);
+        if shutdown.forced_by.is_none() {
+            self.report_abandoned(shutdown);
+        }
+        let until = shutdown.deadline().max(Instant::now() + JOIN_GRACE / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
         self.phase.enter(Phase::Stopping);
         log::info!(
             "stopping members {} after the first message: {}",
             human_duration(shutdown.started.elapsed()),
-            self.what_is_left()
+            self.summary()
         );
-        shutdown.extend_to(Instant::now() + LAST_CALL);
+        shutdown.extend_to(Instant::now() + JOIN_GRACE);
         crew.stop_members(shutdown);
         handed_over
     }
 
-    /// Goes on serving for the drain delay, and until what was in flight at the first message is over: nobody who comes
-    /// meanwhile, a health check above all, waits for others' requests to end. Ends in time for the rest of the drain.
-    fn delay(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
+    /// Serves on until the drain delay is over and the requests in flight at the first message are done, but not beyond
+    /// the soft deadline.
+    fn drain_delay(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
         let until = saturating_add(shutdown.started, self.delay);
-        let mut progress = Instant::now() + PROGRESS;
+        let mut progress = Progress::new();
         if !self.delay.is_zero() {
             log::info!("drain delay: serving as before for {}", human_duration(self.delay));
         }
@@ -126,47 +147,134 @@ impl Drain {
             if over || now >= shutdown.soft_deadline() {
                 return;
             }
-            self.say_how_far(&mut progress, shutdown);
             let next = if now < until { until } else { shutdown.soft_deadline() };
-            crew.wait_event(next.min(shutdown.soft_deadline()).min(progress), shutdown);
-            self.phase.set_reexecuting(shutdown.is_reexec());
+            self.wait(next.min(shutdown.soft_deadline()), &mut progress, crew, shutdown);
         }
     }
 
-    fn say_how_far(&self, progress: &mut Instant, shutdown: &Shutdown) {
-        let now = Instant::now();
-        if now >= *progress {
-            let left = shutdown.deadline().saturating_duration_since(now);
-            log::info!("draining: {}, {} of grace left", self.what_is_left(), human_duration(left));
-            *progress = now + PROGRESS;
+    /// Stops accepting, and waits until no connection is left or the deadline has passed.
+    fn finish_requests(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
+        self.phase.enter(Phase::Draining);
+        let (ending, what) = if self.inherited {
+            (Ending::HandOver, "new connections are left to the next instance")
+        } else {
+            (Ending::Filter, "no longer accepting connections")
+        };
+        log::info!("draining: {what}: {}", self.summary());
+        self.engines.stop_accepting(|_| ending);
+        self.wait_quiescent(shutdown.deadline(), crew, shutdown);
+    }
+
+    /// Leaves the listening socket to the next image, if this is a re-exec and goes on to be one: see the module text.
+    /// True if it was left; then no connection is left, or the deadline has passed, or a second signal came.
+    fn hand_over(&self, crew: &mut Crew, shutdown: &mut Shutdown) -> bool {
+        while shutdown.is_reexec() && shutdown.forced_by.is_none() {
+            let last = saturating_add(shutdown.started, shutdown.grace / 4 * 3).min(shutdown.soft_deadline());
+            self.engines.stop_accepting(|_| Ending::HandOver);
+            let now = Instant::now();
+            let until = if now >= last { shutdown.deadline() } else { now + self.keepalive_min + ATTEMPT };
+            match self.wait_quiescent(until, crew, shutdown) {
+                End::Quiescent => {}
+                End::Over if now >= last || shutdown.forced_by.is_some() => {}
+                End::Over | End::Stopped => {
+                    self.engines.resume_accepting();
+                    log::debug!("accepting again: {}", self.summary());
+                    self.pause(last, crew, shutdown);
+                    continue;
+                }
+            }
+            self.phase.enter(Phase::Draining);
+            log::info!("draining: new connections are left to the next image: {}", self.summary());
+            return true;
+        }
+        false
+    }
+
+    /// Serves until the requests that were in flight when accepting resumed are done, or until `until`.
+    fn pause(&self, until: Instant, crew: &mut Crew, shutdown: &mut Shutdown) {
+        let mut progress = Progress::new();
+        let resumed = Instant::now();
+        while shutdown.is_reexec() && shutdown.forced_by.is_none() && crew.all_running() {
+            let now = Instant::now();
+            let rested = now >= resumed + ATTEMPT_PAUSE;
+            if now >= until || (rested && !self.engines.has_requests_older_than_drain()) {
+                return;
+            }
+            let next = if rested { until } else { until.min(resumed + ATTEMPT_PAUSE) };
+            self.wait(next, &mut progress, crew, shutdown);
         }
     }
 
-    /// Waits until no connection is left, or grace is over.
-    fn finish(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
-        let mut progress = Instant::now() + PROGRESS;
-        while shutdown.forced_by.is_none() && !self.engines.is_quiescent() {
+    /// Waits until no connection is left, for as long as `until`, or the deadline of a stop that replaces a re-exec.
+    fn wait_quiescent(&self, until: Instant, crew: &mut Crew, shutdown: &mut Shutdown) -> End {
+        let reexec = shutdown.is_reexec();
+        let mut progress = Progress::new();
+        while shutdown.forced_by.is_none() {
+            if self.engines.is_quiescent() {
+                return End::Quiescent;
+            }
+            if reexec && !shutdown.is_reexec() {
+                return End::Stopped;
+            }
             let now = Instant::now();
             if now >= shutdown.soft_deadline() {
                 self.phase.expire();
             }
-            if now >= shutdown.deadline() {
-                return;
+            if now >= until {
+                return End::Over;
             }
-            self.say_how_far(&mut progress, shutdown);
             if self.watchers.iter().any(|watcher| !crew.is_running(*watcher)) && self.engines.in_flight() == 0 {
-                return; // nobody is left who could see more than this
+                return End::Quiescent; // with an engine's thread gone, more than this is not known
             }
-            crew.wait_event(shutdown.next_deadline(now).min(progress), shutdown);
+            self.wait(shutdown.next_deadline(now).min(until), &mut progress, crew, shutdown);
+        }
+        End::Over
+    }
+
+    /// Waits for one event until `until`, and logs the progress when it is time to.
+    fn wait(&self, until: Instant, progress: &mut Progress, crew: &mut Crew, shutdown: &mut Shutdown) {
+        if progress.is_due() {
+            let left = shutdown.deadline().saturating_duration_since(Instant::now());
+            log::info!("draining: {}, {} of grace left", self.summary(), human_duration(left));
+        }
+        crew.wait_event(until.min(progress.next), shutdown);
+        self.phase.set_reexecuting(shutdown.is_reexec());
+    }
+
+    fn report_abandoned(&self, shutdown: &mut Shutdown) {
+        for request in self.engines.requests_in_flight() {
+            log::warn!("abandoned: {request}");
+            shutdown.abandoned.push(request.to_string());
+            shutdown.mark_reported(self.workers);
         }
     }
 
-    fn what_is_left(&self) -> String {
-        let waiting = match self.engines.pipelined() {
+    fn summary(&self) -> String {
+        let pipelined = match self.engines.pipelined() {
             0 => String::new(),
             n => format!(" ({n} more pipelined)"),
         };
         let in_flight = pluralize(self.engines.in_flight(), "request");
-        format!("{in_flight} in flight{waiting}, {} open", pluralize(self.engines.connections(), "connection"))
+        format!("{in_flight} in flight{pipelined}, {} open", pluralize(self.engines.connections(), "connection"))
+    }
+}
+
+/// When the log says next how far the drain is.
+struct Progress {
+    next: Instant,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { next: Instant::now() + PROGRESS_INTERVAL }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.next;
+        if due {
+            self.next = now + PROGRESS_INTERVAL;
+        }
+        due
     }
 }

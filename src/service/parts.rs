@@ -82,8 +82,15 @@ impl Service {
         let watchers = start_engines(&mut crew, &engines, dispatch)?;
         announce(&config, address, settings.max_connections, exposure);
 
-        let drain =
-            Drain { engines, phase: state.phase, watchers, workers: pool.slot(), delay: config.drain_delay, inherited };
+        let drain = Drain {
+            engines,
+            phase: state.phase,
+            watchers,
+            workers: pool.slot(),
+            delay: config.drain_delay,
+            keepalive_min: config.keepalive_min,
+            inherited,
+        };
         Ok(Parts {
             crew,
             drain,

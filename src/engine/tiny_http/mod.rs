@@ -142,6 +142,15 @@ impl Engine {
         if let Err(error) = result {
             log::warn!("cannot stop accepting ({error}): some new connections may be reset");
         }
+        self.shared.stop_state.accepting_stopped();
+        self.shared.monitor.wake();
+    }
+
+    pub(crate) fn resume_accepting(&self) {
+        self.shared.stop_state.resume_accepting();
+        if let Some(receive) = self.receive.get() {
+            receive.take_back();
+        }
         self.shared.monitor.wake();
     }
 

@@ -82,6 +82,17 @@ impl ReceiveLoop {
         self.gate.redirect_accept(accept_fd)
     }
 
+    /// Makes `tiny_http` accept from the listening socket again.
+    pub(crate) fn take_back(&self) {
+        let accept_fd = lock(&self.current).accept_fd();
+        let result = self.gate.restore_accept(accept_fd);
+        self.handed_over.store(false, Ordering::Release);
+        if let Err(error) = result {
+            log::debug!("the accept thread has ended meanwhile: {error}");
+            self.request_restart();
+        }
+    }
+
     /// Makes `run` return.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);

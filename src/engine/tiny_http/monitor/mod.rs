@@ -105,7 +105,8 @@ pub(crate) struct Monitor {
     wake: OwnedFd,
     stopping: AtomicBool,
     /// A drain has nothing left to wait for.
-    quiet: AtomicBool,
+    /// The number of the stop in which nothing was left; 0 if there was none.
+    quiet: AtomicU64,
     /// Whether the keeper waits for longer than a tick.
     resting: AtomicBool,
     /// Set for the listener: tiny_http does not accept any more.
@@ -192,7 +193,7 @@ impl Monitor {
             events,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             stopping: AtomicBool::new(false),
-            quiet: AtomicBool::new(false),
+            quiet: AtomicU64::new(0),
             resting: AtomicBool::new(false),
             engine_is_dead: AtomicBool::new(false),
             on_dead_engine: Mutex::new(None),
@@ -211,7 +212,7 @@ impl Monitor {
 
     /// Whether a drain has nothing left to wait for.
     pub(crate) fn is_quiescent(&self) -> bool {
-        self.quiet.load(Ordering::Acquire)
+        self.stop_state.stop_number().is_some_and(|stop| self.quiet.load(Ordering::Acquire) == stop)
     }
 
     /// Has the keeper look soon.
@@ -408,11 +409,15 @@ impl Monitor {
         if watched.by_cookie.len() > CROWD {
             rounds.crowd = Some(now);
         }
+        let stop = self.stop_state.stop_number();
+        if rounds.stop != stop {
+            (rounds.stop, rounds.farthest, rounds.knocked) = (stop, None, None);
+        }
         if draining && rounds.farthest.is_none() {
             let way = |watch: &WatchedSocket| tcp_info(&*watch.socket).map_or(Duration::ZERO, |facts| facts.min_rtt);
             rounds.farthest = Some(watched.by_cookie.values().map(way).max().unwrap_or_default().min(HANDSHAKE));
         }
-        let nobody_at_the_gate = draining && self.is_nobody_at_the_gate(rounds);
+        let nobody_at_the_gate = stop.is_some() && self.is_nobody_at_the_gate(rounds);
         let found_before = watched.by_cookie.len();
         let due = draining || rounds.next_round.is_none_or(|next| now >= next);
         if due {
@@ -475,8 +480,10 @@ impl Monitor {
         {
             (self.callbacks.changed)();
         }
-        if draining && self.is_quiet(nobody_at_the_gate, rounds) {
-            self.quiet.store(true, Ordering::Release);
+        if let Some(stop) = stop
+            && self.is_quiet(nobody_at_the_gate, rounds)
+        {
+            self.quiet.store(stop, Ordering::Release);
             (self.callbacks.changed)();
         }
         again || rounds.gone_suspected || starved > 0 || rounds.waiting_since.is_some()
@@ -792,6 +799,8 @@ struct Rounds {
     waiting_since: Option<Instant>,
     /// How long the way to the farthest client and back took, of those that were connected when the gate was closed.
     farthest: Option<Duration>,
+    /// The stop of which the two below tell.
+    stop: Option<u64>,
     /// When the last knock of a drain was; none if it has not been quiet since.
     knocked: Option<Instant>,
     lost: u64,

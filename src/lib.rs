@@ -110,6 +110,7 @@ pub use crate::{
         router::BadRoute,
     },
     http::{
+        body::Body,
         error::{BodyError, HandlerError},
         response::Response,
     },

@@ -40,7 +40,7 @@ impl BodyError {
         match self {
             BodyError::TooLarge => Response::error(413, "the body is too large"),
             BodyError::Broken(error) => broken_body(error.kind() == io::ErrorKind::TimedOut, error.to_string()),
-            BodyError::Malformed(reason) => Response::error(422, reason),
+            BodyError::Malformed(reason) => Response::error(422, reason.clone()),
         }
     }
 }
@@ -179,7 +179,7 @@ impl Response {
     /// The value cannot be written as JSON (a map whose keys are no strings, for example).
     pub fn json(value: &impl serde::Serialize) -> Result<Response, HandlerError> {
         let bytes = serde_json::to_vec(value)?;
-        Ok(Response::new(Some("application/json"), super::response::Body::Bytes(bytes)))
+        Ok(Response::new(bytes).with_header("Content-Type", "application/json"))
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
         let failure = response.failure().unwrap();
         assert_eq!((response.status(), failure.level), (500, Level::Error));
         assert_eq!(failure.reason, "cannot save: the disk is gone");
-        assert_eq!(response.body(), Some(&b"500 Internal Server Error\n"[..]));
+        assert_eq!(response.body().as_bytes(), Some(&b"500 Internal Server Error\n"[..]));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! HTTP messages: validation of a request's head, and responses from their value to bytes. No threads, no sockets, no
 //! engine.
 
+pub(crate) mod body;
 pub(crate) mod date;
 pub(crate) mod encode;
 pub(crate) mod error;
 pub(crate) mod head;
+mod make;
 pub(crate) mod request_id;
 pub(crate) mod response;
 pub(crate) mod status;

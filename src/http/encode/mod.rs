@@ -8,9 +8,10 @@ mod tests;
 
 use std::io::{self, Write};
 
+use crate::http::body::{Body, BodySource, Content, ReadFailure};
 use crate::http::date::append_date;
 use crate::http::head::Version;
-use crate::http::response::{Body, BodySource, ReadFailure, Response};
+use crate::http::response::Response;
 use crate::http::status::{is_bodyless, reason_phrase};
 
 /// What the connection and the request add to a response.
@@ -80,7 +81,7 @@ const CHUNK_PREFIX: usize = 10;
 pub(crate) fn encode(response: &Response, context: &ResponseContext<'_>, out: &mut Vec<u8>) -> BodyFraming {
     let framing = append_head(response, context, out);
     if framing != BodyFraming::None
-        && let Some(body) = response.body()
+        && let Some(body) = response.body().as_bytes()
     {
         out.extend_from_slice(body);
     }
@@ -101,7 +102,7 @@ fn framing(response: &Response, context: &ResponseContext<'_>) -> BodyFraming {
 
 fn append_head(response: &Response, context: &ResponseContext<'_>, out: &mut Vec<u8>) -> BodyFraming {
     let framing = framing(response, context);
-    out.reserve(512 + response.body().map_or(0, |body| body.len().min(MAX_COPIED_BODY)));
+    out.reserve(512 + response.body().as_bytes().map_or(0, |body| body.len().min(MAX_COPIED_BODY)));
     out.extend_from_slice(match context.version {
         Version::Http10 => b"HTTP/1.0 ",
         Version::Http11 => b"HTTP/1.1 ",
@@ -170,13 +171,12 @@ pub(crate) fn send(
     let status = response.status();
     let mut out = CountingWriter { inner: out, bytes: 0 };
     buffer.clear();
-    let copied = response.body().is_some_and(|body| body.len() <= MAX_COPIED_BODY);
+    let copied = response.body().as_bytes().is_some_and(|body| body.len() <= MAX_COPIED_BODY);
     let framing = if copied { encode(&response, context, buffer) } else { append_head(&response, context, buffer) };
-    let result = match response.body {
-        Body::Reader(source) => send_reader(source, framing, buffer, &mut out),
-        Body::Static(rest) if !copied => send_large(rest, framing, buffer, &mut out),
-        Body::Bytes(ref rest) if !copied => send_large(rest, framing, buffer, &mut out),
-        Body::Static(_) | Body::Bytes(_) => out.write_now(buffer),
+    let result = match response.into_body() {
+        Body(Content::Reader(source)) => send_reader(source, framing, buffer, &mut out),
+        body if !copied => send_large(body.as_bytes().unwrap_or_default(), framing, buffer, &mut out),
+        _ => out.write_now(buffer),
     };
     let error = result.err();
     Sent { status, bytes: out.bytes, close: framing == BodyFraming::UntilClose || error.is_some(), error }
@@ -223,7 +223,7 @@ fn copy(
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(room);
         buffer.reserve_exact((CHUNK_FRAME + room).saturating_sub(buffer.len()));
         buffer.resize(CHUNK_FRAME + room, 0);
-        let n = match source.read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most]) {
+        let n = match source.read_piece(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most]) {
             Ok(0) => {
                 return match framing {
                     BodyFraming::Length(length) => {

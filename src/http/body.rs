@@ -1,0 +1,321 @@
+//! The body of a response: bytes in memory, or what a reader gives while the response is written.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::text::panic_message;
+
+/// The body of a response: bytes in memory, some of which are shared, or a reader.
+///
+/// Made by `From` of texts and bytes, owned, static or shared, without a copy of them; or by [`reader`](Body::reader).
+///
+/// ```
+/// use std::sync::Arc;
+/// use allout::{Body, Response};
+///
+/// let logo: Arc<[u8]> = Arc::from(&b"..."[..]);
+/// let response = Response::new(Arc::clone(&logo)).with_header("Content-Type", "image/png");
+/// assert_eq!(response.into_bytes()?, *logo);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Body(pub(super) Content);
+
+/// What a body is made of.
+pub(super) enum Content {
+    Static(&'static [u8]),
+    Bytes(Vec<u8>),
+    Shared(Arc<[u8]>),
+    SharedText(Arc<str>),
+    Reader(BodySource),
+}
+
+impl Default for Content {
+    fn default() -> Content {
+        Content::Static(b"")
+    }
+}
+
+/// Bytes of a body that its `Debug` shows.
+const SHOWN: usize = 200;
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.as_bytes(), self.length()) {
+            (Some(bytes), _) if bytes.len() <= SHOWN => fmt::Debug::fmt(&String::from_utf8_lossy(bytes), f),
+            (_, Some(length)) => write!(f, "{length} bytes"),
+            (_, None) => f.write_str("a reader"),
+        }
+    }
+}
+
+impl Body {
+    /// A body without bytes.
+    pub fn empty() -> Body {
+        Body::default()
+    }
+
+    /// What a reader gives; see [`Response::reader`](crate::Response::reader).
+    pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Body {
+        Body(Content::Reader(BodySource { reader: Some(Box::new(reader)), length, given: 0 }))
+    }
+
+    /// Its length in bytes, if it is known before the body is read.
+    pub fn length(&self) -> Option<u64> {
+        match &self.0 {
+            Content::Reader(source) => source.length,
+            _ => self.as_bytes().map(|bytes| bytes.len() as u64),
+        }
+    }
+
+    /// Its bytes, if they are in memory.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Content::Static(bytes) => Some(bytes),
+            Content::Bytes(bytes) => Some(bytes),
+            Content::Shared(bytes) => Some(bytes),
+            Content::SharedText(text) => Some(text.as_bytes()),
+            Content::Reader(_) => None,
+        }
+    }
+
+    /// All of its bytes; a reader is read to its end.
+    ///
+    /// # Errors
+    ///
+    /// The reader fails, panics, or gives less than its length.
+    pub fn into_bytes(self) -> io::Result<Vec<u8>> {
+        match self.0 {
+            Content::Bytes(bytes) => Ok(bytes),
+            Content::Reader(mut source) => {
+                let mut bytes = Vec::new();
+                source.read_to_end(&mut bytes)?;
+                source.close().map_err(io::Error::other)?;
+                Ok(bytes)
+            }
+            _ => Ok(self.as_bytes().unwrap_or_default().to_vec()),
+        }
+    }
+
+    /// A reader of its bytes, for a body that is made of this one: compressed, for example.
+    pub fn into_reader(self) -> impl Read + Send + 'static {
+        BodyReader { body: self, at: 0 }
+    }
+}
+
+/// Reads a body.
+struct BodyReader {
+    body: Body,
+    /// Bytes read of a body in memory.
+    at: usize,
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Content::Reader(source) = &mut self.body.0 {
+            return source.read(into);
+        }
+        let mut rest = self.body.as_bytes().and_then(|bytes| bytes.get(self.at..)).unwrap_or_default();
+        let n = rest.read(into)?;
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// A body that is read while the response is written, and its length in bytes if that is known.
+pub(super) struct BodySource {
+    /// `None` once it was dropped.
+    reader: Option<Box<dyn Read + Send>>,
+    pub(super) length: Option<u64>,
+    /// Bytes read by [`Read`].
+    given: u64,
+}
+
+/// A reader's failure.
+#[derive(Debug)]
+pub(super) enum ReadFailure {
+    Error(io::Error),
+    /// The message of the panic.
+    Panic(String),
+}
+
+impl BodySource {
+    /// Reads as [`Read::read`] does; a panic of the reader is a failure.
+    pub(super) fn read_piece(&mut self, into: &mut [u8]) -> Result<usize, ReadFailure> {
+        let Some(reader) = &mut self.reader else { return Ok(0) };
+        loop {
+            return match catch_unwind(AssertUnwindSafe(|| reader.read(into))) {
+                // A reader that claims more than there was room for has a bug like one that panics.
+                Ok(Ok(n)) if n > into.len() => {
+                    Err(ReadFailure::Panic("it read more than there was room for".to_owned()))
+                }
+                Ok(Ok(n)) => Ok(n),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(Err(error)) => Err(ReadFailure::Error(error)),
+                Err(payload) => Err(ReadFailure::Panic(panic_message(payload.as_ref()))),
+            };
+        }
+    }
+
+    /// Drops the reader. Its panic is an error, with the message.
+    pub(super) fn close(&mut self) -> Result<(), String> {
+        let reader = self.reader.take();
+        catch_unwind(AssertUnwindSafe(|| drop(reader))).map_err(|payload| panic_message(payload.as_ref()))
+    }
+}
+
+/// Reads up to the length, if there is one; an end before it is an error.
+impl Read for BodySource {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.length.map_or(u64::MAX, |length| length.saturating_sub(self.given));
+        let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if most == 0 {
+            return Ok(0);
+        }
+        match self.read_piece(&mut into[..most]) {
+            Ok(0) if self.length.is_some() => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                self.given += n as u64;
+                Ok(n)
+            }
+            Err(ReadFailure::Error(error)) => Err(error),
+            Err(ReadFailure::Panic(message)) => Err(io::Error::other(format!("the reader panicked: {message}"))),
+        }
+    }
+}
+
+/// A response may be dropped on any thread: a reader that panics in its `drop` must not end that thread.
+impl Drop for BodySource {
+    fn drop(&mut self) {
+        if let Err(message) = self.close() {
+            log::error!("the reader of a response that was not sent panicked when it was dropped: {message}");
+        }
+    }
+}
+
+macro_rules! from {
+    ($($type:ty => |$value:ident| $content:expr;)*) => {
+        $(impl From<$type> for Body {
+            fn from($value: $type) -> Body {
+                Body($content)
+            }
+        })*
+    };
+}
+
+from! {
+    &'static str => |text| Content::Static(text.as_bytes());
+    &'static [u8] => |bytes| Content::Static(bytes);
+    String => |text| Content::Bytes(text.into_bytes());
+    Vec<u8> => |bytes| Content::Bytes(bytes);
+    Box<str> => |text| Content::Bytes(text.into_string().into_bytes());
+    Box<[u8]> => |bytes| Content::Bytes(bytes.into_vec());
+    Arc<str> => |text| Content::SharedText(text);
+    Arc<[u8]> => |bytes| Content::Shared(bytes);
+}
+
+impl<const N: usize> From<&'static [u8; N]> for Body {
+    fn from(bytes: &'static [u8; N]) -> Body {
+        Body(Content::Static(bytes))
+    }
+}
+
+impl<const N: usize> From<[u8; N]> for Body {
+    fn from(bytes: [u8; N]) -> Body {
+        Body(Content::Bytes(bytes.to_vec()))
+    }
+}
+
+impl From<Cow<'static, str>> for Body {
+    fn from(text: Cow<'static, str>) -> Body {
+        match text {
+            Cow::Borrowed(text) => text.into(),
+            Cow::Owned(text) => text.into(),
+        }
+    }
+}
+
+impl From<Cow<'static, [u8]>> for Body {
+    fn from(bytes: Cow<'static, [u8]>) -> Body {
+        match bytes {
+            Cow::Borrowed(bytes) => bytes.into(),
+            Cow::Owned(bytes) => bytes.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_static_or_shared_are_not_copied() {
+        let (text, bytes): (Arc<str>, Arc<[u8]>) = (Arc::from("text"), Arc::from(&b"bytes"[..]));
+        let is_same = |body: &Body, bytes: &[u8]| std::ptr::eq(body.as_bytes().unwrap(), bytes);
+        assert!(is_same(&Arc::clone(&text).into(), text.as_bytes()));
+        assert!(is_same(&Arc::clone(&bytes).into(), &bytes));
+        assert!(is_same(&b"abc".into(), b"abc"));
+        let owned = vec![1, 2, 3];
+        let at = owned.as_ptr();
+        let bytes = Body::from(owned).into_bytes().unwrap();
+        assert_eq!(bytes.as_ptr(), at);
+    }
+
+    #[test]
+    fn a_body_can_be_read_whatever_it_is_made_of() {
+        let bodies: [Body; 8] = [
+            "abc".into(),
+            "abc".to_owned().into(),
+            b"abc".into(),
+            [b'a', b'b', b'c'].into(),
+            Cow::Borrowed("abc").into(),
+            Arc::<str>::from("abc").into(),
+            Body::reader(&b"abc"[..], None),
+            Body::reader(&b"abcdef"[..], Some(3)),
+        ];
+        for body in bodies {
+            let mut text = String::new();
+            body.into_reader().read_to_string(&mut text).unwrap();
+            assert_eq!(text, "abc");
+        }
+        assert_eq!(Body::reader(&b"abcdef"[..], Some(3)).into_bytes().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn a_reader_that_fails_is_an_error() {
+        struct Fails;
+        impl Read for Fails {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                panic!("a bug")
+            }
+        }
+        let short = Body::reader(&b"abc"[..], Some(4)).into_bytes().unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(Body::reader(Fails, None).into_bytes().unwrap_err().to_string().contains("a bug"));
+    }
+
+    #[test]
+    fn debug_shows_what_is_short() {
+        let shown = [Body::from("abc"), Body::from("x".repeat(201)), Body::reader(io::empty(), None)];
+        assert_eq!(shown.map(|body| format!("{body:?}")), ["\"abc\"", "201 bytes", "a reader"]);
+    }
+
+    #[test]
+    fn a_reader_that_panics_when_dropped_can_be_dropped() {
+        struct Bomb;
+        impl Read for Bomb {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Ok(0)
+            }
+        }
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("a bug in drop");
+            }
+        }
+        drop(Body::reader(Bomb, None));
+    }
+}

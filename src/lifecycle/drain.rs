@@ -16,7 +16,7 @@
 //!
 //! The listening socket goes to the next image, and with it what the kernel queues: so connections that arrive while the
 //! old image drains wait for the next one. A request that began just before accepting stopped must not make all of them
-//! wait until it is done. So accepting stops for [`ATTEMPT`] only; if connections are left by then it resumes, what was
+//! wait until it is done. So accepting stops for an attempt only, 200 to 800 ms; if connections are left by then it resumes, what was
 //! queued is served, and the next attempt follows once the requests in flight then are done. A new connection waits for an
 //! attempt at most, as long as one succeeds within three quarters of the grace period. After that accepting stops for
 //! good, so that every request that began in the drain has at least a quarter of the grace period, and new connections
@@ -71,9 +71,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// of its end.
 const JOIN_GRACE: Duration = Duration::from_millis(250);
 
-/// Time for which a re-exec stops accepting to see whether all connections end, beyond `keepalive_min`: several times what
-/// closing idle connections takes, and a quarter of what a client notices.
-const ATTEMPT: Duration = Duration::from_millis(200);
+/// Time for which a re-exec stops accepting to see whether all connections end, beyond `keepalive_min`, at the first
+/// attempt: several times what closing idle connections takes. Each attempt has twice the time of the one before, because
+/// a machine that is busy with something else takes longer for everything.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(200);
+
+/// Longest attempt: less than a client notices, and than the kernel takes to retransmit a SYN (1 s).
+const MAX_ATTEMPT: Duration = Duration::from_millis(800);
 
 /// Least time between two attempts, in which what was queued is served.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
@@ -168,11 +172,16 @@ impl Drain {
     /// Leaves the listening socket to the next image, if this is a re-exec and goes on to be one: see the module text.
     /// True if it was left; then no connection is left, or the deadline has passed, or a second signal came.
     fn hand_over(&self, crew: &mut Crew, shutdown: &mut Shutdown) -> bool {
+        let mut attempt = FIRST_ATTEMPT;
         while shutdown.is_reexec() && shutdown.forced_by.is_none() {
             let last = saturating_add(shutdown.started, shutdown.grace / 4 * 3).min(shutdown.soft_deadline());
             self.engines.stop_accepting(|_| Ending::HandOver);
             let now = Instant::now();
-            let until = if now >= last { shutdown.deadline() } else { now + self.keepalive_min + ATTEMPT };
+            let until = if now >= last {
+                shutdown.deadline()
+            } else {
+                saturating_add(now, self.keepalive_min.saturating_add(attempt))
+            };
             match self.wait_quiescent(until, crew, shutdown) {
                 End::Quiescent => {}
                 End::Over if now >= last || shutdown.forced_by.is_some() => {}
@@ -180,6 +189,7 @@ impl Drain {
                     self.engines.resume_accepting();
                     log::debug!("accepting again: {}", self.summary());
                     self.pause(last, crew, shutdown);
+                    attempt = (attempt * 2).min(MAX_ATTEMPT);
                     continue;
                 }
             }

@@ -282,6 +282,25 @@ fn a_log_that_nobody_reads_holds_up_nobody() {
     assert!(rest.contains(" log lines were dropped: stderr was full"), "{}", &rest[rest.len().saturating_sub(2000)..]);
 }
 
+#[test]
+fn no_clean_stop_logs_an_error_not_even_of_the_engine() {
+    for listen in ["127.0.0.1:0", "[::]:0"] {
+        for path in ["", "/", "/shutdown"] {
+            let mut server = Allout::new().args(["--listen", listen]).env("RUST_LOG", "info,tiny_http=debug").start();
+            if !path.is_empty() {
+                assert_eq!(ask_with(&server, "GET", path, "").status, 200);
+            }
+            if path != "/shutdown" {
+                server.signal(Signal::TERM);
+            }
+            server.assert_exit(0, LIMIT);
+            let said = server.log();
+            assert!(!said.contains("ERROR") && !said.contains("WARN  Error"), "{said}");
+            assert!(said.contains("Terminating accept thread"), "tiny_http's accept thread did not end:\n{said}");
+        }
+    }
+}
+
 // --- SIGUSR1
 
 #[test]

@@ -142,8 +142,7 @@ fn shutdown(request: &mut Request, guard: &Guard, port: u16, stopper: &Stopper, 
     let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
-        Passed::Local(_) if state.phase.is_draining() => Ok(()), // one look-up was enough: it has no effect any more
-        Passed::Local(peer) => guard.check_process(peer, port),
+        Passed::Local(peer) => guard.check_process(peer, port, || state.phase.is_draining()),
     });
     if let Err((status, reason)) = verdict {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());

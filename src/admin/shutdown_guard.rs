@@ -24,6 +24,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
 use subtle::ConstantTimeEq as _;
@@ -32,8 +34,12 @@ use crate::http::validate::authority;
 use crate::sync::lock;
 use crate::sys::peer::{Holder, OVERFLOW_UID, PeerSocket, Sockets, find_holders, find_sockets, own_ancestry};
 
-/// Most requests that wait for a look-up, which takes some milliseconds and occupies a worker; others get 503.
+/// Most requests that wait for a look-up, each of which occupies a worker; others get 503.
 const MAX_WAITING: usize = 64;
+
+/// Pause after a look-up that ended in a refusal, before the next. A look-up takes from 1 ms to some 50 ms (25,000 sockets
+/// in TIME-WAIT) of a core, and a client behind a proxy could ask for one after the other.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a request may not shut the service down: the status and the reason.
 pub(crate) type Refusal = (u16, &'static str);
@@ -53,7 +59,8 @@ pub(crate) struct Guard {
     /// The bearer token, if there is one.
     pub(crate) token: Option<String>,
     waiting: AtomicUsize,
-    look_up: Mutex<()>,
+    /// Held during a look-up: the earliest time of the next.
+    next_look_up: Mutex<Option<Instant>>,
 }
 
 impl Guard {
@@ -118,24 +125,42 @@ impl Guard {
     }
 
     /// Checks the process that holds the client's socket, connected to `port` of this machine. Blocks while others are
-    /// looked up.
+    /// looked up; a request that has no effect any more, because the service `is_stopping`, passes.
     ///
     /// # Errors
     ///
     /// The reason why the request is refused.
-    pub(crate) fn check_process(&self, peer: SocketAddr, port: u16) -> Result<(), Refusal> {
+    pub(crate) fn check_process(
+        &self,
+        peer: SocketAddr,
+        port: u16,
+        is_stopping: impl Fn() -> bool,
+    ) -> Result<(), Refusal> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err((503, "too many requests for /shutdown"));
         }
         let verdict = {
-            let _one_at_a_time = lock(&self.look_up);
-            find_sockets(peer, port)
-                .map_or(Err(UNKNOWN), |sockets| judge(&sockets, geteuid().as_raw(), &own_ancestry(), find_holders))
+            let mut next_look_up = lock(&self.next_look_up);
+            if is_stopping() {
+                Ok(())
+            } else {
+                if let Some(next) = *next_look_up {
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
+                let verdict = look_up(peer, port);
+                *next_look_up = verdict.is_err().then(|| Instant::now() + PAUSE);
+                verdict
+            }
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         verdict.map_err(|reason| (403, reason))
     }
+}
+
+fn look_up(peer: SocketAddr, port: u16) -> Result<(), &'static str> {
+    let sockets = find_sockets(peer, port).map_err(|_| UNKNOWN)?;
+    judge(&sockets, geteuid().as_raw(), &own_ancestry(), find_holders)
 }
 
 const UNKNOWN: &str = "from a process that cannot be determined";

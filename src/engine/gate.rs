@@ -5,8 +5,8 @@
 //! instance, or a closed port. How the kernel is told: [`ignore_arrivals`]. A connection whose handshake ends behind the
 //! closed gate inherits the deafness, and loses it when the keeper finds it.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -131,6 +131,21 @@ impl AcceptGate {
     pub(crate) fn knock(&self) -> io::Result<()> {
         let private = self.private_listener();
         self.knock_at(private.map_or(Ok(self.address), |private| private.local_addr())?)
+    }
+
+    /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
+    ///
+    /// # Errors
+    ///
+    /// It has not within `limit`, or there is no private listener.
+    pub(crate) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
+        let private = self.private_listener.get().ok_or(io::ErrorKind::NotConnected)?;
+        let own = self.socket_to_self()?;
+        own.connect_timeout(&SockAddr::from(private.local_addr()?), limit)?;
+        own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
+        own.set_nonblocking(false)?;
+        own.set_read_timeout(Some(limit))?;
+        (&own).read(&mut [0]).map(|_| ())
     }
 
     fn knock_at(&self, door: SocketAddr) -> io::Result<()> {

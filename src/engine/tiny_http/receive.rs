@@ -25,6 +25,9 @@ use crate::sync::lock;
 /// pipeliners cannot starve serving.
 const RECEIVE_BATCH: usize = 64;
 
+/// Time for tiny_http's accept thread to accept a connection of our own at the end.
+const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
+
 /// Exchanges whose turn it is, one of each connection at most: served in order, so that no connection holds up another.
 pub(super) type RunQueue = VecDeque<crate::engine::Exchange>;
 
@@ -34,7 +37,8 @@ pub(crate) struct ReceiveLoop {
     pub(super) gate: Arc<AcceptGate>,
     /// Empty once the engine is finished: it holds the routes, which hold the engine.
     pub(super) serve: Mutex<Option<Arc<Serve>>>,
-    pub(super) current: Mutex<RunningServer>,
+    /// Empty once the engine is finished.
+    pub(super) current: Mutex<Option<RunningServer>>,
     pub(super) stopping: AtomicBool,
     /// `tiny_http` no longer accepts from the listening socket.
     pub(super) handed_over: AtomicBool,
@@ -57,7 +61,7 @@ impl ReceiveLoop {
             shared,
             gate,
             serve: Mutex::new(Some(serve)),
-            current: Mutex::new(server),
+            current: Mutex::new(Some(server)),
             stopping: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             restart_wanted: AtomicBool::new(false),
@@ -66,8 +70,14 @@ impl ReceiveLoop {
         })
     }
 
-    pub(super) fn server(&self) -> Arc<Server> {
-        lock(&self.current).server()
+    pub(super) fn server(&self) -> Option<Arc<Server>> {
+        lock(&self.current).as_ref().map(RunningServer::server)
+    }
+
+    fn unblock(&self) {
+        if let Some(server) = self.server() {
+            server.unblock();
+        }
     }
 
     /// Makes `tiny_http` accept no more, so that what the kernel queues from here on is left to the next holder of the
@@ -78,8 +88,8 @@ impl ReceiveLoop {
     /// See [`AcceptGate::redirect_accept`].
     pub(crate) fn hand_over(&self) -> io::Result<()> {
         self.handed_over.store(true, Ordering::Release);
-        let accept_fd = lock(&self.current).accept_fd();
-        self.gate.redirect_accept(accept_fd)
+        let accept_fd = lock(&self.current).as_ref().map(RunningServer::accept_fd);
+        accept_fd.map_or(Ok(()), |accept_fd| self.gate.redirect_accept(accept_fd))
     }
 
     /// Makes `tiny_http` accept from the listening socket again.
@@ -97,24 +107,39 @@ impl ReceiveLoop {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         drop(lock(&self.stop).take());
-        self.server().unblock();
+        self.unblock();
     }
 
     /// Makes the listener start `tiny_http` anew: its accept thread has ended.
     pub(crate) fn request_restart(&self) {
         self.restart_wanted.store(true, Ordering::Release);
-        self.server().unblock();
+        self.unblock();
     }
 
     /// Releases `tiny_http` and the listening socket, once all threads have ended.
     pub(crate) fn finish(&self, socket_is_shared: bool) {
         lock(&self.serve).take();
+        let Some(running) = lock(&self.current).take() else { return };
         if socket_is_shared {
             // Dropping the server would connect to a port that is another holder's by now.
-            std::mem::forget(self.server());
+            std::mem::forget(running);
         } else {
-            // The port is free from here on, and dropping the server, which connects to it, returns at once.
-            server::shut_listener(self.gate.listener());
+            self.end_accept_thread(running);
+        }
+    }
+
+    /// Ends tiny_http's accept thread, and closes the port.
+    ///
+    /// Shutting the socket under the thread would end it with an error, which tiny_http logs. It ends without one if it
+    /// accepts a connection after its `Server` was dropped. That drop connects to the port: it must be closed by then, or
+    /// the gate in front of it makes the connection hang. So the thread is made to accept elsewhere first.
+    fn end_accept_thread(&self, running: RunningServer) {
+        let redirected = self.gate.redirect_accept(running.accept_fd());
+        let redirected = redirected.and_then(|()| self.gate.wait_for_private_accept(ACCEPT_LIMIT));
+        server::shut_listener(self.gate.listener());
+        drop(running);
+        if let Err(error) = redirected.and_then(|()| self.gate.wait_for_private_accept(ACCEPT_LIMIT)) {
+            log::debug!("tiny_http's accept thread was ended by closing its socket: {error}");
         }
     }
 

@@ -39,7 +39,7 @@ impl ReceiveLoop {
         let mut retired: Vec<RetiredServer> = Vec::new();
         let mut run_queue = RunQueue::new();
         let result = loop {
-            let server = self.server();
+            let Some(server) = self.server() else { break Ok(()) };
             let end = self.receive(&server, &*serve, &mut run_queue, &self.stopping, &self.restart_wanted);
             match end {
                 ReceiveEnd::Stopped => break Ok(()),
@@ -54,7 +54,7 @@ impl ReceiveLoop {
             serve_all(&*serve, &mut run_queue);
             match self.restart_server(&server, &serve, &mut retired) {
                 Some(server) => {
-                    *lock(&self.current) = server;
+                    *lock(&self.current) = Some(server);
                     self.restart_wanted.store(false, Ordering::Release);
                     log::info!("tiny_http accepts again");
                 }

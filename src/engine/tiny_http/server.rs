@@ -60,8 +60,8 @@ impl RunningServer {
     }
 }
 
-/// Ends the accept thread of a socket that is ours alone, by closing the socket for everyone: `accept` fails, the
-/// thread leaves, and a `Server` that is dropped after this finds nobody to connect to, at once.
+/// Closes the port for every holder of the listening socket. A `Server` that is dropped after this fails to connect to it
+/// at once; an accept thread that still accepts from it ends with an error.
 pub(crate) fn shut_listener(listener: &TcpListener) {
     let _ = SockRef::from(listener).shutdown(Shutdown::Both); // fails if it is closed already
 }

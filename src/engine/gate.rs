@@ -139,7 +139,7 @@ impl AcceptGate {
     ///
     /// It has not within `limit`, or there is no private listener.
     pub(crate) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
-        let private = self.private_listener.get().ok_or(io::ErrorKind::NotConnected)?;
+        let private = self.private_listener().ok_or(io::ErrorKind::NotConnected)?;
         let own = self.socket_to_self()?;
         own.connect_timeout(&SockAddr::from(private.local_addr()?), limit)?;
         own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes

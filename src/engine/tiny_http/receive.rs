@@ -94,8 +94,8 @@ impl ReceiveLoop {
 
     /// Makes `tiny_http` accept from the listening socket again.
     pub(crate) fn take_back(&self) {
-        let accept_fd = lock(&self.current).accept_fd();
-        let result = self.gate.restore_accept(accept_fd);
+        let accept_fd = lock(&self.current).as_ref().map(RunningServer::accept_fd);
+        let result = accept_fd.map_or(Ok(()), |accept_fd| self.gate.restore_accept(accept_fd));
         self.handed_over.store(false, Ordering::Release);
         if let Err(error) = result {
             log::debug!("the accept thread has ended meanwhile: {error}");
@@ -134,7 +134,8 @@ impl ReceiveLoop {
     /// accepts a connection after its `Server` was dropped. That drop connects to the port: it must be closed by then, or
     /// the gate in front of it makes the connection hang. So the thread is made to accept elsewhere first.
     fn end_accept_thread(&self, running: RunningServer) {
-        let redirected = self.gate.redirect_accept(running.accept_fd());
+        let handed_over = self.handed_over.load(Ordering::Acquire);
+        let redirected = if handed_over { Ok(()) } else { self.gate.redirect_accept(running.accept_fd()) };
         let redirected = redirected.and_then(|()| self.gate.wait_for_private_accept(ACCEPT_LIMIT));
         server::shut_listener(self.gate.listener());
         drop(running);

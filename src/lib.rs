@@ -104,11 +104,13 @@ pub use crate::{
         stop::{GraceExpired, Stop},
     },
     dispatch::{
+        build::RequestBuilder,
         limits::Limits,
         request::{Client, Request},
         route::Params,
         router::BadRoute,
     },
+    engine::Peer,
     http::{
         body::Body,
         error::{BodyError, HandlerError},

@@ -22,6 +22,7 @@ const SHUTDOWN: &str = "/shutdown";
 const METRICS: &str = "/metrics";
 
 /// Which admin routes a service has.
+#[derive(Clone)]
 pub(crate) struct AdminRoutes {
     /// Any of them.
     pub(crate) routes: bool,

@@ -6,6 +6,7 @@
 //!
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
+pub(crate) mod build;
 pub(crate) mod limits;
 pub(crate) mod request;
 pub(crate) mod route;
@@ -100,6 +101,13 @@ impl Dispatch {
         }
         let reply = self.handle(routed);
         if reply.response.fits_send_buffer() { self.respond(reply) } else { self.submit(Task::Write(reply)) }
+    }
+
+    /// Answers an exchange that was made in this process, on the calling thread.
+    pub(crate) fn answer_here(&self, exchange: Exchange) -> Response {
+        let slot = exchange.response_slot();
+        self.answer(self.route(exchange));
+        slot.and_then(|slot| slot.take()).unwrap_or_else(|| Response::from(500))
     }
 
     /// Gives a task to a worker; sheds the request if none is idle and the queue is full.

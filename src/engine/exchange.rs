@@ -3,7 +3,8 @@
 use std::io;
 use std::time::Instant;
 
-use super::{CloseReason, Peer, tiny_http};
+use super::{CloseReason, Peer, ResponseSlot, memory, tiny_http};
+use crate::http::body::Body;
 use crate::http::encode::Sent;
 use crate::http::head::{Rejection, RequestHead};
 use crate::http::response::Response;
@@ -24,19 +25,42 @@ pub(crate) struct BodyState {
 }
 
 /// A request in flight, and the right to answer it once.
+#[allow(clippy::large_enum_variant, reason = "what is received is moved often, and never boxed")]
 pub(crate) enum Exchange {
     TinyHttp(tiny_http::Exchange),
+    /// Boxed: only tests have one.
+    Memory(Box<memory::Exchange>),
 }
 
 macro_rules! delegate {
     ($self:expr, $exchange:ident => $call:expr) => {
         match $self {
             Exchange::TinyHttp($exchange) => $call,
+            Exchange::Memory($exchange) => $call,
         }
     };
 }
 
 impl Exchange {
+    /// A request that is made in this process, not received.
+    pub(crate) fn in_memory(
+        method: String,
+        target: String,
+        headers: Vec<(String, Vec<u8>)>,
+        body: Body,
+        peer: Peer,
+    ) -> Exchange {
+        Exchange::Memory(Box::new(memory::Exchange::new(method, target, headers, body, peer)))
+    }
+
+    /// Where the response of a request that was made in this process arrives.
+    pub(crate) fn response_slot(&self) -> Option<ResponseSlot> {
+        match self {
+            Exchange::TinyHttp(_) => None,
+            Exchange::Memory(exchange) => Some(exchange.slot()),
+        }
+    }
+
     pub(crate) fn method(&self) -> &str {
         delegate!(self, exchange => exchange.method())
     }
@@ -48,7 +72,10 @@ impl Exchange {
 
     /// All headers in the order they were sent.
     pub(crate) fn headers(&self) -> Headers<'_> {
-        delegate!(self, exchange => Headers::TinyHttp(exchange.headers()))
+        match self {
+            Exchange::TinyHttp(exchange) => Headers::TinyHttp(exchange.headers()),
+            Exchange::Memory(exchange) => Headers::Memory(exchange.headers()),
+        }
     }
 
     /// What the head says, or why the request is rejected.
@@ -81,33 +108,51 @@ impl Exchange {
     /// Reads what is left of the body and throws it away, within limits, so that the connection can go on. False if it
     /// could not: then the response is the last of its connection.
     pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
-        delegate!(self, exchange => exchange.consume_body(closing))
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.consume_body(closing),
+            Exchange::Memory(exchange) => exchange.consume_body(),
+        }
     }
 
     /// More of the body is about to be read: the connection may take more at once.
     pub(crate) fn expect_body(&self) {
-        delegate!(self, exchange => exchange.expect_body());
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.expect_body(),
+            Exchange::Memory(_) => {}
+        }
     }
 
     /// Whether a small response can be written without blocking, and no read of the body would block.
     pub(crate) fn can_answer_inline(&self) -> bool {
-        delegate!(self, exchange => exchange.can_answer_inline())
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.can_answer_inline(),
+            Exchange::Memory(_) => true,
+        }
     }
 
     /// Sends a response. With `close`, it is the last of its connection. Returns what was sent, and the connection's next
     /// request.
     pub(crate) fn respond(self, response: Response, close: bool, request_id: &str) -> (Sent, Option<Exchange>) {
-        delegate!(self, exchange => exchange.respond(response, close, request_id))
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.respond(response, close, request_id),
+            Exchange::Memory(exchange) => (exchange.respond(response), None),
+        }
     }
 
     /// Ends the connection without an answer.
     pub(crate) fn abort(self, why: CloseReason) -> Option<Exchange> {
-        delegate!(self, exchange => exchange.abort(why))
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.abort(why),
+            Exchange::Memory(_) => None,
+        }
     }
 
     /// A handle that tells whether the client is still there.
     pub(crate) fn client(&self) -> Client {
-        delegate!(self, exchange => Client::TinyHttp(exchange.client()))
+        match self {
+            Exchange::TinyHttp(exchange) => Client::TinyHttp(exchange.client()),
+            Exchange::Memory(_) => Client::Memory,
+        }
     }
 }
 
@@ -115,6 +160,7 @@ impl Exchange {
 #[derive(Clone)]
 pub(crate) enum Headers<'a> {
     TinyHttp(tiny_http::Headers<'a>),
+    Memory(memory::Headers<'a>),
 }
 
 impl<'a> Iterator for Headers<'a> {
@@ -123,6 +169,7 @@ impl<'a> Iterator for Headers<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Headers::TinyHttp(headers) => headers.next(),
+            Headers::Memory(headers) => headers.next(),
         }
     }
 }
@@ -131,6 +178,8 @@ impl<'a> Iterator for Headers<'a> {
 #[derive(Clone)]
 pub(crate) enum Client {
     TinyHttp(tiny_http::Client),
+    /// It waits for the response.
+    Memory,
 }
 
 impl Client {
@@ -138,6 +187,7 @@ impl Client {
     pub(crate) fn is_gone(&self) -> bool {
         match self {
             Client::TinyHttp(client) => client.is_gone(),
+            Client::Memory => false,
         }
     }
 }

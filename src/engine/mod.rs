@@ -9,6 +9,7 @@
 mod engines;
 mod exchange;
 pub(crate) mod gate;
+mod memory;
 mod peer;
 #[allow(dead_code, reason = "becomes the measure of bodies in both directions")]
 mod progress;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use crate::text::human_duration;
 pub(crate) use engines::Engines;
 pub(crate) use exchange::{BodyState, Client, Exchange};
+pub(crate) use memory::ResponseSlot;
 pub use peer::Peer;
 pub(crate) use stats::{CLOSE_REASONS, CloseReason, ConnStats};
 pub(crate) use stop_state::StopState;

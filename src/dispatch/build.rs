@@ -1,0 +1,116 @@
+//! A request that is made, not received: for tests.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::request::Request;
+use super::route::{Params, Route};
+use crate::crew::stop::Stop;
+use crate::engine::{Exchange, Peer};
+use crate::http::body::Body;
+
+/// The limit of a body where no service says another: that of a service with the default configuration.
+const MAX_BODY: u64 = 1024 * 1024;
+
+/// A request that is being made, for [`Service::handle`](crate::Service::handle), or for a handler that is called alone.
+///
+/// ```
+/// use allout::{HandlerError, Request, Response};
+///
+/// fn greet(request: &mut Request) -> Result<String, HandlerError> {
+///     let name = request.param("name").ok_or(Response::from(404))?.to_owned();
+///     Ok(format!("{}, {name}", request.text()?))
+/// }
+///
+/// let mut request = Request::post("/greet/you").param("name", "you").body("hello").build();
+/// assert_eq!(greet(&mut request).unwrap(), "hello, you");
+/// ```
+#[derive(Debug)]
+#[must_use = "a request is made by `build`, or by what takes it"]
+pub struct RequestBuilder {
+    method: String,
+    target: String,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Body,
+    peer: Peer,
+    params: Vec<(Box<str>, String)>,
+}
+
+impl RequestBuilder {
+    /// A request of this method for this target, path and query.
+    pub fn new(method: impl Into<String>, target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder {
+            method: method.into(),
+            target: target.into(),
+            headers: Vec::new(),
+            body: Body::empty(),
+            peer: Peer::Inet(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
+            params: Vec::new(),
+        }
+    }
+
+    /// Adds a header. `Host`, and what frames the body, are added when they are missing.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> RequestBuilder {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the body: text, bytes, or a [reader](Body::reader); one without a length is chunked.
+    pub fn body(mut self, body: impl Into<Body>) -> RequestBuilder {
+        self.body = body.into();
+        self
+    }
+
+    /// Sets where the request comes from; otherwise from this machine.
+    pub fn peer(mut self, peer: impl Into<Peer>) -> RequestBuilder {
+        self.peer = peer.into();
+        self
+    }
+
+    /// Sets a parameter of the path, decoded, for a handler that is called alone: a service finds them by its routes.
+    pub fn param(mut self, name: impl Into<Box<str>>, value: impl Into<String>) -> RequestBuilder {
+        self.params.push((name.into(), value.into()));
+        self
+    }
+
+    /// The request.
+    pub fn build(self) -> Request {
+        let RequestBuilder { method, target, headers, body, peer, params } = self;
+        let params = Params::new(params.iter().map(|(name, value)| (&**name, value.clone())));
+        let exchange = Exchange::in_memory(method, target, headers, body, peer);
+        Request::new(exchange, Route::unmatched(), params, Stop::new(), MAX_BODY)
+    }
+}
+
+impl From<RequestBuilder> for Request {
+    fn from(builder: RequestBuilder) -> Request {
+        builder.build()
+    }
+}
+
+/// # Made, for tests
+impl Request {
+    /// Begins a `GET`. See [`RequestBuilder`].
+    pub fn get(target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder::new("GET", target)
+    }
+
+    /// Begins a `POST`. See [`RequestBuilder`].
+    pub fn post(target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder::new("POST", target)
+    }
+
+    /// Begins a `PUT`. See [`RequestBuilder`].
+    pub fn put(target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder::new("PUT", target)
+    }
+
+    /// Begins a `PATCH`. See [`RequestBuilder`].
+    pub fn patch(target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder::new("PATCH", target)
+    }
+
+    /// Begins a `DELETE`. See [`RequestBuilder`].
+    pub fn delete(target: impl Into<String>) -> RequestBuilder {
+        RequestBuilder::new("DELETE", target)
+    }
+}

@@ -1,0 +1,75 @@
+//! A service without a socket: requests that are made are answered as those that are received.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::crew::Crew;
+use crate::crew::pool::Pool;
+use crate::dispatch::Dispatch;
+use crate::dispatch::request::Request;
+use crate::engine::Engines;
+use crate::http::response::Response;
+use crate::lifecycle::phase::Lifecycle;
+use crate::observe::ServiceState;
+use crate::service::Service;
+use crate::service::error::StartError;
+
+/// # Tests without a socket
+impl Service {
+    /// Answers a request with the response that the service would send, on the calling thread, without a socket and
+    /// without its members: for tests.
+    ///
+    /// The request is [made](Request::get), and takes the way of one that is received: it is validated, routed, handled
+    /// and counted, and the errors and panics of handlers become what they are for a client. `HEAD` gets no body. Only
+    /// the headers that each response gets when it is written (`Date`, `X-Request-Id` and the like) are not in it.
+    ///
+    /// A service that could not start answers everything with 500, and says why.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    ///
+    /// let service = Service::new().post("/echo", Request::text);
+    /// let response = service.handle(Request::post("/echo").body("hello"));
+    /// assert_eq!((response.status(), response.into_text()?), (200, "hello".to_owned()));
+    /// assert_eq!(service.handle(Request::get("/echo")).header("Allow"), Some("POST"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn handle(&self, request: impl Into<Request>) -> Response {
+        let (exchange, ..) = request.into().into_parts();
+        match self.dispatch() {
+            Ok(dispatch) => dispatch.answer_here(exchange),
+            Err(reason) => Response::error(500, reason),
+        }
+    }
+
+    /// The routes of the service and all that they need, with nothing that receives.
+    fn dispatch(&self) -> Result<Dispatch, String> {
+        if let Some(error) = &self.bad {
+            return Err(error.to_string());
+        }
+        let mut nobody = Crew::new();
+        let pool = Pool::new(1, 0, nobody.reserve("workers"));
+        let state = ServiceState {
+            engines: Engines::new(Vec::new()),
+            pool: Arc::clone(&pool) as _,
+            phase: Arc::new(Lifecycle::new(self.crew.stop())),
+            dispatch: Arc::default(),
+            queue: self.config.queue,
+            max_connections: self.config.max_connections,
+        };
+        let mut router = self.routes.clone();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let record_request_line = self.operations.access_log;
+        let observers = self.operations.clone().install(&mut router, &state, &nobody.stopper(), address);
+        let observers = observers.map_err(|error| StartError::from(error).to_string())?;
+        Ok(Dispatch {
+            router,
+            pool,
+            stop: self.crew.stop(),
+            observers,
+            record_request_line,
+            max_body: self.config.max_body,
+            stats: state.dispatch,
+        })
+    }
+}

@@ -74,10 +74,11 @@
 //! * A connection takes a thread and three descriptors, so thousands are fine, and a hundred thousand are not.
 //! * A handler that neither returns nor looks at its [`Stop`] is abandoned when grace is over: a thread cannot be ended
 //!   from outside. It goes on until the process exits.
-//! * [`run`](Service::run) takes over SIGTERM, SIGINT, SIGQUIT, SIGHUP and SIGUSR1, and any service raises the process's
-//!   limit on open files and has its panic hook leave out the panics of `tiny_http`'s own threads.
-//! * SIGHUP renews the process, by starting its binary a second time while the first still serves, to see that it would
-//!   start: see [`run`](Service::run) for what that asks of `main`.
+//! * [`run`](Service::run) handles SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGXFSZ for the whole process, and any
+//!   service raises the process's limit on open files and has its panic hook leave out the panics of `tiny_http`'s own
+//!   threads.
+//! * SIGHUP starts the binary a second time while the first still serves, to see that it would start: see
+//!   [`run`](Service::run) for what that asks of `main`.
 #![deny(missing_docs)]
 
 mod admin;

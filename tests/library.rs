@@ -300,6 +300,25 @@ fn a_hook_that_hangs_is_abandoned_within_the_grace() {
 }
 
 #[test]
+fn durations_beyond_the_clock_panic_nowhere() {
+    let get = |service: Service| service.get("/", |_| "ok");
+    let running = start(get(Service::new()).grace(Duration::MAX).before_drain(|| {}).after_drain(|| {}));
+    assert_eq!(ask(running.address(), "GET", "/"), answer(200, "ok"));
+    let outcome = running.stop("a test");
+    assert_eq!((outcome.code(), outcome.failures.len()), (0, 0), "{outcome}");
+
+    // The drain delay ends in time for the rest of the drain.
+    let running = start(get(Service::new()).grace(Duration::from_millis(400)).drain_delay(Duration::MAX));
+    assert_eq!(ask(running.address(), "GET", "/"), answer(200, "ok"));
+    assert_eq!(running.stop("a test").code(), 0);
+
+    let timeouts = get(Service::new()).idle_timeout(Duration::MAX).request_timeout(Duration::MAX);
+    let running = start(timeouts.keepalive_min(Duration::MAX).grace(Duration::from_millis(400)));
+    assert_eq!(ask(running.address(), "GET", "/"), answer(200, "ok"));
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
 fn a_member_that_waits_for_something_else_is_interrupted() {
     let (sender, receiver) = channel::bounded::<()>(0);
     let running = start(Service::new().member_with_interrupt(

@@ -194,13 +194,27 @@ impl Service {
         self
     }
 
-    /// Runs the service until somebody takes it out: a signal, `/shutdown`, a [`Stopper`], or a member's end.
+    /// Runs the service until a signal, `/shutdown`, a [`Stopper`] or the end of a member stops it.
     ///
-    /// Signals are caught from here on: SIGTERM, SIGINT and SIGQUIT stop, a second one at once; SIGHUP renews.
+    /// # Signals
     ///
-    /// A renewal starts the binary that is on disk a second time, with the same arguments, before it stops anything: that
-    /// one gets as far as here, and returns. So what `main` does before should be harmless while another instance serves:
-    /// no port or lock taken, no file truncated. What must be done once belongs into a [member](Service::member).
+    /// SIGTERM, SIGINT and SIGQUIT stop; a second one ends the wait for requests and members (the same one within 100 ms
+    /// does not count). SIGHUP re-executes, SIGUSR1 writes the state to the log. They are caught and unblocked from here
+    /// on. SIGCHLD gets its default disposition if the process was started with it ignored, and SIGXFSZ, which a log that
+    /// reaches `RLIMIT_FSIZE` causes, no longer ends the process.
+    ///
+    /// # Re-exec
+    ///
+    /// Before anything stops, the binary on disk is started a second time with the same arguments: it gets as far as this
+    /// call, and returns. So what `main` does before must be harmless while another instance serves: no port or lock
+    /// taken, no file truncated. What must be done once belongs into a [member](Service::member). If that start succeeds,
+    /// the service drains, and the process goes on with that very file, under the same pid and on the same socket.
+    ///
+    /// No connection is refused and no request is lost. New connections wait while accepting is stopped: for less than a
+    /// second at a time while the service waits for slow requests, and for the exits of members and
+    /// [hooks](Service::after_drain). If slow requests never end within three quarters of the grace period, new connections
+    /// wait for those that are in flight then, a quarter of it at most. A stop replaces a re-exec at any moment, with a
+    /// grace period of its own.
     pub fn run(self) -> Outcome {
         let signals = match run::own_process() {
             Ok(signals) => signals,

@@ -22,6 +22,7 @@ fn main() -> Outcome {
     config.request_timeout = Duration::from_millis(500);
     let (fail, failing) = channel::bounded(1);
     Service::with_config(config)
+        .with_shutdown_route()
         .get("/", |_: &mut Request| "ok\n")
         .get("/stuck-worker", |_: &mut Request| stuck())
         .inline_route("GET", "/stuck-listener", |_: &mut Request| stuck())

@@ -551,9 +551,7 @@ mod tiny_http {
     }
 
     each! {
-        #[ignore = "an accept thread that lives is taken for dead, and others are not answered"]
         clients_that_connect_ask_and_reset_for_seconds_harm_nobody;
-        #[ignore = "no leak of a connection that was reset is counted"]
         what_clients_of_http_2_leak_is_counted_and_said;
         clients_of_http_2_do_not_use_up_the_descriptors;
         #[ignore = "755 MB in 5 s, and others are not answered"]

@@ -8,13 +8,14 @@
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::sync::lock;
-use crate::sys::fd::replace_fd;
+use crate::sys::fd::{cookie, replace_fd};
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::tcp_info;
 
@@ -24,8 +25,12 @@ pub(crate) struct AcceptGate {
     /// Where the socket listens.
     address: SocketAddr,
     closed: Mutex<bool>,
-    /// Where tiny_http accepts since the listening socket is somebody else's.
+    /// Where the engine accepts since the listening socket was handed over.
     private_listener: Mutex<Option<Arc<TcpListener>>>,
+    /// The descriptor on which the engine's thread accepts, or -1 if it has not begun.
+    accept_fd: AtomicI32,
+    /// Cookies of the sockets that `accept_fd` may hold: the listening one, and the private one (0 if there is none).
+    accept_cookies: [AtomicU64; 2],
 }
 
 impl AcceptGate {
@@ -38,6 +43,8 @@ impl AcceptGate {
             address: listener.local_addr()?,
             closed: Mutex::new(false),
             private_listener: Mutex::default(),
+            accept_fd: AtomicI32::new(-1),
+            accept_cookies: [AtomicU64::new(SockRef::from(listener).cookie()?), AtomicU64::new(0)],
         })
     }
 
@@ -80,6 +87,21 @@ impl AcceptGate {
         *lock(&self.closed)
     }
 
+    /// Says on which descriptor the engine's thread accepts from now on. The thread owns the descriptor, and closes it
+    /// when it ends.
+    pub(crate) fn set_accept_fd(&self, number: RawFd) {
+        self.accept_fd.store(number, Ordering::Release);
+    }
+
+    /// Whether the engine's accept thread lives: whether its descriptor still holds one of our sockets. The thread closes
+    /// it when it ends, also by a panic.
+    pub(crate) fn is_accepting(&self) -> bool {
+        let number = self.accept_fd.load(Ordering::Acquire);
+        number < 0
+            || cookie(number)
+                .is_ok_and(|held| self.accept_cookies.iter().any(|cookie| cookie.load(Ordering::Acquire) == held))
+    }
+
     /// How many connections the kernel holds for us that nobody has accepted.
     pub(crate) fn accept_queue_len(&self) -> u32 {
         let private = self.private_listener();
@@ -98,8 +120,8 @@ impl AcceptGate {
     pub(crate) fn redirect_accept(&self, number: RawFd) -> io::Result<()> {
         let door = TcpListener::bind((to_self(self.address).ip(), 0))?;
         set_min_ttl_filter(&door, true)?; // it is for ourselves
-        let cookie = SockRef::from(&self.listener).cookie()?;
-        replace_fd(number, cookie, &door.try_clone()?.into())?;
+        self.accept_cookies[1].store(SockRef::from(&door).cookie()?, Ordering::Release);
+        replace_fd(number, self.accept_cookies[0].load(Ordering::Acquire), &door.try_clone()?.into())?;
         *lock(&self.private_listener) = Some(Arc::new(door));
         self.knock_at(self.address)
     }

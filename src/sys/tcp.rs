@@ -13,6 +13,8 @@ pub(crate) struct TcpInfo {
     pub(crate) closed: bool,
     /// State `TCP_CLOSE_WAIT` (8): the peer has sent its FIN, and this end has not.
     pub(crate) close_wait: bool,
+    /// State `TCP_CLOSE_WAIT` or `TCP_LAST_ACK` (9): the peer has sent its FIN before this end did.
+    pub(crate) peer_closed_first: bool,
     /// Of a listening socket: connections that wait to be accepted.
     pub(crate) accept_queue: u32,
     /// Bytes received so far; the FIN counts as one.
@@ -36,6 +38,7 @@ type RawTcpInfo = [u64; 19];
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     const TCP_CLOSE: u8 = 7; // net/tcp_states.h
     const TCP_CLOSE_WAIT: u8 = 8;
+    const TCP_LAST_ACK: u8 = 9;
     let info = raw_tcp_info(socket.as_fd())?;
     let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
     let word = |at: usize| u32::from_ne_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
@@ -43,6 +46,7 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo {
         closed: byte(0) == TCP_CLOSE,
         close_wait: byte(0) == TCP_CLOSE_WAIT,
+        peer_closed_first: matches!(byte(0), TCP_CLOSE_WAIT | TCP_LAST_ACK),
         accept_queue: unacked,
         bytes_received: info[16],                         // tcpi_bytes_received, at byte 128
         all_acknowledged: unacked == 0 && word(144) == 0, // tcpi_notsent_bytes

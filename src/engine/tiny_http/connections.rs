@@ -283,6 +283,15 @@ impl ConnectionTable {
             })
     }
 
+    /// Connections with a request in flight whose socket is not known.
+    pub(crate) fn busy_without_socket(&self) -> usize {
+        let is_one = |connection: &&Arc<Connection>| {
+            let state = lock(&connection.state);
+            state.busy && state.socket.is_none()
+        };
+        lock(&self.all).values().filter(is_one).count()
+    }
+
     /// Requests that wait behind another of their connection.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use socket2::SockRef;
 
 use crate::sys::fd::{cookie, duplicate};
+use crate::sys::tcp::tcp_info;
 
 /// Without `/proc` the size of the table is unknown: the scan stops after this many unused descriptors in a row. The
 /// lowest free number is given out first, so a live descriptor above a larger gap is missed until lower ones are reused.
@@ -30,6 +31,8 @@ pub(crate) struct FdScan {
     pub(crate) cookies: HashSet<u64>,
     /// Connections that were not known yet.
     pub(crate) found: Vec<DiscoveredSocket>,
+    /// Cookies of sockets that were not known yet and that were reset before their peer could be asked for.
+    pub(crate) orphans: Vec<u64>,
     /// Whether a connection was seen that could not be duplicated, because no descriptor was left.
     pub(crate) exhausted: bool,
     /// Descriptors in use.
@@ -58,8 +61,9 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
                 result.in_use += 1;
                 if result.cookies.insert(cookie) && !known(cookie) {
                     match identify(this, listen) {
-                        Ok(Some(found)) => result.found.push(found),
-                        Ok(None) => {}
+                        Ok(Identity::Connection(found)) => result.found.push(found),
+                        Ok(Identity::Orphan) => result.orphans.push(cookie),
+                        Ok(Identity::Other) => {}
                         Err(_) => result.exhausted = true,
                     }
                 }
@@ -74,29 +78,41 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
     result
 }
 
-/// A duplicate of the connection behind `number`, if it was accepted on `listen`.
+/// What an unknown descriptor is.
+enum Identity {
+    Connection(DiscoveredSocket),
+    /// A connection of ours that was reset: the kernel does not tell its peer any more.
+    Orphan,
+    /// Not a connection that was accepted on our address.
+    Other,
+}
+
+/// Finds out what `number` is: of a connection that was accepted on `listen`, a duplicate.
 ///
 /// # Errors
 ///
 /// No descriptor is left for the duplicate.
-fn identify(number: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket>> {
+fn identify(number: RawFd, listen: SocketAddr) -> io::Result<Identity> {
     let socket = match duplicate(number) {
         Ok(socket) => socket,
         Err(Errno::MFILE) => return Err(Errno::MFILE.into()),
-        Err(_) => return Ok(None), // closed meanwhile
+        Err(_) => return Ok(Identity::Other), // closed meanwhile
     };
     let reference = SockRef::from(&socket);
-    let (Ok(local), Ok(peer), Ok(cookie)) = (reference.local_addr(), reference.peer_addr(), reference.cookie()) else {
-        return Ok(None); // listening, reset already, or no internet socket
-    };
-    let (Some(local), Some(peer)) = (local.as_socket(), peer.as_socket()) else {
-        return Ok(None);
-    };
+    let (Ok(local), Ok(cookie)) = (reference.local_addr(), reference.cookie()) else { return Ok(Identity::Other) };
     // An accepted connection has the listening port at its own end; a client within this process has it at the other.
-    if local.port() != listen.port() || !(listen.ip().is_unspecified() || listen.ip() == local.ip()) {
-        return Ok(None);
+    let is_ours = local.as_socket().is_some_and(|local| {
+        local.port() == listen.port() && (listen.ip().is_unspecified() || listen.ip() == local.ip())
+    });
+    if !is_ours {
+        return Ok(Identity::Other);
     }
-    Ok(Some(DiscoveredSocket { socket, peer, cookie }))
+    match reference.peer_addr().ok().and_then(|peer| peer.as_socket()) {
+        Some(peer) => Ok(Identity::Connection(DiscoveredSocket { socket, peer, cookie })),
+        // A listening socket has no peer either.
+        None if tcp_info(&socket).is_ok_and(|info| info.closed) => Ok(Identity::Orphan),
+        None => Ok(Identity::Other),
+    }
 }
 
 /// The size of the descriptor table, from `/proc/self/status` (`FDSize`, `proc_pid_status(5)`).
@@ -129,8 +145,26 @@ mod tests {
         assert!(again.found.is_empty());
         assert!(again.cookies.contains(&found.cookie), "the holder still has it");
 
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(scan(other.local_addr().unwrap(), |_| false, |_| false).found.is_empty());
+
         drop((held, clone));
         let gone = scan(address, |number| number == ours, |_| true);
         assert!(!gone.cookies.contains(&found.cookie), "only our duplicate is left");
+    }
+    #[test]
+    fn a_connection_that_was_reset_before_it_was_found_is_an_orphan() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let (held, _) = listener.accept().unwrap();
+        SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(client);
+        // Over loopback the reset has arrived when the call returns.
+        let cookie = SockRef::from(&held).cookie().unwrap();
+        let seen = scan(address, |_| false, |_| false);
+        assert!(seen.found.is_empty());
+        assert_eq!(seen.orphans, [cookie]);
+        assert!(scan(address, |_| false, |known| known == cookie).orphans.is_empty());
     }
 }

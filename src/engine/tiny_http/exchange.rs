@@ -46,12 +46,13 @@ impl Exchange {
         };
         match admission {
             Admission::Serve { connection, request, fresh } => {
-                if fresh {
-                    shared.monitor.wake_if_idle();
-                }
+                shared.monitor.note_request(fresh);
                 Some(Exchange::new(Arc::clone(shared), connection, request))
             }
-            Admission::Waits => None,
+            Admission::Waits => {
+                shared.monitor.note_request(false);
+                None
+            }
             // At once: by the next tick of the monitor it would have sent a million.
             Admission::Floods(connection) => {
                 shared.monitor.scan_now();

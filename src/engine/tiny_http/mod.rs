@@ -30,7 +30,6 @@ mod unread_body;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use exchange::{Client, Exchange, Headers};
@@ -213,7 +212,7 @@ impl Engine {
     }
 
     pub(crate) fn ticks(&self) -> u64 {
-        self.shared.monitor.looks.load(Ordering::Relaxed)
+        self.shared.monitor.ticks()
     }
 
     pub(crate) fn wake(&self) {

@@ -56,6 +56,7 @@ impl ReceiveLoop {
     /// No descriptor or no thread is left.
     pub(crate) fn start(shared: Arc<Shared>, gate: Arc<AcceptGate>, serve: Arc<Serve>) -> io::Result<ReceiveLoop> {
         let server = RunningServer::start(gate.listener())?;
+        gate.set_accept_fd(server.accept_fd());
         let (stop, stopped) = bounded(0);
         Ok(ReceiveLoop {
             shared,

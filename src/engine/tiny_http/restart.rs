@@ -54,6 +54,7 @@ impl ReceiveLoop {
             serve_all(&*serve, &mut run_queue);
             match self.restart_server(&server, &serve, &mut retired) {
                 Some(server) => {
+                    self.gate.set_accept_fd(server.accept_fd());
                     *lock(&self.current) = Some(server);
                     self.restart_wanted.store(false, Ordering::Release);
                     log::info!("tiny_http accepts again");

@@ -1,0 +1,128 @@
+//! Keeps the number of connections within its limit: the least recently used idle ones are closed, and while none can be
+//! the gate is closed.
+
+use std::time::{Duration, Instant};
+
+/// Between two evictions for the sake of descriptors.
+const EVICTION_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a tick saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    /// Connections that may be open.
+    pub(super) max: usize,
+    /// Connections that tiny_http has leaked: each still has a thread and two descriptors.
+    pub(super) leaked: usize,
+    /// All known connections, the leaked ones not counted.
+    pub(super) all: usize,
+    /// Those of them that were not closed by us.
+    pub(super) open: usize,
+    pub(super) gate_closed: bool,
+    /// Descriptors are nearly, or wholly, used up.
+    pub(super) fd_pressure: bool,
+}
+
+/// Whether descriptors were asked for, and when some were last made.
+#[derive(Debug, Default)]
+pub(super) struct Capacity {
+    requested: bool,
+    next_eviction: Option<Instant>,
+}
+
+impl Capacity {
+    /// Has idle connections closed at the next tick, for the sake of their descriptors.
+    pub(super) fn request_eviction(&mut self) {
+        self.requested = true;
+    }
+
+    /// Whether there is nothing to do.
+    pub(super) fn is_at_ease(&self, usage: Usage) -> bool {
+        !self.requested && !usage.fd_pressure && !usage.gate_closed && usage.all <= usage.limit()
+    }
+
+    /// How many connections should be closed.
+    pub(super) fn excess(&mut self, usage: Usage, now: Instant) -> usize {
+        // While the gate is closed, down to the level at which it opens, so that it does not oscillate.
+        let limit = if usage.gate_closed { usage.reopen_at() } else { usage.limit() };
+        let excess = usage.open.saturating_sub(limit);
+        let wanted = self.requested || usage.fd_pressure;
+        if wanted && self.next_eviction.is_none_or(|next| now >= next) {
+            self.next_eviction = Some(now + EVICTION_INTERVAL);
+            self.requested = false;
+            return excess.max(usage.open / 4 + 1);
+        }
+        excess
+    }
+
+    /// Whether the gate should be closed (true) or opened (false), after so many were closed; `None` leaves it.
+    pub(super) fn gate(&self, usage: Usage, evicted: usize) -> Option<bool> {
+        let left = usage.all.saturating_sub(evicted);
+        if left > usage.limit() || usage.fd_pressure || self.requested {
+            Some(true)
+        } else if left <= usage.reopen_at() {
+            Some(false)
+        } else {
+            None
+        }
+    }
+}
+
+impl Usage {
+    fn limit(self) -> usize {
+        self.max.saturating_sub(self.leaked)
+    }
+
+    fn reopen_at(self) -> usize {
+        self.limit() - self.limit() / 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USAGE: Usage = Usage { max: 80, leaked: 0, all: 80, open: 80, gate_closed: false, fd_pressure: false };
+
+    fn excess(usage: Usage) -> usize {
+        Capacity::default().excess(usage, Instant::now())
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_closed_and_the_gate_with_it_if_that_is_not_enough() {
+        let capacity = Capacity::default();
+        assert!(capacity.is_at_ease(USAGE) && excess(USAGE) == 0);
+        let over = Usage { all: 90, open: 88, ..USAGE };
+        assert!(!capacity.is_at_ease(over));
+        assert_eq!(excess(over), 8);
+        assert_eq!(capacity.gate(over, 9), Some(true));
+        assert_eq!(capacity.gate(over, 15), None);
+        assert_eq!(capacity.gate(over, 20), Some(false));
+    }
+
+    #[test]
+    fn behind_a_closed_gate_connections_are_closed_until_it_opens() {
+        let closed = Usage { gate_closed: true, ..USAGE };
+        assert_eq!(excess(closed), 10);
+        assert_eq!(Capacity::default().gate(closed, 10), Some(false));
+    }
+
+    #[test]
+    fn leaked_connections_take_the_place_of_others() {
+        assert_eq!(excess(Usage { leaked: 30, ..USAGE }), 30);
+        assert_eq!(excess(Usage { leaked: 100, ..USAGE }), 80);
+    }
+
+    #[test]
+    fn for_descriptors_a_quarter_is_closed_now_and_then() {
+        let (mut capacity, now) = (Capacity::default(), Instant::now());
+        let few = Usage { all: 8, open: 8, ..USAGE };
+        capacity.request_eviction();
+        assert!(!capacity.is_at_ease(few));
+        assert_eq!(capacity.excess(few, now), 3);
+        assert_eq!(capacity.excess(few, now), 0, "it was asked for once");
+        let short = Usage { fd_pressure: true, ..few };
+        assert_eq!(capacity.excess(short, now + EVICTION_INTERVAL / 2), 0);
+        assert_eq!(capacity.excess(short, now + EVICTION_INTERVAL), 3);
+        assert_eq!(capacity.gate(short, 3), Some(true));
+    }
+}

@@ -1,0 +1,94 @@
+//! How long the monitor may sleep.
+
+use std::time::{Duration, Instant};
+
+/// Between two ticks while things happen. Two ticks find a starved connection, so that it waits 40 ms at most; eight
+/// clients that each send one endless header send some 6 MB each in between, on two cores.
+const TICK: Duration = Duration::from_millis(20);
+/// Between two ticks while connections are throttled: each client can put a hundred requests into tiny_http's queue in
+/// that time.
+const THROTTLE_TICK: Duration = Duration::from_millis(2);
+/// Between two ticks of a drain in which something happens: the drain ends as soon as the monitor sees that it can.
+const DRAIN_TICK: Duration = Duration::from_millis(1);
+/// How long [`DRAIN_TICK`] lasts after something happened.
+const DRAIN_TICK_FOR: Duration = Duration::from_millis(100);
+/// Between two ticks while connections are open and nothing happens: by how much a timeout may be late.
+pub(super) const IDLE_TICK: Duration = Duration::from_millis(500);
+
+/// What decides how long the monitor sleeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// Something happened since the tick before, or must be looked at again soon.
+    pub(super) active: bool,
+    /// Accepting has stopped.
+    pub(super) draining: bool,
+    /// tiny_http's queue is being kept short.
+    pub(super) throttling: bool,
+    /// Something has a timeout: a connection is open, the gate is closed, or the heap is to be trimmed.
+    pub(super) waiting: bool,
+}
+
+/// How long to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sleep {
+    /// Until the time is over or a command comes; what happens on sockets meanwhile is seen at the next tick.
+    Tick(Duration),
+    /// The same, but what happens on a socket ends it.
+    Idle(Duration),
+    /// Until a connection or a command comes.
+    UntilConnection,
+}
+
+/// Remembers when something happened in a drain.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    fast_until: Option<Instant>,
+}
+
+impl Schedule {
+    pub(super) fn sleep(&mut self, pace: Pace, now: Instant) -> Sleep {
+        if pace.draining {
+            if pace.active || self.fast_until.is_none() {
+                self.fast_until = Some(now + DRAIN_TICK_FOR);
+            }
+            return Sleep::Tick(if self.fast_until.is_some_and(|until| now < until) { DRAIN_TICK } else { TICK });
+        }
+        match pace {
+            Pace { active: true, throttling: true, .. } => Sleep::Tick(THROTTLE_TICK),
+            Pace { active: true, .. } => Sleep::Tick(TICK),
+            Pace { waiting: true, .. } => Sleep::Idle(IDLE_TICK),
+            Pace { .. } => Sleep::UntilConnection,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleep(pace: Pace) -> Sleep {
+        Schedule::default().sleep(pace, Instant::now())
+    }
+
+    #[test]
+    fn it_ticks_while_things_happen_and_else_only_for_timeouts() {
+        assert_eq!(sleep(Pace { active: true, ..Pace::default() }), Sleep::Tick(TICK));
+        assert_eq!(
+            sleep(Pace { active: true, throttling: true, waiting: true, ..Pace::default() }),
+            Sleep::Tick(THROTTLE_TICK)
+        );
+        assert_eq!(sleep(Pace { waiting: true, ..Pace::default() }), Sleep::Idle(IDLE_TICK));
+        assert_eq!(sleep(Pace::default()), Sleep::UntilConnection);
+    }
+
+    #[test]
+    fn a_drain_ticks_fast_until_nothing_has_happened_for_a_while_and_never_idles() {
+        let (mut schedule, began) = (Schedule::default(), Instant::now());
+        let (quiet, active) =
+            (Pace { draining: true, ..Pace::default() }, Pace { draining: true, active: true, ..Pace::default() });
+        assert_eq!(schedule.sleep(quiet, began), Sleep::Tick(DRAIN_TICK), "it begins fast");
+        assert_eq!(schedule.sleep(quiet, began + DRAIN_TICK_FOR), Sleep::Tick(TICK));
+        assert_eq!(schedule.sleep(active, began + DRAIN_TICK_FOR), Sleep::Tick(DRAIN_TICK));
+        assert_eq!(schedule.sleep(quiet, began + DRAIN_TICK_FOR + DRAIN_TICK_FOR / 2), Sleep::Tick(DRAIN_TICK));
+    }
+}

@@ -1,0 +1,310 @@
+//! The sockets of tiny_http's connections: a duplicate of each, found by scans of the descriptor table.
+//!
+//! Any thread may scan; no lock is held meanwhile, so no thread waits for another's scan. What is new is attached to its
+//! connection by the thread that found it. The monitor's thread alone watches sockets and forgets them.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{Timespec, epoll};
+
+use super::head_limit::HeadLimit;
+use super::starvation::Starved;
+use super::unparsable::Accounted;
+use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::connections::{Connection, ConnectionTable};
+use crate::engine::tiny_http::discover::{self, FdScan};
+use crate::engine::tiny_http::throttle::Backlog;
+use crate::sync::lock;
+use crate::sys::min_ttl::{has_min_ttl_filter, set_min_ttl_filter};
+
+/// Events taken from the kernel in one call.
+const EPOLL_BATCH: usize = 256;
+/// The key of the listening socket's events; no socket has this cookie (the kernel counts from 1).
+const LISTENER_KEY: u64 = 0;
+/// Between two searches for a newer connection of the same peer that found none: a scan takes 1 ms with a thousand
+/// connections, and clients that send much to connections that are over would have the listener scan for each request.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
+
+/// One socket under watch, with what each check remembers of it.
+pub(super) struct WatchedSocket {
+    pub(super) connection: Arc<Connection>,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) head: HeadLimit,
+    pub(super) backlog: Backlog,
+    pub(super) starved: Starved,
+    pub(super) accounted: Accounted,
+    /// When the gate's packet filter was lifted from it, if it inherited it.
+    pub(super) unfiltered_at: Option<Instant>,
+    /// When it was first seen to be closed.
+    pub(super) closed_at: Option<Instant>,
+}
+
+/// By `SO_COOKIE`.
+pub(super) type Watched = HashMap<u64, WatchedSocket>;
+
+/// What all threads share.
+pub(super) struct SocketTable {
+    gate: Arc<AcceptGate>,
+    connections: Arc<ConnectionTable>,
+    /// An epoll set of all watched sockets and the listening one, edge-triggered: what happens on them collects there.
+    events: OwnedFd,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The numbers of our own duplicates.
+    own_fds: HashSet<RawFd>,
+    /// Duplicates that the monitor has forgotten, and that others may still hold.
+    retired: Vec<Arc<OwnedFd>>,
+    /// Cookies of sockets that need no duplicate: watched, orphaned or leaked.
+    cookies: HashSet<u64>,
+    /// Found, and not yet taken by the monitor's thread.
+    fresh: Fresh,
+    /// When a newer connection was last searched in vain.
+    last_search: Option<Instant>,
+}
+
+/// What scans have found.
+#[derive(Default)]
+pub(super) struct Fresh {
+    pub(super) sockets: Vec<(u64, WatchedSocket)>,
+    /// Sockets that were closed before their peer was known.
+    pub(super) orphans: Vec<u64>,
+}
+
+impl Known {
+    /// Closes forgotten duplicates that no other thread holds. Until then their numbers count as ours: otherwise the next
+    /// scan would take them for tiny_http's.
+    fn close_retired(&mut self) {
+        for socket in self.retired.extract_if(.., |socket| Arc::strong_count(socket) == 1) {
+            self.own_fds.remove(&socket.as_raw_fd());
+        }
+    }
+}
+
+impl SocketTable {
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub(super) fn new(gate: Arc<AcceptGate>, connections: Arc<ConnectionTable>) -> io::Result<SocketTable> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&events, gate.listener(), epoll::EventData::new_u64(LISTENER_KEY), edge)?;
+        Ok(SocketTable { gate, connections, events, known: Mutex::default() })
+    }
+
+    /// Scans the table, and attaches each new socket to its connection. What the scan saw is complete for all sockets that
+    /// the monitor watched before it began.
+    pub(super) fn scan(&self) -> FdScan {
+        let (own_fds, cookies) = {
+            let mut known = lock(&self.known);
+            known.close_retired();
+            (known.own_fds.clone(), known.cookies.clone())
+        };
+        let mut scan =
+            discover::scan(self.gate.address(), |number| own_fds.contains(&number), |cookie| cookies.contains(&cookie));
+        let mut known = lock(&self.known);
+        for cookie in scan.orphans.drain(..) {
+            if known.cookies.insert(cookie) {
+                known.fresh.orphans.push(cookie);
+            }
+        }
+        for found in scan.found.drain(..) {
+            if !known.cookies.insert(found.cookie) {
+                continue; // another thread has found it meanwhile
+            }
+            // A handshake that ended behind the closed gate: the connection has inherited the packet filter.
+            let filtered = self.gate.is_closed() && has_min_ttl_filter(&found.socket);
+            if filtered {
+                let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
+            }
+            let cookie = found.cookie;
+            let (connection, socket) = self.connections.adopt(found);
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+            // Fails only without memory; then this socket has no events, and the timeouts still hold.
+            let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
+            known.own_fds.insert(socket.as_raw_fd());
+            let watched = WatchedSocket {
+                connection,
+                socket,
+                head: HeadLimit::default(),
+                backlog: Backlog::default(),
+                starved: Starved::default(),
+                accounted: Accounted::default(),
+                unfiltered_at: filtered.then(Instant::now),
+                closed_at: None,
+            };
+            known.fresh.sockets.push((cookie, watched));
+        }
+        scan
+    }
+
+    /// Whether the peer of `connection` has another, newer one. Scans at most every [`SEARCH_INTERVAL`].
+    pub(super) fn find_newer_connection(&self, connection: &Arc<Connection>) -> bool {
+        if lock(&self.known).last_search.is_some_and(|searched| searched.elapsed() < SEARCH_INTERVAL) {
+            return false;
+        }
+        self.scan();
+        let found = self.connections.connection(connection.peer).is_some_and(|other| !Arc::ptr_eq(&other, connection));
+        lock(&self.known).last_search = (!found).then(Instant::now);
+        found
+    }
+
+    /// Gives the monitor's thread what was found since the last call.
+    pub(super) fn take_fresh(&self) -> Fresh {
+        std::mem::take(&mut lock(&self.known).fresh)
+    }
+
+    /// Whether something was found that [`take_fresh`](SocketTable::take_fresh) has not given yet.
+    pub(super) fn has_fresh(&self) -> bool {
+        !lock(&self.known).fresh.sockets.is_empty()
+    }
+
+    /// Forgets a watched socket. With `keep_cookie` it is not found anew.
+    pub(super) fn forget(&self, cookie: u64, watched: WatchedSocket, keep_cookie: bool) {
+        let mut known = lock(&self.known);
+        known.retired.push(watched.socket);
+        if !keep_cookie {
+            known.cookies.remove(&cookie);
+        }
+    }
+
+    /// Forgets a socket of which there is no duplicate.
+    pub(super) fn forget_cookie(&self, cookie: u64) {
+        lock(&self.known).cookies.remove(&cookie);
+    }
+
+    /// The cookies of all sockets on which something happened since the last call, and whether a connection has arrived.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn take_events(&self) -> io::Result<(HashSet<u64>, bool)> {
+        let mut active = HashSet::new();
+        let mut buffer = [MaybeUninit::<epoll::Event>::uninit(); EPOLL_BATCH];
+        loop {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let (events, _) = match epoll::wait(&self.events, &mut buffer, Some(&now)) {
+                Ok(events) => events,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            active.extend(events.iter().map(|event| event.data.u64()));
+            if events.len() < EPOLL_BATCH {
+                let connected = active.remove(&LISTENER_KEY);
+                return Ok((active, connected));
+            }
+        }
+    }
+}
+
+impl AsFd for SocketTable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// Why the table is to be scanned at a tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reasons {
+    /// All sockets are due.
+    pub(super) full_tick: bool,
+    /// Connections arrive or wait to be accepted, or a request of an unknown one has arrived.
+    pub(super) arriving: bool,
+    /// tiny_http may have closed sockets.
+    pub(super) ending: bool,
+    /// A drain waits for the last socket to go.
+    pub(super) draining: bool,
+}
+
+/// Decides when the descriptor table is scanned.
+#[derive(Debug, Default)]
+pub(super) struct Rescan {
+    next_full_tick: Option<Instant>,
+    /// To be made up for, or to be repeated: the event of a new connection comes before it is accepted.
+    pending: bool,
+    /// The last scan found a socket for which no descriptor was left.
+    fd_exhausted: bool,
+    not_before: Option<Instant>,
+}
+
+/// A scan takes this part of the monitor's time at most, but in a drain.
+const MAX_SCAN_SHARE: u32 = 10;
+
+impl Rescan {
+    /// Whether all sockets are due at this tick: every `interval`.
+    pub(super) fn is_full_tick(&mut self, interval: Duration, always: bool, now: Instant) -> bool {
+        let due = always || self.next_full_tick.is_none_or(|next| now >= next);
+        if due {
+            self.next_full_tick = Some(now + interval);
+        }
+        due
+    }
+
+    pub(super) fn is_due(&mut self, reasons: Reasons, now: Instant) -> bool {
+        let wanted = reasons.full_tick
+            || reasons.arriving
+            || reasons.ending
+            || self.fd_exhausted
+            || std::mem::take(&mut self.pending);
+        let due = wanted && (reasons.draining || self.not_before.is_none_or(|next| now >= next));
+        self.pending = reasons.arriving || (wanted && !due);
+        due
+    }
+
+    /// After a scan that took `took`.
+    pub(super) fn scanned(&mut self, fd_exhausted: bool, took: Duration, now: Instant) {
+        self.fd_exhausted = fd_exhausted;
+        self.not_before = Some(now + took * MAX_SCAN_SHARE);
+    }
+
+    pub(super) fn is_fd_exhausted(&self) -> bool {
+        self.fd_exhausted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_follows_what_may_have_changed_the_table_and_once_more_an_arrival() {
+        let (mut rescan, now) = (Rescan::default(), Instant::now());
+        assert!(!rescan.is_due(Reasons::default(), now));
+        assert!(rescan.is_due(Reasons { arriving: true, ..Reasons::default() }, now));
+        assert!(rescan.is_due(Reasons::default(), now), "it may not have been accepted yet");
+        assert!(!rescan.is_due(Reasons::default(), now));
+        assert!(rescan.is_due(Reasons { ending: true, ..Reasons::default() }, now));
+        rescan.scanned(true, Duration::ZERO, now);
+        assert!(rescan.is_due(Reasons::default(), now), "a socket was seen that could not be duplicated");
+    }
+
+    #[test]
+    fn scans_of_a_large_table_are_far_apart_but_in_a_drain() {
+        let (mut rescan, began) = (Rescan::default(), Instant::now());
+        let (took, ending) = (Duration::from_millis(8), Reasons { ending: true, ..Reasons::default() });
+        rescan.scanned(false, took, began);
+        assert!(!rescan.is_due(ending, began + took));
+        assert!(rescan.is_due(Reasons { draining: true, ..ending }, began + took));
+        assert!(rescan.is_due(ending, began + took * MAX_SCAN_SHARE));
+        rescan.scanned(false, took, began);
+        let arriving = Reasons { arriving: true, ..Reasons::default() };
+        assert!(!rescan.is_due(arriving, began + took));
+        assert!(rescan.is_due(Reasons::default(), began + took * MAX_SCAN_SHARE), "it is made up for");
+    }
+
+    #[test]
+    fn all_sockets_are_due_at_every_interval() {
+        let (mut rescan, began, interval) = (Rescan::default(), Instant::now(), Duration::from_millis(500));
+        assert!(rescan.is_full_tick(interval, false, began));
+        assert!(!rescan.is_full_tick(interval, false, began + interval / 2));
+        assert!(rescan.is_full_tick(interval, true, began + interval / 2));
+        assert!(rescan.is_full_tick(interval, false, began + interval * 2));
+    }
+}

@@ -1,0 +1,71 @@
+//! Connections that tiny_http has accepted and left without a thread, which happens in bursts: its thread pool counts on
+//! idle threads that have work already (`util/task_pool.rs`, `waiting_tasks`).
+//!
+//! The sign of it: bytes wait, and none was ever read, at two ticks in a row. One short connection to our own port makes
+//! tiny_http start a thread, which then takes the one that was left.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::engine::gate::AcceptGate;
+use crate::sync::WarnOnce;
+
+/// Connections to our own port in one tick; they take some 20 µs each.
+const MAX_KNOCKS_PER_TICK: usize = 256;
+
+/// Whether one connection is starved.
+#[derive(Debug, Default)]
+pub(super) struct Starved {
+    untouched: bool,
+}
+
+impl Starved {
+    /// Takes in what a tick saw: bytes that wait, and all bytes received, of which the end of the stream counts as one.
+    /// True from the second tick in a row at which nothing was ever read.
+    pub(super) fn update(&mut self, unread: u64, received: u64) -> bool {
+        let untouched = unread > 0 && received <= unread + 1;
+        std::mem::replace(&mut self.untouched, untouched) && untouched
+    }
+
+    /// Whether it must be looked at again at the next tick.
+    pub(super) fn is_suspected(&self) -> bool {
+        self.untouched
+    }
+}
+
+/// Makes tiny_http start threads.
+#[derive(Debug, Default)]
+pub(super) struct Unstarve {
+    warned: WarnOnce,
+}
+
+impl Unstarve {
+    /// Makes tiny_http start as many threads as connections were found without one, and counts them in `unstarved`.
+    pub(super) fn knock(&self, connections: usize, gate: &AcceptGate, unstarved: Option<&AtomicU64>) {
+        for _ in 0..connections.min(MAX_KNOCKS_PER_TICK) {
+            if let Err(error) = gate.knock() {
+                if self.warned.is_first() {
+                    log::warn!("cannot connect to own port ({error}): connections may hang after bursts");
+                }
+                return;
+            }
+            if let Some(count) = unstarved {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_of_which_nothing_was_read_at_two_ticks_in_a_row_is_starved() {
+        let mut starved = Starved::default();
+        assert!(!starved.update(0, 0) && !starved.is_suspected(), "it is silent");
+        assert!(!starved.update(40, 40) && starved.is_suspected());
+        assert!(starved.update(40, 41), "its client has left since");
+        assert!(!starved.update(0, 41) && !starved.is_suspected(), "tiny_http has read it");
+        assert!(!starved.update(40, 81), "the next request waits behind one that was read");
+    }
+}

@@ -1,0 +1,388 @@
+//! One tick of the monitor: what it observes, and what it does about it.
+
+use std::collections::HashSet;
+use std::net::Shutdown;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::accept_health::AcceptHealth;
+use super::capacity::{Capacity, Usage};
+use super::heap::TrimTimer;
+use super::leaks::Leaks;
+use super::lingering::{LINGERING_TIMEOUT, Lingering};
+use super::quiescence::{Quiescence, Step};
+use super::schedule::IDLE_TICK;
+use super::sockets::{Reasons, Rescan, SocketTable, Watched, WatchedSocket};
+use super::starvation::Unstarve;
+use super::timeouts::{self, Observation, Verdict};
+use super::unparsable::UnparsableLog;
+use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::connections::{ConnState, Connection, ConnectionTable};
+use crate::engine::tiny_http::discover::FdScan;
+use crate::engine::tiny_http::throttle::{self, FloodDetector, Sample};
+use crate::engine::{CloseReason, Events, Settings, StopState};
+use crate::sys::limits::under_fd_pressure;
+use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
+
+/// A connection of which a request has arrived, and of which a scan finds no socket so long after, is gone.
+const STALE_AFTER: Duration = Duration::from_millis(20);
+
+/// What the monitor watches, and whom it tells.
+pub(super) struct Context {
+    pub(super) sockets: SocketTable,
+    pub(super) connections: Arc<ConnectionTable>,
+    pub(super) gate: Arc<AcceptGate>,
+    pub(super) stop_state: Arc<StopState>,
+    pub(super) settings: Settings,
+    pub(super) events: Arc<Events>,
+    /// Has tiny_http started anew.
+    pub(super) on_accept_stopped: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What its thread remembers from one tick to the next.
+#[derive(Default)]
+pub(super) struct Memory {
+    watched: Watched,
+    scans: Scans,
+    leaks: Leaks,
+    logs: Logs,
+    accept_health: AcceptHealth,
+    quiescence: Quiescence,
+    pub(super) throttle: FloodDetector,
+    pub(super) lingering: Lingering,
+    pub(super) capacity: Capacity,
+    pub(super) trim_timer: TrimTimer,
+}
+
+#[derive(Default)]
+struct Scans {
+    rescan: Rescan,
+    /// tiny_http may have closed sockets since the last scan.
+    ending: bool,
+    /// Few descriptors are left.
+    fd_pressure: bool,
+}
+
+/// Limits of what is logged.
+#[derive(Default)]
+struct Logs {
+    unstarve: Unstarve,
+    unparsable: UnparsableLog,
+}
+
+impl Memory {
+    /// To be called when the monitor leaves.
+    pub(super) fn finish(&mut self) {
+        // Otherwise the kernel would keep these sockets in FIN_WAIT after this process is gone: the filter drops the
+        // peers' acknowledgements as well.
+        for watched in self.watched.values() {
+            watched.connection.release();
+        }
+        self.lingering.discard_all();
+    }
+}
+
+/// What happened since the tick before.
+#[derive(Default)]
+pub(super) struct Happened {
+    /// Cookies of the sockets with events.
+    pub(super) active: HashSet<u64>,
+    /// A connection has arrived, or a request of an unknown one.
+    pub(super) connected: bool,
+    /// A request has arrived.
+    pub(super) request: bool,
+    /// [`Monitor::wake`](super::Monitor::wake) was called, or a command has come.
+    pub(super) woken: bool,
+    pub(super) must_scan: bool,
+}
+
+impl Happened {
+    pub(super) fn is_anything(&self) -> bool {
+        !self.active.is_empty() || self.connected || self.request || self.woken
+    }
+}
+
+/// What follows from a tick.
+pub(super) struct Outcome {
+    /// Something must be checked again soon.
+    pub(super) again: bool,
+    /// A drain has nothing left to wait for.
+    pub(super) quiescent: bool,
+}
+
+impl Context {
+    /// Whether a timeout may be due without anything happening.
+    pub(super) fn has_deadlines(&self) -> bool {
+        self.connections.connections() > 0 || self.gate.is_closed()
+    }
+
+    /// Runs all checks.
+    pub(super) fn tick(&self, happened: &Happened, memory: &mut Memory) -> Outcome {
+        let now = Instant::now();
+        let accept_stopped = self.stop_state.accept_stopped();
+        let draining = accept_stopped.is_some();
+        let path_empty = accept_stopped.is_some_and(|since| self.is_accept_path_empty(since, memory, now));
+        let full = memory.scans.rescan.is_full_tick(IDLE_TICK, draining, now);
+        let arriving = happened.connected || self.gate.accept_queue_len() > 0;
+        let ending = happened.must_scan || memory.scans.ending || memory.leaks.has_orphans();
+        if memory.scans.rescan.is_due(Reasons { full_tick: full, arriving, ending, draining }, now) {
+            self.scan(memory, now);
+        }
+        let mut again = arriving || memory.leaks.has_orphans();
+        again |= self.check_sockets(happened, full, memory, now);
+        memory.trim_timer.update(memory.watched.len(), now);
+        memory.lingering.check(now, if draining { self.settings.keepalive_min } else { LINGERING_TIMEOUT });
+        if memory.accept_health.must_restart(self.gate.is_accepting(), now)
+            && let Some(restart) = self.on_accept_stopped.get()
+        {
+            restart();
+        }
+        if !draining {
+            self.check_capacity(memory, now);
+            let delayed = happened.woken && self.stop_state.announced().is_some();
+            if delayed && !self.connections.has_requests_older_than_drain(&self.stop_state) {
+                (self.events.changed)();
+            }
+        }
+        Outcome {
+            again: again || memory.scans.ending || !memory.lingering.is_empty() || memory.accept_health.is_dead(),
+            quiescent: draining && self.check_quiescence(path_empty, memory, now),
+        }
+    }
+
+    fn is_accept_path_empty(&self, stopped: Instant, memory: &mut Memory, now: Instant) -> bool {
+        let rtt = |watched: &WatchedSocket| tcp_info(&*watched.socket).ok().map(|info| info.min_rtt);
+        memory.quiescence.note_rtts(|| memory.watched.values().filter_map(rtt).max());
+        let stopped_for = now.saturating_duration_since(stopped);
+        memory.quiescence.accept_path_is_empty(stopped_for, self.gate.accept_queue_len(), now)
+    }
+
+    /// Scans the descriptor table: takes up what is new, and forgets what tiny_http has closed or leaked.
+    fn scan(&self, memory: &mut Memory, now: Instant) {
+        let fresh = self.sockets.take_fresh();
+        memory.watched.extend(fresh.sockets);
+        memory.leaks.add_orphans(fresh.orphans, now);
+        let began = Instant::now();
+        let scan = self.sockets.scan();
+        memory.scans.rescan.scanned(scan.exhausted, began.elapsed(), now);
+        memory.scans.fd_pressure = under_fd_pressure(scan.in_use);
+        memory.scans.ending = false;
+        self.reap(&scan, memory, now);
+        if !scan.exhausted {
+            // The scan has found what is there, so a connection without a socket is gone.
+            self.connections.forget_gone(now.checked_sub(STALE_AFTER).unwrap_or(now));
+        }
+        let fresh = self.sockets.take_fresh();
+        memory.watched.extend(fresh.sockets);
+        memory.leaks.add_orphans(fresh.orphans, now);
+        self.check_leaks(&scan, memory, now);
+    }
+
+    /// Forgets sockets that tiny_http has closed or leaked.
+    fn reap(&self, scan: &FdScan, memory: &mut Memory, now: Instant) {
+        let Memory { watched, leaks, logs, .. } = memory;
+        let draining = self.stop_state.accept_stopped().is_some();
+        let gone = watched.extract_if(|cookie, watched| {
+            !scan.cookies.contains(cookie) || {
+                let seen = watched.connection.snapshot();
+                !seen.busy && timeouts::is_leaked(seen.fate, seen.since, watched.closed_at, draining, now)
+            }
+        });
+        for (cookie, watched) in gone {
+            let leaked = scan.cookies.contains(&cookie);
+            if leaked {
+                log::debug!("tiny_http has leaked the connection of {}", watched.connection.peer);
+                leaks.add_leaked(cookie);
+            } else if watched.connection.snapshot().fate == ConnState::Open
+                && let Ok(info) = tcp_info(&*watched.socket)
+                && watched.accounted.is_unparsable(info, watched.connection.progress(), watched.connection.requests())
+            {
+                self.connections.count_close(CloseReason::Unparsable);
+                logs.unparsable.log(watched.connection.peer, now);
+            }
+            self.connections.forget(&watched.connection);
+            self.sockets.forget(cookie, watched, leaked);
+        }
+    }
+
+    /// Judges orphans, counts leaks, and says when they are too many.
+    fn check_leaks(&self, scan: &FdScan, memory: &mut Memory, now: Instant) {
+        let limit = self.settings.leak_limit;
+        let unattached = if memory.leaks.has_orphans() { self.connections.busy_without_socket() } else { 0 };
+        let findings = memory.leaks.update(
+            |cookie| scan.cookies.contains(&cookie),
+            |cookie| self.sockets.forget_cookie(cookie),
+            unattached,
+            limit,
+            now,
+        );
+        memory.logs.unstarve.knock(findings.knocks, &self.gate, None);
+        if findings.leaked == 0 {
+            return;
+        }
+        let leaked = &self.connections.counts.leaked;
+        let total = leaked.fetch_add(findings.leaked as u64, Ordering::Relaxed) + findings.leaked as u64;
+        if memory.leaks.may_log(now) {
+            log::warn!("tiny_http has leaked {total} connections, each with a thread and two descriptors");
+        }
+        if memory.leaks.reaches(total, limit) {
+            (self.events.leaking)(total, limit);
+        }
+    }
+
+    /// Checks each socket on which something happened, and at a full tick all.
+    fn check_sockets(&self, happened: &Happened, full: bool, memory: &mut Memory, now: Instant) -> bool {
+        let draining = self.stop_state.accept_stopped().and(self.stop_state.announced());
+        let queue_empty = self.connections.is_all_taken_in();
+        let mut starved = 0;
+        let mut again = false;
+        for (cookie, watched) in &mut memory.watched {
+            let active =
+                happened.active.contains(cookie) || watched.starved.is_suspected() || watched.backlog.has_pending();
+            if !active && !full {
+                continue;
+            }
+            let seen = observe(watched);
+            let taken = seen.tcp.bytes_received.saturating_sub(seen.unread);
+            let parsed = watched.connection.progress();
+            if active {
+                starved += usize::from(watched.starved.update(seen.unread, seen.tcp.bytes_received));
+                let requests = watched.connection.requests();
+                watched.backlog.update(Sample { taken, parsed, requests }, queue_empty);
+                again |= watched.starved.is_suspected() || watched.backlog.has_pending();
+            }
+            watched.accounted.update(!seen.busy, seen.unread, taken, parsed);
+            if watched.head.is_exceeded(taken, parsed) && seen.state == ConnState::Open {
+                self.abort(&watched.connection, Some(CloseReason::HeadTooLarge));
+                memory.scans.ending = true;
+                continue;
+            }
+            if seen.tcp.closed && watched.closed_at.is_none() {
+                watched.closed_at = Some(now);
+                starved += usize::from(taken == 0); // or it was reset before tiny_http had a thread for it
+            }
+            let verdict = timeouts::check(&seen, &self.settings, draining, now);
+            memory.scans.ending |= self.act(verdict, &watched.connection);
+        }
+        self.check_throttle(full, draining.is_some(), memory, now);
+        memory.logs.unstarve.knock(starved, &self.gate, Some(&self.connections.counts.unstarved));
+        again || starved > 0
+    }
+
+    /// Throttles connections that have more than their share of a flood, and lets them go on when it is over.
+    fn check_throttle(&self, full: bool, draining: bool, memory: &mut Memory, now: Instant) {
+        let total = memory.watched.values().map(|watched| watched.backlog.estimated_requests()).sum();
+        let flood = memory.throttle.update(now, total);
+        self.connections.set_flood(flood);
+        if !flood && !full {
+            return;
+        }
+        for WatchedSocket { connection, backlog, .. } in memory.watched.values_mut() {
+            if flood && backlog.exceeds_share() {
+                connection.hold(&self.connections.counts);
+            }
+            if full && backlog.should_probe(connection.is_held(), now, draining) {
+                connection.release();
+            }
+        }
+        if flood {
+            let all = memory.watched.values_mut().map(|watched| (&mut watched.backlog, &*watched.connection));
+            throttle::resume_oldest(all, now, total);
+        }
+    }
+
+    /// True if tiny_http closes the connection soon.
+    fn act(&self, verdict: Verdict, connection: &Connection) -> bool {
+        match verdict {
+            Verdict::Keep => return false,
+            Verdict::Ending => {}
+            Verdict::ExpireBody => {
+                connection.expire_body();
+                return false;
+            }
+            Verdict::ShutRead => {
+                self.connections.count_close(CloseReason::Drain);
+                connection.shutdown_read();
+            }
+            Verdict::Abort(why) => self.abort(connection, why),
+        }
+        true
+    }
+
+    fn abort(&self, connection: &Connection, why: Option<CloseReason>) {
+        if let Some(why) = why {
+            self.connections.count_close(why);
+            log::debug!("{} is closed: {why:?}", connection.peer);
+        }
+        connection.shut_down(Shutdown::Both);
+    }
+
+    /// Closes idle connections when there are too many, and the gate while that is not enough.
+    fn check_capacity(&self, memory: &mut Memory, now: Instant) {
+        let mut usage = Usage {
+            max: self.settings.max_connections,
+            leaked: memory.leaks.present(),
+            all: self.connections.connections(),
+            open: 0,
+            gate_closed: self.gate.is_closed(),
+            fd_pressure: memory.scans.fd_pressure || memory.scans.rescan.is_fd_exhausted(),
+        };
+        if memory.capacity.is_at_ease(usage) {
+            return;
+        }
+        let all: Vec<_> = self.connections.all().into_iter().map(|one| (one.snapshot(), one)).collect();
+        usage.all = all.len();
+        usage.open = all.iter().filter(|(seen, _)| seen.fate == ConnState::Open).count();
+        let excess = memory.capacity.excess(usage, now);
+        let mut idle = Vec::new();
+        if excess > 0 {
+            let has_input = |one: &Connection| one.socket().is_none_or(|socket| unread_bytes(&*socket) > 0);
+            idle.extend(all.iter().filter(|(seen, one)| !seen.busy && seen.fate == ConnState::Open && !has_input(one)));
+            idle.sort_by_key(|(seen, _)| seen.since);
+        }
+        let evicted = idle.len().min(excess);
+        for (_, connection) in idle.into_iter().take(excess) {
+            self.abort(connection, Some(CloseReason::Evicted));
+            memory.scans.ending = true;
+        }
+        let result = match memory.capacity.gate(usage, evicted) {
+            Some(true) => self.gate.close(),
+            Some(false) => self.gate.open(),
+            None => Ok(()),
+        };
+        if let Err(error) = result {
+            log::debug!("cannot open or close the accept gate: {error}");
+        }
+    }
+
+    fn check_quiescence(&self, path_empty: bool, memory: &mut Memory, now: Instant) -> bool {
+        let nothing_left = self.connections.in_flight() == 0
+            && memory.watched.is_empty()
+            && !self.sockets.has_fresh()
+            && memory.lingering.is_empty();
+        match memory.quiescence.step(nothing_left, path_empty, now) {
+            Step::Wait => false,
+            Step::Probe => {
+                let _ = self.gate.knock(); // refused, two ticks must do
+                false
+            }
+            Step::Done => true,
+        }
+    }
+}
+
+fn observe(watched: &WatchedSocket) -> Observation {
+    let snapshot = watched.connection.snapshot();
+    Observation {
+        // Without its state the socket counts as closed: then the table is scanned.
+        tcp: tcp_info(&*watched.socket).unwrap_or(TcpInfo { closed: true, ..TcpInfo::default() }),
+        unread: unread_bytes(&*watched.socket),
+        state: snapshot.fate,
+        busy: snapshot.busy,
+        since: snapshot.since,
+        body_expired: watched.connection.body_deadline_passed(),
+        head_start: watched.head.head_start(),
+        unfiltered_at: watched.unfiltered_at,
+    }
+}

@@ -1,0 +1,239 @@
+//! The timeouts that tiny_http does not have, the close of idle connections in a drain, and the end of connections whose
+//! client is gone.
+
+use std::time::{Duration, Instant};
+
+use super::leaks::{CLOSED_LEAK_AFTER, FAST_LEAK_AFTER, LEAK_AFTER};
+use super::lingering::LINGERING_TIMEOUT;
+use super::schedule::IDLE_TICK;
+use crate::engine::tiny_http::connections::ConnState;
+use crate::engine::{CloseReason, Settings};
+use crate::sys::tcp::TcpInfo;
+
+/// Time for two retransmissions (`TCP_RTO_MIN` of 200 ms, then 400 ms), and some slack.
+const RETRANSMIT_WINDOW: Duration = Duration::from_millis(700);
+
+/// What a tick saw of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Observation {
+    pub(super) tcp: TcpInfo,
+    /// Bytes that have arrived and that tiny_http has not read.
+    pub(super) unread: u64,
+    pub(super) state: ConnState,
+    /// A request is in flight.
+    pub(super) busy: bool,
+    /// Since when it is busy, or idle.
+    pub(super) since: Instant,
+    /// The body of the request in flight was cut off, as its time is over.
+    pub(super) body_expired: bool,
+    /// Bytes that tiny_http had taken when the present head began.
+    pub(super) head_start: u64,
+    /// When the packet filter of the gate was lifted from it, if it inherited it: what was sent before is retransmitted.
+    pub(super) unfiltered_at: Option<Instant>,
+}
+
+/// What to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Keep,
+    /// tiny_http closes it soon, or has done so already: the table is to be scanned.
+    Ending,
+    /// Let the request in flight see the end of its body, so that its handler can still answer.
+    ExpireBody,
+    /// End its input: what tiny_http has read of it is still answered.
+    ShutRead,
+    /// Shut it down in both directions; counted if there is a reason.
+    Abort(Option<CloseReason>),
+}
+
+/// When the drain began, if it has.
+pub(super) type Draining = Option<Instant>;
+
+pub(super) fn check(seen: &Observation, settings: &Settings, draining: Draining, now: Instant) -> Verdict {
+    let age = now.saturating_duration_since(seen.since);
+    match seen.state {
+        ConnState::Aborted { .. } | ConnState::ReadShut { .. } if !seen.busy => Verdict::Ending,
+        ConnState::Aborted { .. } => Verdict::Keep,
+        ConnState::Closing { since } => check_closing(seen, now.saturating_duration_since(since), settings, draining),
+        ConnState::Open | ConnState::ReadShut { .. } if seen.busy => check_busy(seen, age, settings),
+        ConnState::Open | ConnState::ReadShut { .. } => check_idle(seen, age, settings, draining, now),
+    }
+}
+
+/// After the last response: the client has time to read it.
+fn check_closing(seen: &Observation, waited: Duration, settings: &Settings, draining: Draining) -> Verdict {
+    let patience = if draining.is_some() { settings.keepalive_min } else { LINGERING_TIMEOUT };
+    if waited > patience && (seen.unread == 0 || waited > LINGERING_TIMEOUT) {
+        Verdict::Abort(None)
+    } else {
+        Verdict::Ending
+    }
+}
+
+fn check_busy(seen: &Observation, age: Duration, settings: &Settings) -> Verdict {
+    if seen.tcp.closed {
+        return Verdict::Abort(None); // reset: its response has no receiver, nor have those of the requests behind it
+    }
+    // First the rest of the body is cut off, so that there is time to answer; then everything. At rest, two ticks are that
+    // far apart.
+    let notice = (settings.request_timeout / 4).min(2 * IDLE_TICK);
+    if age >= settings.request_timeout {
+        Verdict::Abort(Some(CloseReason::RequestTimeout))
+    } else if age >= settings.request_timeout.saturating_sub(notice) && !seen.body_expired {
+        Verdict::ExpireBody
+    } else {
+        Verdict::Keep
+    }
+}
+
+fn check_idle(seen: &Observation, age: Duration, settings: &Settings, draining: Draining, now: Instant) -> Verdict {
+    if draining.is_some_and(|began| may_close_for_drain(seen, age, settings.keepalive_min, began, now)) {
+        Verdict::ShutRead
+    } else if age >= settings.idle_timeout {
+        Verdict::Abort(Some(CloseReason::IdleTimeout))
+    } else if seen.tcp.closed {
+        Verdict::Ending
+    } else if seen.tcp.close_wait && age >= LEAK_AFTER && seen.unread == 0 {
+        Verdict::Abort(None) // tiny_http has read the end and is still there: it waits for something that never comes
+    } else {
+        Verdict::Keep
+    }
+}
+
+/// Whether an idle connection may be closed in a drain: it has been silent for the minimum keep-alive, and no byte of it
+/// is unread. A client in the middle of a head has longer.
+fn may_close_for_drain(seen: &Observation, age: Duration, min: Duration, began: Instant, now: Instant) -> bool {
+    const MID_HEAD_FACTOR: u32 = 20; // a second, with the default minimum of 50 ms
+    let silent = Duration::from_millis(u64::from(seen.tcp.ms_since_data)).min(age);
+    let (min, drained) = match seen.unfiltered_at {
+        Some(since) => (min.max(RETRANSMIT_WINDOW), now.saturating_duration_since(since)),
+        None => (min, now.saturating_duration_since(began)),
+    };
+    let in_head = seen.tcp.bytes_received > seen.head_start;
+    seen.unread == 0
+        && drained >= min
+        && age >= min // since its last response, or since it was opened
+        && (silent >= min || !in_head || drained >= min * MID_HEAD_FACTOR)
+}
+
+/// Whether tiny_http has leaked the socket of a connection without a request in flight, in whose `state` it still holds
+/// it. `closed_at` is when its socket was first seen to be closed, `idle_since` when its last request was over.
+pub(super) fn is_leaked(
+    state: ConnState,
+    idle_since: Instant,
+    closed_at: Option<Instant>,
+    draining: bool,
+    now: Instant,
+) -> bool {
+    let passed = |since: Instant| now.saturating_duration_since(since.max(idle_since));
+    let closed_patience = if draining { FAST_LEAK_AFTER } else { CLOSED_LEAK_AFTER };
+    closed_at.is_some_and(|closed| passed(closed) > closed_patience)
+        || match state {
+            ConnState::Aborted { since } | ConnState::ReadShut { since } => passed(since) > LEAK_AFTER,
+            ConnState::Open | ConnState::Closing { .. } => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const SETTINGS: Settings = Settings {
+        max_connections: 100,
+        idle_timeout: Duration::from_secs(30),
+        request_timeout: Duration::from_mins(1),
+        keepalive_min: Duration::from_millis(50),
+        leak_limit: 16,
+        max_discard: 0,
+    };
+
+    fn idle(since: Instant) -> Observation {
+        Observation {
+            tcp: TcpInfo { ms_since_data: u32::MAX, ..TcpInfo::default() },
+            unread: 0,
+            state: ConnState::Open,
+            busy: false,
+            since,
+            body_expired: false,
+            head_start: 0,
+            unfiltered_at: None,
+        }
+    }
+
+    fn busy(since: Instant) -> Observation {
+        Observation { busy: true, ..idle(since) }
+    }
+
+    #[test]
+    fn an_idle_connection_has_the_idle_timeout() {
+        let began = Instant::now();
+        assert_eq!(check(&idle(began), &SETTINGS, None, began + 29 * SECOND), Verdict::Keep);
+        let over = Verdict::Abort(Some(CloseReason::IdleTimeout));
+        assert_eq!(check(&idle(began), &SETTINGS, None, began + 30 * SECOND), over);
+    }
+
+    #[test]
+    fn a_request_loses_its_body_shortly_before_its_time_is_over_and_then_its_connection() {
+        let began = Instant::now();
+        assert_eq!(check(&busy(began), &SETTINGS, None, began + 58 * SECOND), Verdict::Keep);
+        assert_eq!(check(&busy(began), &SETTINGS, None, began + 59 * SECOND), Verdict::ExpireBody);
+        let told = Observation { body_expired: true, ..busy(began) };
+        assert_eq!(check(&told, &SETTINGS, None, began + 59 * SECOND), Verdict::Keep);
+        let over = Verdict::Abort(Some(CloseReason::RequestTimeout));
+        assert_eq!(check(&told, &SETTINGS, None, began + 60 * SECOND), over);
+    }
+
+    #[test]
+    fn a_client_that_resets_ends_its_requests_at_once() {
+        let now = Instant::now();
+        let closed = TcpInfo { closed: true, ..TcpInfo::default() };
+        assert_eq!(check(&Observation { tcp: closed, ..busy(now) }, &SETTINGS, None, now), Verdict::Abort(None));
+        assert_eq!(check(&Observation { tcp: closed, ..idle(now) }, &SETTINGS, None, now), Verdict::Ending);
+        let aborted = Observation { state: ConnState::Aborted { since: now }, ..busy(now) };
+        assert_eq!(check(&aborted, &SETTINGS, None, now), Verdict::Keep, "its handler runs to its end");
+    }
+
+    #[test]
+    fn after_the_last_response_a_client_has_time_to_read_it() {
+        let now = Instant::now();
+        let closing = Observation { state: ConnState::Closing { since: now }, ..idle(now) };
+        assert_eq!(check(&closing, &SETTINGS, None, now + SECOND), Verdict::Ending);
+        assert_eq!(check(&closing, &SETTINGS, None, now + 3 * SECOND), Verdict::Abort(None));
+        assert_eq!(check(&closing, &SETTINGS, Some(now), now + SECOND), Verdict::Abort(None), "less in a drain");
+        let sending = Observation { unread: 5, ..closing };
+        assert_eq!(check(&sending, &SETTINGS, Some(now), now + SECOND), Verdict::Ending);
+    }
+
+    #[test]
+    fn a_drain_closes_what_has_been_silent_for_the_minimum_keep_alive() {
+        let began = Instant::now();
+        let at = |seen: Observation, ms: u64| check(&seen, &SETTINGS, Some(began), began + Duration::from_millis(ms));
+        assert_eq!(at(idle(began), 49), Verdict::Keep);
+        assert_eq!(at(idle(began), 50), Verdict::ShutRead);
+        assert_eq!(at(Observation { unread: 1, ..idle(began) }, 500), Verdict::Keep);
+        let in_head = TcpInfo { bytes_received: 9, ms_since_data: 10, ..TcpInfo::default() };
+        assert_eq!(at(Observation { tcp: in_head, ..idle(began) }, 500), Verdict::Keep);
+        assert_eq!(
+            at(Observation { tcp: in_head, ..idle(began) }, 1000),
+            Verdict::ShutRead,
+            "a slow head has a second"
+        );
+        let filtered = Observation { unfiltered_at: Some(began), ..idle(began) };
+        assert_eq!(at(filtered, 699), Verdict::Keep, "what it sent is retransmitted");
+        assert_eq!(at(filtered, 700), Verdict::ShutRead);
+    }
+
+    #[test]
+    fn a_socket_is_leaked_when_it_is_over_and_idle_and_stays() {
+        let began = Instant::now();
+        let late = began + LEAK_AFTER + SECOND;
+        let aborted = ConnState::Aborted { since: began };
+        assert!(is_leaked(aborted, began, None, false, late));
+        assert!(!is_leaked(aborted, began + 2 * SECOND, None, false, late), "its handler ran on");
+        assert!(!is_leaked(ConnState::Open, began, None, false, late));
+        let reset = |draining, after| is_leaked(ConnState::Open, began, Some(began), draining, began + after);
+        assert!(!reset(false, SECOND) && reset(false, 2 * SECOND), "its client has reset it");
+        assert!(reset(true, SECOND), "a drain does not wait for it");
+    }
+}

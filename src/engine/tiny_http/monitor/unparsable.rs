@@ -1,0 +1,100 @@
+//! Connections that tiny_http closes by itself because it cannot read what they send: a byte above 0x7F in a head, TLS, a
+//! PROXY line. No layer above tiny_http sees such a request, so its bytes are counted: what was received, against what
+//! requests and bodies have come of it.
+//!
+//! A connection that begins and ends between two scans is never seen. A client that leaves in the middle of a head looks
+//! the same, if its connection was not seen before it left.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::sys::tcp::TcpInfo;
+
+/// Fewer unaccounted bytes prove nothing: how many bytes a request had is an estimate, and no request has fewer.
+const MIN_UNPARSED: u64 = 16;
+/// Between two log lines.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Up to where the bytes of one connection are accounted for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Accounted {
+    taken: u64,
+    parsed: u64,
+}
+
+impl Accounted {
+    /// Takes in what a tick saw. An idle connection of which no byte waits has no error in its account, or the beginning
+    /// of a head, of which something will come.
+    pub(super) fn update(&mut self, idle: bool, unread: u64, taken: u64, parsed: u64) {
+        if idle && unread == 0 {
+            *self = Accounted { taken, parsed };
+        }
+    }
+
+    /// Whether tiny_http has closed the connection because of what it sent. `info` is of a duplicate of its socket, after
+    /// tiny_http has closed its own; `requests` are those that have come of it.
+    pub(super) fn is_unparsable(self, info: TcpInfo, parsed: u64, requests: u64) -> bool {
+        if info.peer_closed_first {
+            return false;
+        }
+        let received = info.bytes_received.saturating_sub(1); // the end of the stream counts as a byte
+        let unparsed = received.saturating_sub(self.taken).saturating_sub(parsed.saturating_sub(self.parsed));
+        unparsed >= if requests == 0 { 1 } else { MIN_UNPARSED }
+    }
+}
+
+/// Limits the log to one line a second.
+#[derive(Debug, Default)]
+pub(super) struct UnparsableLog {
+    logged: Option<Instant>,
+    not_logged: u64,
+}
+
+impl UnparsableLog {
+    pub(super) fn log(&mut self, peer: SocketAddr, now: Instant) {
+        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_INTERVAL) {
+            self.not_logged += 1;
+            return;
+        }
+        self.logged = Some(now);
+        let more = match std::mem::take(&mut self.not_logged) {
+            0 => String::new(),
+            n => format!(" ({n} more since the last line)"),
+        };
+        log::info!("{peer} is closed: tiny_http cannot parse what it sent{more}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(bytes_received: u64) -> TcpInfo {
+        TcpInfo { bytes_received, ..TcpInfo::default() }
+    }
+
+    #[test]
+    fn bytes_of_which_nothing_has_come_are_unparsable() {
+        assert!(Accounted::default().is_unparsable(info(25), 0, 0));
+        assert!(!Accounted::default().is_unparsable(info(1), 0, 0), "it has sent nothing but its end");
+        assert!(Accounted::default().is_unparsable(info(100), 40, 1), "the second request");
+        assert!(!Accounted::default().is_unparsable(info(45), 40, 1), "blanks that the estimate does not know");
+        assert!(!Accounted::default().is_unparsable(info(30), 40, 1), "or trims");
+    }
+
+    #[test]
+    fn a_client_that_left_first_sent_nothing_unparsable() {
+        let left = TcpInfo { peer_closed_first: true, ..info(100) };
+        assert!(!Accounted::default().is_unparsable(left, 0, 0));
+    }
+
+    #[test]
+    fn errors_of_the_estimate_do_not_add_up_and_the_beginning_of_a_head_is_none() {
+        let mut accounted = Accounted::default();
+        accounted.update(false, 0, 5000, 4000);
+        assert!(accounted.is_unparsable(info(5000), 4000, 100), "busy: a request may be on its way");
+        accounted.update(true, 0, 5000, 4000);
+        assert!(!accounted.is_unparsable(info(5001), 4000, 100));
+        assert!(accounted.is_unparsable(info(5101), 4000, 100));
+    }
+}

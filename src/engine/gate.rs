@@ -24,13 +24,30 @@ pub(crate) struct AcceptGate {
     listener: TcpListener,
     /// Where the socket listens.
     address: SocketAddr,
-    closed: Mutex<bool>,
+    state: Mutex<GateState>,
     /// Where the engine accepts since the listening socket was handed over.
     private_listener: Mutex<Option<Arc<TcpListener>>>,
     /// The descriptor on which the engine's thread accepts, or -1 if it has not begun.
     accept_fd: AtomicI32,
     /// Cookies of the sockets that `accept_fd` may hold: the listening one, and the private one (0 if there is none).
     accept_cookies: [AtomicU64; 2],
+}
+
+#[derive(Default)]
+struct GateState {
+    closed: bool,
+    /// The service stops: what happens to the listening socket is decided.
+    settled: bool,
+}
+
+impl GateState {
+    fn set(&mut self, listener: &TcpListener, closed: bool) -> io::Result<()> {
+        if self.closed != closed {
+            set_min_ttl_filter(listener, closed)?;
+            self.closed = closed;
+        }
+        Ok(())
+    }
 }
 
 impl AcceptGate {
@@ -41,7 +58,7 @@ impl AcceptGate {
         Ok(AcceptGate {
             listener: listener.try_clone()?,
             address: listener.local_addr()?,
-            closed: Mutex::new(false),
+            state: Mutex::default(),
             private_listener: Mutex::default(),
             accept_fd: AtomicI32::new(-1),
             accept_cookies: [AtomicU64::new(SockRef::from(listener).cookie()?), AtomicU64::new(0)],
@@ -56,35 +73,35 @@ impl AcceptGate {
         self.address
     }
 
-    /// New connections are ignored from here on. Doing it again does nothing.
+    /// Closes or opens the gate for as long as there are too many connections. Does nothing once it was
+    /// [settled](AcceptGate::settle).
     ///
     /// # Errors
     ///
     /// The system refuses.
-    pub(crate) fn close(&self) -> io::Result<()> {
-        self.set(true)
+    pub(crate) fn set_closed(&self, closed: bool) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if state.settled { Ok(()) } else { state.set(&self.listener, closed) }
     }
 
-    /// Lets new connections in again.
+    /// Closes or opens the gate, since accepting ends here, until it is [unsettled](AcceptGate::unsettle).
     ///
     /// # Errors
     ///
     /// The system refuses.
-    pub(crate) fn open(&self) -> io::Result<()> {
-        self.set(false)
+    pub(crate) fn settle(&self, closed: bool) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.settled = true;
+        state.set(&self.listener, closed)
     }
 
-    fn set(&self, close: bool) -> io::Result<()> {
-        let mut closed = lock(&self.closed);
-        if *closed != close {
-            set_min_ttl_filter(&self.listener, close)?;
-            *closed = close;
-        }
-        Ok(())
+    /// Leaves the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
+    pub(crate) fn unsettle(&self) {
+        lock(&self.state).settled = false;
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        *lock(&self.closed)
+        lock(&self.state).closed
     }
 
     /// Says on which descriptor the engine's thread accepts from now on. The thread owns the descriptor, and closes it
@@ -229,8 +246,8 @@ mod tests {
             let address = to_self(listener.local_addr().unwrap());
 
             let mut before = TcpStream::connect_timeout(&address, SOON).unwrap();
-            gate.close().unwrap();
-            gate.close().unwrap();
+            gate.set_closed(true).unwrap();
+            gate.set_closed(true).unwrap();
             assert!(gate.is_closed());
             assert!(TcpStream::connect_timeout(&address, SOON).is_err(), "{address}: a connection got through");
 
@@ -244,8 +261,14 @@ mod tests {
                 gate.knock().unwrap();
                 listener.accept().unwrap();
             }
-            gate.open().unwrap();
+            gate.set_closed(false).unwrap();
             TcpStream::connect_timeout(&address, SOON).unwrap();
+            gate.settle(true).unwrap();
+            gate.set_closed(false).unwrap();
+            assert!(gate.is_closed(), "a drain has closed it");
+            gate.unsettle();
+            gate.set_closed(false).unwrap();
+            assert!(!gate.is_closed());
         }
     }
 

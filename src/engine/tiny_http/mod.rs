@@ -131,10 +131,10 @@ impl Engine {
     pub(crate) fn stop_accepting(&self, ending: Ending) {
         self.shared.stop_state.stop_accepting();
         let result = match ending {
-            Ending::Filter => self.gate.close(),
+            Ending::Filter => self.gate.settle(true),
             Ending::HandOver => {
                 // The gate may be closed for too many connections: the next holder of the socket would not open it.
-                let opened = self.gate.open();
+                let opened = self.gate.settle(false);
                 opened.and_then(|()| self.receive.get().map_or(Ok(()), |receive| receive.hand_over()))
             }
         };
@@ -147,6 +147,7 @@ impl Engine {
 
     pub(crate) fn resume_accepting(&self) {
         self.shared.stop_state.resume_accepting();
+        self.gate.unsettle();
         if let Some(receive) = self.receive.get() {
             receive.take_back();
         }

@@ -43,7 +43,7 @@ mod wakeup;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -65,8 +65,8 @@ use wakeup::{AcceptSignal, Command, Mailbox};
 pub(crate) struct Monitor {
     context: Context,
     mailbox: Mailbox,
-    /// A drain has nothing left to wait for.
-    quiescent: AtomicBool,
+    /// The number of the stop of accepting in which nothing was left; 0 if there was none.
+    quiescent: AtomicU64,
     /// Ticks so far.
     ticks: AtomicU64,
 }
@@ -87,7 +87,7 @@ impl Monitor {
         Ok(Monitor {
             context: Context { sockets, connections, gate, stop_state, settings, events, on_accept_stopped },
             mailbox: Mailbox::new()?,
-            quiescent: AtomicBool::new(false),
+            quiescent: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
         })
     }
@@ -100,7 +100,7 @@ impl Monitor {
 
     /// Whether a drain has nothing left to wait for.
     pub(crate) fn is_quiescent(&self) -> bool {
-        self.quiescent.load(Ordering::Acquire)
+        self.context.stop_state.stop_number().is_some_and(|stop| self.quiescent.load(Ordering::Acquire) == stop)
     }
 
     /// Ticks so far. A watchdog that wakes the monitor sees this grow.
@@ -173,8 +173,8 @@ impl Monitor {
             happened.connected |= arrived;
             let outcome = self.context.tick(&happened, &mut memory);
             active = outcome.again || happened.is_anything();
-            if outcome.quiescent {
-                self.quiescent.store(true, Ordering::Release);
+            if let Some(stop) = outcome.quiescent {
+                self.quiescent.store(stop, Ordering::Release);
                 (self.context.events.changed)();
             }
             self.ticks.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,8 @@ const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(250);
 /// How far the proof has come.
 #[derive(Debug, Default)]
 pub(super) struct Quiescence {
+    /// The stop of accepting that the rest is about.
+    stop: Option<u64>,
     /// The longest round trip to a client that was connected when accepting stopped, [`MAX_HANDSHAKE_RTT`] at most.
     max_rtt: Option<Duration>,
     /// When we last connected to ourselves; none if something was left since.
@@ -26,6 +28,14 @@ pub(super) enum Step {
 }
 
 impl Quiescence {
+    /// Begins anew if `stop`, the number of the present stop of accepting, is another one: what was seen during one stop
+    /// proves nothing about the next.
+    pub(super) fn begin(&mut self, stop: Option<u64>) {
+        if self.stop != stop {
+            *self = Quiescence { stop, ..Quiescence::default() };
+        }
+    }
+
     /// Notes the round trips of the clients that are connected when accepting stops; later calls change nothing.
     pub(super) fn note_rtts(&mut self, rtts: impl FnOnce() -> Option<Duration>) {
         self.max_rtt.get_or_insert_with(|| rtts().unwrap_or_default().min(MAX_HANDSHAKE_RTT));
@@ -81,5 +91,7 @@ mod tests {
         assert_eq!(at(RTT, false, 1), Step::Wait, "a connection waits to be accepted");
         assert_eq!(at(RTT, false, 0), Step::Done);
         assert_eq!(at(ms(3) + MAX_HANDSHAKE_RTT, false, 1), Step::Done, "the probe was never accepted");
+        quiescence.begin(Some(5));
+        assert!(!quiescence.accept_path_is_empty(RTT, 0, began + RTT), "connections were accepted in between");
     }
 }

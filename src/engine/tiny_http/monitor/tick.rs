@@ -107,8 +107,8 @@ impl Happened {
 pub(super) struct Outcome {
     /// Something must be checked again soon.
     pub(super) again: bool,
-    /// A drain has nothing left to wait for.
-    pub(super) quiescent: bool,
+    /// The number of the stop of accepting in which nothing is left.
+    pub(super) quiescent: Option<u64>,
 }
 
 impl Context {
@@ -122,6 +122,8 @@ impl Context {
         let now = Instant::now();
         let accept_stopped = self.stop_state.accept_stopped();
         let draining = accept_stopped.is_some();
+        let stop = self.stop_state.stop_number();
+        memory.quiescence.begin(stop);
         let path_empty = accept_stopped.is_some_and(|since| self.is_accept_path_empty(since, memory, now));
         let full = memory.scans.rescan.is_full_tick(IDLE_TICK, draining, now);
         let arriving = happened.connected || self.gate.accept_queue_len() > 0;
@@ -147,7 +149,7 @@ impl Context {
         }
         Outcome {
             again: again || memory.scans.ending || !memory.lingering.is_empty() || memory.accept_health.is_dead(),
-            quiescent: draining && self.check_quiescence(path_empty, memory, now),
+            quiescent: stop.filter(|_| self.check_quiescence(path_empty, memory, now)),
         }
     }
 
@@ -346,12 +348,9 @@ impl Context {
             self.abort(connection, Some(CloseReason::Evicted));
             memory.scans.ending = true;
         }
-        let result = match memory.capacity.gate(usage, evicted) {
-            Some(true) => self.gate.close(),
-            Some(false) => self.gate.open(),
-            None => Ok(()),
-        };
-        if let Err(error) = result {
+        if let Some(closed) = memory.capacity.gate(usage, evicted)
+            && let Err(error) = self.gate.set_closed(closed)
+        {
             log::debug!("cannot open or close the accept gate: {error}");
         }
     }

@@ -107,6 +107,7 @@ pub use crate::{
     dispatch::{
         build::RequestBuilder,
         limits::Limits,
+        middleware::{ErrorInfo, Next},
         request::{Client, Request},
         route::Params,
         router::BadRoute,

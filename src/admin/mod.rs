@@ -78,6 +78,7 @@ impl AdminRoutes {
         stopper: &Stopper,
         address: SocketAddr,
     ) -> Result<Vec<ResponseObserver>, InstallError> {
+        routes.begin_admin_routes();
         let mut observers = Vec::new();
         if self.access_log {
             observers.push(access_log::observer());

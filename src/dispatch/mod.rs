@@ -7,28 +7,28 @@
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
 pub(crate) mod build;
+mod handle;
 pub(crate) mod limits;
+pub(crate) mod middleware;
 pub(crate) mod request;
 pub(crate) mod route;
 pub(crate) mod router;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::crew::pool::{Pool, Work};
 use crate::crew::stop::Stop;
 use crate::dispatch::limits::Limits;
+use crate::dispatch::middleware::Around;
 use crate::dispatch::request::{Request, path_of};
 use crate::dispatch::route::{Params, Route};
-use crate::dispatch::router::{Handler, RouteMatch, Router};
+use crate::dispatch::router::{RouteMatch, Router};
 use crate::engine::{CloseReason, Exchange, Peer};
 use crate::http::encode::{SendError, Sent};
-use crate::http::error::broken_body;
-use crate::http::head::{Rejection, method_label};
+use crate::http::head::method_label;
 use crate::http::response::Response;
 use crate::observe::{Cut, DispatchStats, ResponseObserver, ResponseRecord};
-use crate::text::panic_message;
 
 /// An exchange and the route that it takes.
 struct Routed {
@@ -82,6 +82,7 @@ impl Work for Job {
 /// Everything that answering needs.
 pub(crate) struct Dispatch {
     pub(crate) router: Router,
+    pub(crate) around: Around,
     pub(crate) pool: Arc<Pool<Job>>,
     pub(crate) stop: Stop,
     pub(crate) observers: Vec<ResponseObserver>,
@@ -96,7 +97,8 @@ impl Dispatch {
     /// exchange of the same connection, if there is one.
     pub(crate) fn serve(self: &Arc<Self>, exchange: Exchange) -> Option<Exchange> {
         let routed = self.route(exchange);
-        if !(routed.matched.inline && routed.exchange.can_answer_inline()) {
+        let inline = routed.matched.inline && (routed.matched.must_not_wait || self.around.is_inline());
+        if !(inline && routed.exchange.can_answer_inline()) {
             return self.submit(Task::Handle(routed));
         }
         let reply = self.handle(routed);
@@ -114,7 +116,7 @@ impl Dispatch {
     fn submit(self: &Arc<Self>, task: Task) -> Option<Exchange> {
         let Err(job) = self.pool.submit(Job { dispatch: Arc::clone(self), task }) else { return None };
         self.stats.shed.fetch_add(1, Ordering::Relaxed);
-        let request = match job.task {
+        let mut request = match job.task {
             Task::Handle(Routed { exchange, matched }) => {
                 self.request(exchange, matched.route, Params::default(), Limits::default())
             }
@@ -125,7 +127,7 @@ impl Dispatch {
             return request.into_parts().0.abort(CloseReason::SlowReader); // even a 503 might block
         }
         let close = !exchange.body().buffered; // reading it might block
-        let response = Response::error(503, "too busy").with_header("Retry-After", "1");
+        let response = self.shed(&mut request);
         self.respond(Reply { request, response, close })
     }
 
@@ -147,77 +149,13 @@ impl Dispatch {
         self.respond(reply)
     }
 
-    /// Runs the handler, or finds the response that needs none.
-    fn handle(&self, routed: Routed) -> Reply {
-        let Routed { exchange, matched } = routed;
-        let RouteMatch { route, handler, params, limits, allow, .. } = matched;
-        let rejection = exchange.head().err();
-        if rejection.is_none() {
-            exchange.expect_body();
-        }
-        let mut request = self.request(exchange, route, params, limits);
-        let not_allowed = |allow: String| Response::error(405, "Method Not Allowed").with_header("Allow", allow);
-        let response = match (rejection, handler) {
-            (Some(rejection), _) => self.reject(&request, rejection),
-            // RFC 9110, section 9.3.8: TRACE sends back what intermediaries have added, secrets included.
-            (None, _) if request.method() == "TRACE" => {
-                not_allowed(allow.as_deref().unwrap_or("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH").to_owned())
-            }
-            (None, Some(handler)) => self.invoke(&handler, &mut request),
-            (None, None) => match allow {
-                Some(allow) => not_allowed(allow.to_string()),
-                None => Response::error(404, "Not Found"),
-            },
-        };
-        Reply { request, response, close: rejection.is_some() }
-    }
-
-    fn reject(&self, request: &Request, rejection: Rejection) -> Response {
-        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        log::debug!("rejected a request from {}: {}", request.peer(), rejection.reason);
-        Response::error(rejection.status, rejection.reason)
-    }
-
-    fn truncated_body(&self, timed_out: bool) -> Response {
-        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        broken_body(timed_out, "the handler has not read it".to_owned())
-    }
-
-    /// Calls a handler. Its panic is not the end of a member: it is caught, logged and counted, and the client gets a 500.
-    fn invoke(&self, handler: &Handler, request: &mut Request) -> Response {
-        let describe = |request: &Request| {
-            format!("{} {} from {} (id {})", request.method(), request.target(), request.peer(), request.id())
-        };
-        match catch_unwind(AssertUnwindSafe(|| handler(request))) {
-            Ok(response) => {
-                if let Some(failure) = response.failure() {
-                    log::log!(failure.level, "the handler of {} failed: {}", describe(request), failure.reason);
-                }
-                response
-            }
-            Err(payload) => {
-                self.stats.panics.fetch_add(1, Ordering::Relaxed);
-                let message = panic_message(payload.as_ref());
-                log::error!("the handler of {} panicked: {message}", describe(request));
-                Response::error(500, "Internal Server Error")
-            }
-        }
-    }
-
     /// Sends the response, tells the observers, and gives the connection's next request.
     fn respond(&self, reply: Reply) -> Option<Exchange> {
-        let Reply { request, mut response, mut close } = reply;
-        let (mut exchange, id, route) = request.into_parts();
-        exchange.consume_body(close);
-        let body = exchange.body();
-        if body.truncated {
-            // Where the next request begins is not known.
-            close = true;
-            if response.status() < 400 {
-                // Also where the handler did not read the body: the request has not arrived whole.
-                response = self.truncated_body(body.timed_out);
-            }
-        }
+        let Reply { mut request, response, close } = reply;
+        let response = self.with_whole_body(&mut request, response, close);
+        let (exchange, id, route) = request.into_parts();
+        // Behind a body that broke off it is not known where the next request begins.
+        let close = close || exchange.body().truncated;
         let method = method_label(exchange.method());
         let as_sent = |text: &str| if self.record_request_line { text.to_owned() } else { String::new() };
         let request_line = (as_sent(exchange.method()), as_sent(exchange.target()));

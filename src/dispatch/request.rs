@@ -1,5 +1,6 @@
 //! The request as a handler sees it.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
@@ -24,6 +25,7 @@ pub struct Request {
     params: Params,
     stop: Stop,
     max_body: u64,
+    extensions: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 /// Tells whether the client of a request is still there. Cheap to clone, and independent of the request: a body's reader
@@ -61,11 +63,15 @@ impl fmt::Debug for Request {
 impl Request {
     pub(crate) fn new(exchange: Exchange, route: Route, params: Params, stop: Stop, max_body: u64) -> Request {
         let id = request_id(exchange.headers());
-        Request { exchange, id, route, params, stop, max_body }
+        Request { exchange, id, route, params, stop, max_body, extensions: Vec::new() }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
         &self.exchange
+    }
+
+    pub(crate) fn exchange_mut(&mut self) -> &mut Exchange {
+        &mut self.exchange
     }
 
     /// The exchange, the request's id, and its route.
@@ -159,6 +165,18 @@ impl Request {
     /// The request's id: the client's `X-Request-Id` if it is sane, else a new one. It is returned and logged.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// A value that was [set](Request::set_extension) on this request, by its type.
+    pub fn extension<T: Any>(&self) -> Option<&T> {
+        self.extensions.iter().find_map(|value| value.downcast_ref())
+    }
+
+    /// Sets a value for what handles the request later, by its type: a middleware tells the handler who the user is, for
+    /// example. Replaces one of the same type.
+    pub fn set_extension<T: Any + Send + Sync>(&mut self, value: T) {
+        self.extensions.retain(|known| !known.is::<T>());
+        self.extensions.push(Box::new(value));
     }
 
     /// How far a stop of the service has come. See also [`sleep`](Request::sleep).
@@ -274,6 +292,9 @@ struct BodyReader<'a> {
 
 impl Read for BodyReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.exchange.head().is_err() {
+            return Ok(0); // where its body begins and ends is not known
+        }
         self.exchange.read_body(into).map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => error,
             _ => mark_broken_body(&error),

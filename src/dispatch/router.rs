@@ -61,6 +61,8 @@ pub(crate) struct Router {
     paths: Vec<PathRoutes>,
     by_path: matchit::Router<usize>,
     fallback: Option<Fallback>,
+    /// The first of the admin routes; they come last.
+    first_admin: Option<usize>,
 }
 
 /// Where a request goes.
@@ -69,6 +71,8 @@ pub(crate) struct RouteMatch {
     pub(crate) handler: Option<Handler>,
     /// The handler never blocks: it may run on the thread that receives.
     pub(crate) inline: bool,
+    /// It is answered whatever the workers are doing: middleware that may wait is left out.
+    pub(crate) must_not_wait: bool,
     pub(crate) params: Params,
     pub(crate) limits: Limits,
     /// The methods of the path, if the request's method is not one of them.
@@ -82,6 +86,7 @@ impl RouteMatch {
             route: Route::unmatched(),
             handler: None,
             inline: true,
+            must_not_wait: false,
             params: Params::default(),
             limits: Limits::default(),
             allow: None,
@@ -109,6 +114,12 @@ impl Router {
         place.methods.push(MethodRoute { method: method.to_owned(), handler, inline });
         place.allow = allowed(&place.methods).into_iter().collect::<Vec<_>>().join(", ").into();
         Ok(())
+    }
+
+    /// Marks the routes that are added from here on as admin routes. Those of them that are inline leave out the middleware
+    /// that may wait.
+    pub(crate) fn begin_admin_routes(&mut self) {
+        self.first_admin = Some(self.paths.len());
     }
 
     /// Has `path` answered with 404, whatever the method, also where a fallback answers everything else.
@@ -172,10 +183,12 @@ impl Router {
             let place = &self.paths[*matched.value];
             let get = || place.methods.iter().find(|entry| method == "HEAD" && entry.method == "GET");
             let entry = place.methods.iter().find(|entry| entry.method == method).or_else(get);
+            let inline = entry.is_none_or(|entry| entry.inline);
             return RouteMatch {
                 route: Route { pattern: Arc::clone(&place.pattern), index: *matched.value },
                 handler: entry.map(|entry| Arc::clone(&entry.handler)),
-                inline: entry.is_none_or(|entry| entry.inline),
+                inline,
+                must_not_wait: inline && self.first_admin.is_some_and(|first| *matched.value >= first),
                 params: Params::new(matched.params.iter().map(|(name, value)| (name, decode(value)))),
                 limits: place.limits,
                 allow: (entry.is_none() && !place.masked).then(|| Arc::clone(&place.allow)),

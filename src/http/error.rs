@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn level(response: &Response) -> Option<Level> {
-        response.failure().map(|failure| failure.level)
+        response.failure.as_ref().map(|failure| failure.level)
     }
 
     fn broken(kind: io::ErrorKind) -> io::Error {
@@ -214,7 +214,7 @@ mod tests {
             }
         }
         let response = fails(Outer(io::Error::other("the disk is gone")));
-        let failure = response.failure().unwrap();
+        let failure = response.failure.as_ref().unwrap();
         assert_eq!((response.status(), failure.level), (500, Level::Error));
         assert_eq!(failure.reason, "cannot save: the disk is gone");
         assert_eq!(response.body().as_bytes(), Some(&b"500 Internal Server Error\n"[..]));
@@ -247,7 +247,7 @@ mod tests {
             ];
             for response in responses {
                 assert_eq!((response.status(), level(&response)), (status, Some(Level::Info)), "{kind}");
-                let reason = &response.failure().unwrap().reason;
+                let reason = &response.failure.as_ref().unwrap().reason;
                 assert_eq!(reason, "the body broke off: as the test wants it");
             }
         }

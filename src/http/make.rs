@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn an_error_without_a_status_is_a_500_whose_text_is_for_the_log() {
         let response = Response::from(Err::<&str, _>("the disk is full".to_owned()));
-        assert_eq!(response.failure().unwrap().reason, "the disk is full");
+        assert_eq!(response.failure.as_ref().unwrap().reason, "the disk is full");
         assert_eq!(text(response), answer(500, "500 Internal Server Error\n"));
         assert_eq!(text(Err::<&str, _>(())).0, 500);
         assert_eq!(text(Err::<&str, _>(Response::redirect("/login"))).0, 303);

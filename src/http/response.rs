@@ -32,7 +32,7 @@ pub struct Response {
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     body: Body,
     /// What the log says of it. Boxed: few responses have one.
-    failure: Option<Box<Failure>>,
+    pub(super) failure: Option<Box<Failure>>,
     /// The body is the text of an error that this crate made: status, reason, and a line break.
     pub(super) is_own_text: bool,
 }
@@ -225,13 +225,26 @@ impl Response {
 
 /// # What the log says of it
 impl Response {
-    /// Why the request failed, if the log is to say it.
-    pub(crate) fn failure(&self) -> Option<&Failure> {
-        self.failure.as_deref()
+    /// Why the request failed, if the log is to say it and has not yet.
+    pub(crate) fn take_failure(&mut self) -> Option<Box<Failure>> {
+        self.failure.take()
+    }
+
+    /// The reason that the body gives, if this crate made the body of the error.
+    pub(crate) fn own_reason(&self) -> Option<&str> {
+        let text = std::str::from_utf8(self.body.as_bytes()?).ok()?;
+        let reason = text.get(3..).filter(|_| self.is_own_text && self.status >= 400)?;
+        Some(reason.trim())
+    }
+
+    /// The same response as the service's own, if this crate made it.
+    pub(crate) fn finished(mut self) -> Response {
+        self.is_own_text = false;
+        self
     }
 
     /// The same response with a reason for the log.
-    pub(super) fn with_failure(mut self, level: log::Level, reason: String) -> Response {
+    pub(crate) fn with_failure(mut self, level: log::Level, reason: String) -> Response {
         self.failure = Some(Box::new(Failure { level, reason }));
         self
     }

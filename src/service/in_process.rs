@@ -64,6 +64,7 @@ impl Service {
         let observers = observers.map_err(|error| StartError::from(error).to_string())?;
         Ok(Dispatch {
             router,
+            around: self.around.clone(),
             pool,
             stop: self.crew.stop(),
             observers,

@@ -17,6 +17,7 @@ use crate::crew::member::Exit;
 use crate::crew::message::Stopper;
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::stop::Stop;
+use crate::dispatch::middleware::Around;
 use crate::dispatch::router::Router;
 use crate::lifecycle::reexec;
 use crate::service::config::Config;
@@ -48,6 +49,7 @@ pub struct Service {
     pub(crate) config: Config,
     crew: Crew,
     routes: Router,
+    around: Around,
     members: Vec<Member>,
     before_drain: Vec<Hook>,
     after_drain: Vec<Hook>,
@@ -79,6 +81,7 @@ impl Service {
             config,
             crew: Crew::new(),
             routes: Router::default(),
+            around: Around::default(),
             members: Vec::new(),
             before_drain: Vec::new(),
             after_drain: Vec::new(),

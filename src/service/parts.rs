@@ -65,6 +65,7 @@ impl Service {
         let observers = self.operations.install(&mut router, &state, &stopper, address)?;
         let dispatch = Arc::new(Dispatch {
             router,
+            around: self.around,
             pool: Arc::clone(&pool),
             stop: crew.stop(),
             observers,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::dispatch::limits::Limits;
+use crate::dispatch::middleware::{ErrorInfo, Next};
 use crate::dispatch::request::Request;
 use crate::dispatch::router::Handler;
 use crate::http::response::Response;
@@ -116,6 +117,85 @@ impl Service {
         if let Err(error) = self.routes.set_limits(path, limits) {
             self.refuse(StartError::Route(error));
         }
+        self
+    }
+
+    /// Puts a middleware around all handlers: it may answer by itself, or have the [next](Next::run) answer, and change the
+    /// request before and the response after.
+    ///
+    /// Every response passes it, those of the library as well: 404, 405, 400, 413, 500 and the like. Of several, the one
+    /// that is added first is the outermost: it sees the request first, and the response last. It may wait, as handlers
+    /// may: so all requests are answered by workers, also those of inline routes. Two kinds of responses that must not
+    /// wait for a worker leave it out: those of `/healthz` and the other inline admin routes, and the 503 to a request
+    /// that is shed because all workers are busy. A middleware that never waits is better
+    /// [inline](Service::inline_around): it sees all.
+    ///
+    /// ```
+    /// use allout::{Request, Response, Service};
+    ///
+    /// let service = Service::new()
+    ///     .get("/", |_| "for members only")
+    ///     .around(|request, next| {
+    ///         if request.header("Authorization") != Some("Bearer s3cret") {
+    ///             return Response::from(401).with_header("WWW-Authenticate", "Bearer");
+    ///         }
+    ///         next.run(request)
+    ///     });
+    /// assert_eq!(service.handle(Request::get("/")).status(), 401);
+    /// assert_eq!(service.handle(Request::get("/").header("Authorization", "Bearer s3cret")).status(), 200);
+    /// ```
+    pub fn around<R: Into<Response>>(
+        mut self,
+        middleware: impl Fn(&mut Request, Next<'_>) -> R + Send + Sync + 'static,
+    ) -> Service {
+        self.around.add(false, move |request, next| middleware(request, next).into());
+        self
+    }
+
+    /// As [`around`](Service::around), for a middleware that never waits and is done in microseconds: it changes headers,
+    /// for example. It runs where the handler runs, and every response passes it without exception.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    ///
+    /// let service = Service::new().inline_around(|request, next| {
+    ///     let mut response = next.run(request);
+    ///     response.set_header("Access-Control-Allow-Origin", "*");
+    ///     response
+    /// });
+    /// assert_eq!(service.handle(Request::get("/none")).header("Access-Control-Allow-Origin"), Some("*"));
+    /// ```
+    pub fn inline_around<R: Into<Response>>(
+        mut self,
+        middleware: impl Fn(&mut Request, Next<'_>) -> R + Send + Sync + 'static,
+    ) -> Service {
+        self.around.add(true, move |request, next| middleware(request, next).into());
+        self
+    }
+
+    /// Makes the responses to the errors that the library answers by itself, in place of a short text: that there is no
+    /// such route, that a body is too large, that a handler failed or panicked, and what a handler returns as a mere
+    /// status (`404`). The status stays, and so do headers that belong to it (`Allow`, `Retry-After`).
+    ///
+    /// It must never wait: a request that is shed is answered where requests are received.
+    ///
+    /// ```
+    /// use allout::{Request, Response, Service};
+    ///
+    /// let service = Service::new().on_error(|request, error| {
+    ///     let body = format!(r#"{{"error": "{}", "id": "{}"}}"#, error.reason, request.id());
+    ///     Response::new(body).with_header("Content-Type", "application/json")
+    /// });
+    /// let response = service.handle(Request::get("/none").header("X-Request-Id", "7"));
+    /// assert_eq!((response.status(), response.content_type()), (404, Some("application/json")));
+    /// assert_eq!(response.into_text()?, r#"{"error": "Not Found", "id": "7"}"#);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn on_error<R: Into<Response>>(
+        mut self,
+        make: impl Fn(&Request, ErrorInfo<'_>) -> R + Send + Sync + 'static,
+    ) -> Service {
+        self.around.set_on_error(move |request, error| make(request, error).into());
         self
     }
 

@@ -1,0 +1,129 @@
+//! The response to a request: by middleware and its handler, or the error where there is none.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use super::middleware::{Call, Way};
+use super::request::Request;
+use super::router::RouteMatch;
+use super::{Dispatch, Reply, Routed};
+use crate::http::error::broken_body;
+use crate::http::head::Rejection;
+use crate::http::response::Response;
+use crate::text::panic_message;
+
+/// The methods of `Allow` where no route has any.
+const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
+
+impl Dispatch {
+    /// Runs middleware and handler, or finds the response that needs no handler.
+    pub(super) fn handle(&self, routed: Routed) -> Reply {
+        let Routed { exchange, matched } = routed;
+        let RouteMatch { route, handler, params, limits, allow, must_not_wait, .. } = matched;
+        let rejection = exchange.head().err();
+        if rejection.is_none() {
+            exchange.expect_body();
+        }
+        let mut request = self.request(exchange, route, params, limits);
+        let not_allowed =
+            |allow: &str| Response::error(405, "Method Not Allowed").with_header("Allow", allow.to_owned());
+        let end = |request: &mut Request| match (rejection, &handler, &allow) {
+            (Some(rejection), ..) => self.reject(request, rejection),
+            // RFC 9110, section 9.3.8: TRACE sends back what intermediaries have added, secrets included.
+            (None, _, allow) if request.method() == "TRACE" => not_allowed(allow.as_deref().unwrap_or(USUAL_METHODS)),
+            (None, Some(handler), _) => handler(request),
+            (None, None, Some(allow)) => not_allowed(allow),
+            (None, None, None) => Response::error(404, "Not Found"),
+        };
+        let close = rejection.is_some();
+        let response = if self.around.is_empty() {
+            self.guard(&mut request, &end)
+        } else {
+            // Middleware sees the 400 of a body that breaks off, too.
+            let end = |request: &mut Request| {
+                let response = end(request);
+                self.with_whole_body(request, response, close)
+            };
+            self.run(&mut request, must_not_wait, &end)
+        };
+        Reply { request, response, close }
+    }
+
+    /// The response to a request that no worker is free for, on the thread that receives: nothing may wait here.
+    pub(super) fn shed(&self, request: &mut Request) -> Response {
+        self.run(request, true, &|_| Response::error(503, "too busy").with_header("Retry-After", "1"))
+    }
+
+    /// Runs the middleware, or only that which never waits, and then `end`.
+    fn run(&self, request: &mut Request, must_not_wait: bool, end: &Call<'_>) -> Response {
+        let guard = |request: &mut Request, call: &Call<'_>| self.guard(request, call);
+        self.around.run(request, Way { must_not_wait, guard: &guard, end })
+    }
+
+    /// Reads the rest of the body, if that is small enough. Where it breaks off the request has not arrived whole: 400 or
+    /// 408, also where the handler did not read it.
+    pub(super) fn with_whole_body(&self, request: &mut Request, response: Response, close: bool) -> Response {
+        request.exchange_mut().consume_body(close);
+        let body = request.exchange().body();
+        if !body.truncated || response.status() >= 400 {
+            return response;
+        }
+        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
+        let mut response = broken_body(body.timed_out, String::new());
+        response.take_failure(); // nothing has failed
+        self.dress(request, response)
+    }
+
+    fn reject(&self, request: &Request, rejection: Rejection) -> Response {
+        self.stats.rejected.fetch_add(1, Ordering::Relaxed);
+        log::debug!("rejected a request from {}: {}", request.peer(), rejection.reason);
+        Response::error(rejection.status, rejection.reason)
+    }
+
+    /// Calls a handler or a middleware. Its panic is not the end of a member: it is caught, logged and counted, and the
+    /// client gets a 500. An error of this crate becomes what the service makes of it.
+    fn guard<F>(&self, request: &mut Request, call: &F) -> Response
+    where
+        F: Fn(&mut Request) -> Response + ?Sized,
+    {
+        let response = match catch_unwind(AssertUnwindSafe(|| call(request))) {
+            Ok(mut response) => {
+                if let Some(failure) = response.take_failure() {
+                    log::log!(failure.level, "the handler of {} failed: {}", describe(request), failure.reason);
+                }
+                response
+            }
+            Err(payload) => {
+                let message = panic_message(payload.as_ref());
+                self.count_panic(&format!("the handler of {} panicked: {message}", describe(request)));
+                Response::error(500, "Internal Server Error")
+            }
+        };
+        self.dress(request, response)
+    }
+
+    /// The response to an error of this crate, as the service wants it. If that panics, as it is.
+    fn dress(&self, request: &Request, response: Response) -> Response {
+        if !self.around.dresses(&response) {
+            return response;
+        }
+        match catch_unwind(AssertUnwindSafe(|| self.around.dress(request, &response))) {
+            Ok(dressed) => dressed,
+            Err(payload) => {
+                let message = panic_message(payload.as_ref());
+                self.count_panic(&format!("the error response of {} panicked: {message}", describe(request)));
+                response.finished()
+            }
+        }
+    }
+
+    fn count_panic(&self, what: &str) {
+        self.stats.panics.fetch_add(1, Ordering::Relaxed);
+        log::error!("{what}");
+    }
+}
+
+/// A request, for the log.
+fn describe(request: &Request) -> String {
+    format!("{} {} from {} (id {})", request.method(), request.target(), request.peer(), request.id())
+}

@@ -1,0 +1,130 @@
+//! What is around all handlers: middleware, and the bodies of this crate's own errors.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::request::Request;
+use crate::http::response::Response;
+
+/// Answers a request by itself, or by what is next.
+type Middleware = Arc<dyn Fn(&mut Request, Next<'_>) -> Response + Send + Sync>;
+
+/// Makes the response to an error of this crate.
+type ErrorResponse = Arc<dyn Fn(&Request, ErrorInfo<'_>) -> Response + Send + Sync>;
+
+/// One middleware.
+#[derive(Clone)]
+struct Layer {
+    run: Middleware,
+    /// It never waits: it may run on the thread that receives.
+    inline: bool,
+}
+
+/// All middleware, the outermost first, and what makes the bodies of errors.
+#[derive(Clone, Default)]
+pub(crate) struct Around {
+    layers: Vec<Layer>,
+    on_error: Option<ErrorResponse>,
+}
+
+/// The rest of a request's way: the middleware that was added after this one, then the handler.
+///
+/// Where there is no handler it answers all the same: 404, 405, or why the request is rejected.
+#[must_use = "without `run` the request never reaches its handler"]
+pub struct Next<'a> {
+    layers: &'a [Layer],
+    way: Way<'a>,
+}
+
+/// A middleware with what is next, or a handler.
+pub(super) type Call<'a> = dyn Fn(&mut Request) -> Response + 'a;
+
+/// What a middleware and the handler are run by.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    /// Leaves out the middleware that may wait.
+    pub(super) must_not_wait: bool,
+    /// Runs a middleware or the handler: its panic is a 500.
+    pub(super) guard: &'a dyn Fn(&mut Request, &Call<'_>) -> Response,
+    /// The handler, or the error if there is none.
+    pub(super) end: &'a Call<'a>,
+}
+
+impl fmt::Debug for Next<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Next").field("layers", &self.layers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Next<'_> {
+    /// The response of the rest. A panic in there is a 500 here.
+    pub fn run(self, request: &mut Request) -> Response {
+        let Next { layers, way } = self;
+        match layers.iter().position(|layer| layer.inline || !way.must_not_wait) {
+            Some(at) => {
+                let next = |request: &mut Request| (layers[at].run)(request, Next { layers: &layers[at + 1..], way });
+                (way.guard)(request, &next)
+            }
+            None => (way.guard)(request, way.end),
+        }
+    }
+}
+
+/// An error that this crate answers by itself: that there is no such route, for example.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ErrorInfo<'a> {
+    /// The status of the response.
+    pub status: u16,
+    /// What the client is told unless [`on_error`](crate::Service::on_error) tells it something else: `Not Found`,
+    /// `the body is too large`. Never the cause of a 500.
+    pub reason: &'a str,
+}
+
+impl Around {
+    /// Adds a middleware within those that were added before.
+    pub(crate) fn add(
+        &mut self,
+        inline: bool,
+        run: impl Fn(&mut Request, Next<'_>) -> Response + Send + Sync + 'static,
+    ) {
+        self.layers.push(Layer { run: Arc::new(run), inline });
+    }
+
+    pub(crate) fn set_on_error(&mut self, make: impl Fn(&Request, ErrorInfo<'_>) -> Response + Send + Sync + 'static) {
+        self.on_error = Some(Arc::new(make));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Whether no middleware waits.
+    pub(super) fn is_inline(&self) -> bool {
+        self.layers.iter().all(|layer| layer.inline)
+    }
+
+    /// Runs the middleware and then the handler, as the way says.
+    pub(super) fn run(&self, request: &mut Request, way: Way<'_>) -> Response {
+        Next { layers: &self.layers, way }.run(request)
+    }
+
+    /// Whether the service has a response of its own in place of this one.
+    pub(super) fn dresses(&self, response: &Response) -> bool {
+        self.on_error.is_some() && response.own_reason().is_some()
+    }
+
+    /// The service's own response in place of this one, if it has one. Runs the service's code, which may panic.
+    pub(super) fn dress(&self, request: &Request, error: &Response) -> Response {
+        let (status, reason) = (error.status(), error.own_reason().unwrap_or_default());
+        let Some(make) = &self.on_error else { return Response::from(status) };
+        let mut response = make(request, ErrorInfo { status, reason }).with_status(status).finished();
+        // `Allow` and `Retry-After` are part of the error.
+        for (name, value) in error.headers() {
+            if !name.eq_ignore_ascii_case("content-type") && response.header(name).is_none() {
+                response.append_header(name.to_owned(), value.to_owned());
+            }
+        }
+        response
+    }
+}

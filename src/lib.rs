@@ -45,43 +45,79 @@
 //! | --- | --- |
 //! | [`Service`], [`Config`] | routes, settings, members and hooks, put together; [`run`](Service::run) or [`start`](Service::start) |
 //! | [`Request`], [`Response`] | what a handler gets, and what its result becomes; [`HandlerError`] makes `?` work in it |
-//! | [`Stop`], [`Stopper`] | how a handler or a member sees the end coming, and how anybody brings it about |
-//! | [`Crew`] | threads that live and die together, without any HTTP |
-//! | [`Outcome`], [`Cause`] | how it ended, why, who was abandoned; it is what `main` returns |
+//! | [`Stop`], [`Stopper`] | how a handler or a member sees the end coming, and how any thread brings it about |
+//! | [`Crew`] | a group of threads that live and die together, without any HTTP |
+//! | [`Outcome`], [`Cause`] | how it ended, why, what was abandoned; it is what `main` returns |
 //! | [`channel`] | `crossbeam_channel`, whose `Receiver` is the one foreign type in a signature (but for serde's traits) |
 //!
-//! Features, all by default: `json` ([`Request::json`], [`Response::json`]), `metrics` (`/metrics`), and `cli`, which is for
-//! the program of the same name: a library user does without, by `default-features = false`.
+//! Features, all by default: `json` ([`Request::json`], [`Response::json`]), `metrics` (`/metrics`), and `cli`, which is
+//! for the program of the same name: a library user does without, by `default-features = false`.
 //!
-//! Whoever reads the source begins with `crew` (the group of threads) and `drain` (how it ends, and why nothing is
-//! lost); then `listener` and `dispatch` (the way of a request), `book`, `keeper` and `flood` (the connections, and what
-//! is done about them), `engine` (`tiny_http`'s ways), and `service`, where all of them meet.
+//! # The way of a request, and the way of the first message
+//!
+//! ```text
+//!  client ──► kernel's accept queue ──► engine ────────► dispatch ──► handler, inline or on a worker
+//!                      ▲                 │ accepts,          │                    │
+//!                 accept gate            │ reads, frames,    │ finds the route    │ Response
+//!                                        │ times out         ▼                    ▼
+//!                              connections, limits        observers ◄──── Exchange::respond ──► client
+//!
+//!  SIGTERM, SIGINT ──► signals ──┐
+//!  GET /shutdown, Stopper ───────┤   one channel,      main thread: takes the FIRST message,
+//!  listener, monitor, workers ───┼──► unbounded ──────► drains (drain delay, stop accepting, quiescence),
+//!  members of your own ──────────┘   (no send blocks)  stops every member, joins them ──► one Outcome ──► exit code
+//! ```
+//!
+//! The source, in reading order; a folder uses only those behind it, but for `service`, which sees all:
+//!
+//! | folder | |
+//! | --- | --- |
+//! | `crew` | threads that live and die together: members, the one channel, the worker pool, signals, exit codes. No HTTP |
+//! | `lifecycle` | from serving to stopped: phases, the drain and why it loses nothing, re-exec |
+//! | `http` | messages: what is a valid head, what a response is, how it becomes bytes. No threads, no sockets |
+//! | `engine` | everything between a listening socket and a request whose turn it is. Its `mod.rs` is the waist: the rest sees `Engine` and `Exchange`, whichever engine is behind them |
+//! | `dispatch` | from an exchange to its response: routes, handlers, inline or on a worker, shedding |
+//! | `admin`, `observe` | `/healthz` to `/shutdown`; metrics, logs, state dump, systemd: they see everything and are never asked |
+//! | `service` | the public builder, and the one place where all parts meet |
+//! | `sys`, `listen`, `sync`, `text` | the kernel (all `unsafe` code); the listening socket; helpers |
 //!
 //! # What always holds
 //!
 //! * The library never calls `process::exit`, never installs a logger, never prints.
 //! * A request that was accepted is answered, or it is counted as abandoned and named in the log. There is no third fate.
+//! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.
 //! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous.
 //! * `/healthz` answers while anything at all is alive, whatever the other routes are doing.
-//! * Only `tiny_http` parses and frames HTTP. It is used unmodified, from the registry, and in no signature.
-//! * The arrows point one way. The crew knows nothing of HTTP; the book knows nothing of routes; routes and handlers
-//!   know nothing of threads; metrics, log and systemd watch and are never asked.
+//! * No async runtime. `tiny_http` is used unmodified, from the registry, and named in `engine` alone.
 //!
 //! # Limitations
 //!
 //! * Linux only. HTTP/1.0 and 1.1, without TLS: that is a proxy's business.
-//! * A connection takes a thread and three descriptors, so thousands are fine, and a hundred thousand are not.
-//! * A handler that neither returns nor looks at its [`Stop`] is abandoned when grace is over: a thread cannot be ended
-//!   from outside. It goes on until the process exits.
+//! * A handler that neither returns nor looks at its [`Stop`] is abandoned when the grace period is over: a thread cannot
+//!   be ended from outside. It goes on until the process exits.
 //! * [`run`](Service::run) handles SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGXFSZ for the whole process, and any
-//!   service raises the process's limit on open files and has its panic hook leave out the panics of `tiny_http`'s own
-//!   threads.
-//! * SIGHUP starts the binary a second time while the first still serves, to see that it would start: see
-//!   [`run`](Service::run) for what that asks of `main`.
+//!   service raises the process's limit on open files.
+//! * SIGHUP re-executes the process, after a preflight: its binary is started a second time while the first still serves,
+//!   to see that it would start. [`run`](Service::run) tells what that asks of `main`.
+//!
+//! The `tiny_http` engine is for clients that are trusted, or behind a proxy that speaks clean HTTP/1.1. What it cannot do:
+//!
+//! * A connection costs a thread and three descriptors: thousands are fine, a hundred thousand are not.
+//! * A byte above 0x7F in a request's head (a UTF-8 cookie), TLS bytes or a PROXY line close the connection without an
+//!   answer; it is counted and logged.
+//! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
+//!   and logged, and leads to a re-exec before threads or descriptors run out.
+//! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes after a
+//!   chunked body. Folded header lines and control characters at the ends of values are not seen.
+//! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
+//!   apart. A client that resets a connection and comes back from the same port may be closed once without an answer.
+//! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended.
+//! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 #![deny(missing_docs)]
 
 mod admin;
+mod clock;
 mod crew;
 mod dispatch;
 mod engine;

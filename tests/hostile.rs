@@ -460,7 +460,6 @@ fn reset(connection: &Connection) {
 }
 
 #[test]
-#[ignore = "a race between the scan and the reset: repaired with the identity of connections"]
 fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answered() {
     use socket2::{Domain, SockAddr, Socket, Type};
     let server = allout().args(["--timeout-delay", "1s"]).start();

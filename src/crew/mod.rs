@@ -28,10 +28,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
+use crate::clock::saturating_add;
 use crate::crew::member::{Exit, Interrupt, MemberTable, SlotId, catch_exit, thread_name};
 use crate::crew::message::{ExitGuard, Message, Stopper};
 use crate::crew::outcome::{Cause, Outcome};
-use crate::crew::shutdown::{Shutdown, saturating_add};
+use crate::crew::shutdown::Shutdown;
 use crate::crew::stop::Stop;
 
 /// Default grace period: the 30 s of the Go program that allout grew from, and of Kubernetes

@@ -131,11 +131,14 @@ impl Dispatch {
         self.respond(Reply { request, response, close })
     }
 
-    fn route(&self, exchange: Exchange) -> Routed {
+    fn route(&self, mut exchange: Exchange) -> Routed {
         let matched = match exchange.head() {
             Ok(_) => self.router.find(exchange.method(), path_of(exchange.target())),
             Err(_) => RouteMatch::rejected(),
         };
+        if let Some(timeout) = matched.limits.request_timeout {
+            exchange.set_timeout(timeout);
+        }
         Routed { exchange, matched }
     }
 

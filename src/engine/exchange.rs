@@ -1,7 +1,7 @@
 //! A request whose turn it is on its connection, and the right to answer it: the same for every engine.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{CloseReason, Peer, ResponseSlot, memory, tiny_http};
 use crate::http::body::Body;
@@ -111,6 +111,14 @@ impl Exchange {
         match self {
             Exchange::TinyHttp(exchange) => exchange.consume_body(closing),
             Exchange::Memory(exchange) => exchange.consume_body(),
+        }
+    }
+
+    /// Sets the request timeout of the route, in place of the service's.
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.set_timeout(timeout),
+            Exchange::Memory(_) => {} // no client waits
         }
     }
 

@@ -56,10 +56,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock::saturating_add;
 use crate::crew::Crew;
 use crate::crew::hooks::{self, Hook};
 use crate::crew::member::SlotId;
-use crate::crew::shutdown::{Shutdown, saturating_add};
+use crate::crew::shutdown::Shutdown;
 use crate::engine::{Ending, Engines};
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::text::{human_duration, pluralize};

@@ -10,6 +10,7 @@ pub(crate) mod heap;
 pub(crate) mod limits;
 pub(crate) mod min_ttl;
 pub(crate) mod peer;
+pub(crate) mod peer_name;
 pub(crate) mod sigio;
 pub(crate) mod signals;
 mod sockopt;

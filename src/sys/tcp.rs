@@ -25,10 +25,12 @@ pub(crate) struct TcpInfo {
     pub(crate) ms_since_data: u32,
     /// The shortest round trip measured; zero if no packet of ours was acknowledged.
     pub(crate) min_rtt: Duration,
+    /// Whether data was written, sent or not.
+    pub(crate) has_sent: bool,
 }
 
-/// The first 152 bytes of `struct tcp_info`, as 8-byte words: up to `tcpi_min_rtt`, at byte 148.
-type RawTcpInfo = [u64; 19];
+/// The first 160 bytes of `struct tcp_info`, as 8-byte words: up to `tcpi_data_segs_out`, at byte 156.
+type RawTcpInfo = [u64; 20];
 
 /// Reads [`TcpInfo`].
 ///
@@ -55,6 +57,7 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
             u32::MAX => 0, // not measured yet
             shortest => u64::from(shortest),
         }),
+        has_sent: unacked > 0 || word(144) > 0 || word(156) > 0, // tcpi_data_segs_out
     })
 }
 

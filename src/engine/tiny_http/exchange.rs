@@ -3,14 +3,19 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::connections::{Admission, Connection};
+use super::conn_state::Activity;
+use super::connection::Connection;
+use super::connections::Admission;
 use super::quirks::{self, Quirks};
-use super::unread_body::discard_closing;
-use crate::engine::{BodyState, Peer};
+use super::unread_body;
+use crate::clock::saturating_add;
+use crate::engine::progress::Budget;
+use crate::engine::{BodyState, CloseReason, Peer};
 use crate::http::head::{Framing, Rejection, RequestHead};
+use crate::sys::tcp::tcp_info;
 
 /// A request in flight.
 pub(crate) struct Exchange {
@@ -22,6 +27,10 @@ pub(crate) struct Exchange {
     pub(super) rejection: Option<Rejection>,
     pub(super) quirks: Quirks,
     body: BodyProgress,
+    /// When the handler must have started its response.
+    deadline: Instant,
+    /// The time that the client has for the body.
+    budget: Budget,
 }
 
 /// How far the body has been read.
@@ -34,41 +43,47 @@ struct BodyProgress {
 
 impl Exchange {
     /// Takes in a request that has arrived. None if it is not its turn, or is never going to be.
-    pub(crate) fn admit(shared: &Arc<Shared>, raw: tiny_http::Request) -> Option<Exchange> {
-        let admission = match shared.connections.admit(raw) {
+    pub(crate) fn admit(shared: &Arc<Shared>, request: tiny_http::Request) -> Option<Exchange> {
+        match shared.connections.admit(request, false) {
             // A client may come back from the port of a connection that was closed before anything was noticed.
-            Admission::Discard { connection: Some(connection), request }
-                if connection.is_over() && shared.monitor.find_newer_connection(&connection) =>
-            {
-                shared.connections.admit(request)
+            Admission::Stale(connection, request) => {
+                if connection.socket().is_none() || connection.is_tcp_closed() {
+                    shared.monitor.find_newer_connection(&connection);
+                }
+                Exchange::settle(shared, shared.connections.admit(request, true))
             }
-            admission => admission,
-        };
+            admission => Exchange::settle(shared, admission),
+        }
+    }
+
+    fn settle(shared: &Arc<Shared>, admission: Admission) -> Option<Exchange> {
         match admission {
-            Admission::Serve { connection, request, fresh } => {
-                shared.monitor.note_request(fresh);
-                Some(Exchange::new(Arc::clone(shared), connection, request))
+            Admission::Run { connection, request, new_connection } => {
+                shared.monitor.note_request(new_connection);
+                return Some(Exchange::new(Arc::clone(shared), connection, request));
             }
-            Admission::Waits => {
-                shared.monitor.note_request(false);
-                None
-            }
+            Admission::Queued => shared.monitor.note_request(false),
             // At once: by the next tick of the monitor it would have sent a million.
-            Admission::Floods(connection) => {
+            Admission::OverLimit(connection) => {
                 shared.monitor.scan_now();
                 connection.hold(&shared.connections.counts);
-                None
             }
-            Admission::Discard { request, .. } => {
+            Admission::Stale(connection, request) => {
+                connection.seal();
                 shared.connections.counts.discarded.fetch_add(1, Ordering::Relaxed);
-                discard_closing(shared, request, None);
-                None
+                unread_body::discard_closing(shared, &connection, request, None);
             }
+            Admission::Foreign(request) => drop(request.into_writer()),
         }
+        None
     }
 
     pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>, raw: tiny_http::Request) -> Exchange {
         let (head, quirks, rejection) = match quirks::validate_request(&raw) {
+            // tiny_http would allocate all of it at its end.
+            Ok((head, quirks)) if matches!(head.framing, Framing::Length(length) if !unread_body::is_allocatable(length)) => {
+                (head, quirks, Some(Rejection { status: 413, reason: "the body is too large" }))
+            }
             Ok((head, quirks)) => (head, quirks, None),
             Err(rejection) => {
                 let (head, quirks) = quirks::of_rejected(&raw);
@@ -76,7 +91,9 @@ impl Exchange {
             }
         };
         let body = BodyProgress::default();
-        Exchange { shared, connection, raw, since: Instant::now(), head, rejection, quirks, body }
+        let (since, timeout) = (Instant::now(), shared.settings.request_timeout);
+        let (deadline, budget) = (saturating_add(since, timeout), Budget::new(timeout));
+        Exchange { shared, connection, raw, since, head, rejection, quirks, body, deadline, budget }
     }
 
     pub(crate) fn method(&self) -> &str {
@@ -136,7 +153,7 @@ impl Exchange {
         // Where the client asks for another protocol, tiny_http's reader goes on beyond the body.
         let remaining = self.remaining().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
         let most = remaining.min(into.len());
-        match self.raw.as_reader().read(&mut into[..most]) {
+        match self.read_raw(&mut into[..most]) {
             Ok(0) => {
                 self.body.ended = true;
                 self.body.truncated = match self.head.framing {
@@ -145,7 +162,7 @@ impl Exchange {
                     // tiny_http ends a chunked body alike at its last chunk and where the connection broke off within a
                     // chunk. A client that has said all, and ended its side already, cannot be told from one that broke
                     // off: it is not believed.
-                    Framing::Chunked => self.connection.has_input_ended(),
+                    Framing::Chunked => self.has_input_ended(),
                 };
                 if self.body.truncated {
                     return Err(io::Error::new(self.truncation(), "the body ended early"));
@@ -164,6 +181,42 @@ impl Exchange {
                 Err(error)
             }
         }
+    }
+
+    /// Reads the body, with a deadline that the monitor enforces where the read may block.
+    fn read_raw(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.quirks.body_buffered {
+            return self.raw.as_reader().read(into);
+        }
+        let started = Instant::now();
+        self.connection.set_activity(Activity::Reading { deadline: saturating_add(started, self.budget.left()) });
+        let result = self.raw.as_reader().read(into);
+        let ended = Instant::now();
+        self.budget.spend(ended - started, *result.as_ref().unwrap_or(&0) as u64);
+        // The client's time does not count against the handler.
+        self.deadline = saturating_add(self.deadline, ended - started);
+        self.connection.set_activity(Activity::Handling { deadline: self.deadline });
+        result
+    }
+
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        self.budget = Budget::new(timeout);
+        self.deadline = saturating_add(self.since, timeout);
+        self.connection.set_activity(Activity::Handling { deadline: self.deadline });
+    }
+
+    /// Whether the input of this request's connection has ended. If the socket that is known says so, it must be proven to
+    /// be this request's: a client may have come back from the port of a former connection.
+    fn has_input_ended(&self) -> bool {
+        if !self.connection.has_input_ended() {
+            return false;
+        }
+        let Some(socket) = self.shared.monitor.prove_socket(self.connection.peer) else {
+            self.shared.connections.count_close(CloseReason::Ambiguous);
+            self.shared.monitor.abort_peer(self.connection.peer);
+            return true;
+        };
+        self.connection.body_deadline_passed() || tcp_info(&*socket).is_ok_and(|info| info.close_wait || info.closed)
     }
 
     fn truncation(&self) -> io::ErrorKind {
@@ -215,7 +268,9 @@ impl Exchange {
         } else {
             self.quirks.body_buffered
         };
-        out_of_the_way && self.connection.can_write_without_blocking(|| self.shared.socket_of(&self.connection))
+        out_of_the_way
+            && !self.connection.has_busy_predecessor()
+            && self.connection.can_write_without_blocking(|| self.shared.socket_of(&self.connection))
     }
 }
 

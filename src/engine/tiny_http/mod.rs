@@ -15,17 +15,20 @@
 //! | it reads ahead without bound | `throttle` |
 //! | no timeouts, starved connections, leaks, no limit on a head | `monitor` |
 
-pub(crate) mod connections;
-pub(crate) mod discover;
+mod conn_state;
+mod connection;
+mod connections;
+mod discover;
 mod exchange;
-pub(crate) mod monitor;
-pub(crate) mod quirks;
+mod monitor;
+mod quirks;
 mod receive;
 mod respond;
 mod restart;
 mod server;
 mod throttle;
 mod unread_body;
+mod wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -36,7 +39,9 @@ pub(crate) use exchange::{Client, Exchange, Headers};
 
 use super::gate::AcceptGate;
 use super::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState};
-use connections::{ConnState, Connection, ConnectionTable};
+use conn_state::ConnState;
+use connection::Connection;
+use connections::ConnectionTable;
 use monitor::Monitor;
 use receive::ReceiveLoop;
 
@@ -68,7 +73,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
         let gate = Arc::new(AcceptGate::new(listener)?);
-        let connections = Arc::new(ConnectionTable::default());
+        let connections = Arc::new(ConnectionTable::new(settings.request_timeout));
         let stop_state = Arc::new(StopState::default());
         let monitor = Arc::new(Monitor::new(
             Arc::clone(&connections),

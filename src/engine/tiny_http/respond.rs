@@ -4,16 +4,19 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::SendFlags;
+use socket2::SockRef;
 
-use super::connections::{AfterResponse, Connection};
+use super::connection::Connection;
+use super::connections::AfterResponse;
 use super::exchange::Exchange;
 use super::{Shared, unread_body};
 use crate::engine::CloseReason;
-use crate::http::encode::{ResponseContext, Sent, send};
+use crate::http::encode::{ResponseContext, SendError, Sent, send};
 use crate::http::response::Response;
 
 /// Memory of a response, in bytes, that a thread keeps for the next one; larger buffers are freed.
@@ -34,49 +37,65 @@ impl Exchange {
         close: bool,
         request_id: &str,
     ) -> (Sent, Option<crate::engine::Exchange>) {
-        let (closing, truncated) = (close, self.body().truncated);
-        if (self.rejection.is_some() || truncated) && !self.body().timed_out {
+        let unread = !self.consume_body(close);
+        let body = self.body();
+        if !self.connection.claim_response() {
+            return self.give_up(response);
+        }
+        if (self.rejection.is_some() || body.truncated) && !body.timed_out {
             self.shared.connections.count_close(CloseReason::BadRequest);
         }
-        let unread = !self.consume_body(close);
-        let close = close || unread || truncated || self.head.close || self.should_close_for_drain();
+        let last = close || unread || body.truncated || self.head.close || self.should_close_for_drain();
         let context = ResponseContext {
             version: self.head.version,
-            head_only: self.method() == "HEAD",
-            close,
+            head_only: self.raw.method().as_str() == "HEAD",
+            close: last,
             keep_alive: self.head.keep_alive,
             request_id,
         };
-        let body_left = self.remaining();
-        let Exchange { shared, connection, mut raw, quirks, .. } = self;
-        let sent;
-        if let Some(socket) = unread.then(|| shared.socket_of(&connection)).flatten() {
-            // The request is kept while the response goes out past it: dropping it would read its body to the end. The
-            // monitor drops it when the client has left, or has had time to.
-            sent = write_response(response, &context, &mut RawSocket(&socket));
-            connection.shut_down(Shutdown::Write);
-            shared.monitor.linger_until_closed(socket, raw, body_left);
-        } else {
-            if unread {
-                unread_body::forget(&mut raw, body_left.unwrap_or(0));
+        let Exchange { shared, connection, raw, quirks, .. } = self;
+        if unread {
+            let sent = respond_past_body(&shared, &connection, raw, body.remaining, response, &context);
+            return (sent, complete(shared, connection, true, false));
+        }
+        let mut writer = raw.into_writer();
+        let sent = write_response(response, &context, &mut writer);
+        let mut last = last || sent.close;
+        match &sent.error {
+            // The request came from a former connection of the same peer. Requests behind it may be of one that lives.
+            Some(SendError::Client(error))
+                if is_disconnect(error)
+                    && (connection.is_open_and_connected() || shared.connections.is_superseded(&connection)) =>
+            {
+                last = false;
             }
-            let mut writer = raw.into_writer();
-            sent = write_response(response, &context, &mut writer);
-            if sent.error.is_some() {
+            Some(_) => {
                 shared.socket_of(&connection); // without it nothing can be shut down
                 connection.shut_down(Shutdown::Both);
-            } else if (close || sent.close) && !quirks.engine_closes {
-                // The end of the stream goes out before tiny_http's own thread can add a word to it. Where all is well
-                // it has no word to add: then the monitor can see to it, in a tick, if the socket is not known yet.
-                if closing {
+            }
+            None if last && !quirks.engine_closes => {
+                // The FIN goes out before tiny_http's own thread can add a response of its own to it. If all is well it
+                // has none to add: then the monitor sends it, in a tick, if the socket is not known yet.
+                if close {
                     shared.socket_of(&connection);
                 }
                 connection.shut_down(Shutdown::Write);
             }
-            drop(writer);
+            None => {}
         }
-        let last = close || sent.close;
+        drop(writer);
         (sent, complete(shared, connection, last, quirks.engine_closes))
+    }
+
+    /// The request timeout has sent a 503 in the meantime.
+    fn give_up(self, response: Response) -> (Sent, Option<crate::engine::Exchange>) {
+        // A reader of the application: its panic ends no worker.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(response)));
+        let body_left = self.remaining();
+        let Exchange { shared, connection, raw, .. } = self;
+        unread_body::discard_closing(&shared, &connection, raw, body_left);
+        let sent = Sent { status: 503, bytes: 0, close: true, error: None };
+        (sent, complete(shared, connection, true, false))
     }
 
     /// Whether a drain wants this response to be the last of its connection.
@@ -93,7 +112,7 @@ impl Exchange {
         let Exchange { shared, connection, raw, .. } = self;
         shared.connections.count_close(why);
         connection.shut_down(Shutdown::Both);
-        unread_body::discard_closing(&shared, raw, body_left);
+        unread_body::discard_closing(&shared, &connection, raw, body_left);
         complete(shared, connection, true, false)
     }
 }
@@ -106,8 +125,8 @@ fn complete(
     engine_closes: bool,
 ) -> Option<crate::engine::Exchange> {
     let arrived = connection.since();
-    let after = shared.connections.finish(&connection, last);
-    // Read after `finish`: if the drain starts in between, it still sees this request end.
+    let after = shared.connections.complete(&connection, last);
+    // Read after `complete`: if the drain starts in between, it still sees this request end.
     let concerns_the_drain = shared.stop_state.accept_stopped().is_some() || shared.stop_state.predates_drain(arrived);
     if concerns_the_drain {
         shared.monitor.wake();
@@ -118,8 +137,12 @@ fn complete(
         }
         AfterResponse::Idle => {}
         AfterResponse::Closed(rest) => {
+            if !rest.is_empty() && shared.connections.is_superseded(&connection) {
+                // Some of them may be of the newer connection, where a later response would pass for theirs.
+                shared.monitor.abort_peer(connection.peer);
+            }
             for raw in rest {
-                unread_body::discard_closing(&shared, raw, None);
+                unread_body::discard_closing(&shared, &connection, raw, None);
             }
             if engine_closes {
                 shared.connections.forget(&connection);
@@ -127,6 +150,38 @@ fn complete(
         }
     }
     None
+}
+
+/// Responds to a request with an unread body. It is kept while the response goes out past `tiny_http`: dropping it would
+/// read its body to the end. The monitor drops it when the client has left, or has had time to.
+///
+/// The response goes to a socket that is proven to be the request's own, or nowhere.
+fn respond_past_body(
+    shared: &Shared,
+    connection: &Connection,
+    raw: tiny_http::Request,
+    body_left: Option<u64>,
+    response: Response,
+    context: &ResponseContext<'_>,
+) -> Sent {
+    // Past tiny_http a response could overtake that of an earlier request of the same connection.
+    let proven = if connection.has_busy_predecessor() { None } else { shared.monitor.prove_socket(connection.peer) };
+    let Some(socket) = proven else {
+        shared.connections.count_close(CloseReason::Ambiguous);
+        unread_body::discard_closing(shared, connection, raw, body_left);
+        let error = io::Error::other("its connection cannot be told from another one");
+        return Sent { status: response.status(), bytes: 0, close: true, error: Some(SendError::Client(error)) };
+    };
+    let sent = write_response(response, context, &mut RawSocket(&socket));
+    let _ = SockRef::from(&*socket).shutdown(Shutdown::Write); // fails if the peer has left
+    connection.begin_closing();
+    shared.monitor.linger_until_closed(socket, raw, body_left);
+    sent
+}
+
+/// Whether a write failed because the socket is closed, as opposed to a client that does not read.
+fn is_disconnect(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn write_response(response: Response, context: &ResponseContext<'_>, out: &mut dyn Write) -> Sent {

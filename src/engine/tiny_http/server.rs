@@ -9,6 +9,7 @@
 //! * Dropping a `Server` connects to its own port to wake the accept thread, so the port must be closed by then, or the
 //!   server must not be dropped.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,7 +23,7 @@ use tiny_http::Server;
 use crate::text::panic_message;
 
 /// The name of tiny_http's threads: its accept thread, and one for each connection.
-const THREADS: &str = "connection";
+const THREAD_NAME: &str = "connection";
 
 /// A running `Server`.
 pub(crate) struct RunningServer {
@@ -42,7 +43,7 @@ impl RunningServer {
         let listener = listener.try_clone()?;
         let accept_fd = listener.as_raw_fd();
         let maker = thread::Builder::new()
-            .name(THREADS.to_owned())
+            .name(THREAD_NAME.to_owned())
             .spawn(move || catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None))))?;
         match maker.join() {
             Ok(Ok(Ok(server))) => Ok(RunningServer { server: Arc::new(server), accept_fd }),
@@ -66,18 +67,30 @@ pub(crate) fn shut_listener(listener: &TcpListener) {
     let _ = SockRef::from(listener).shutdown(Shutdown::Both); // fails if it is closed already
 }
 
-/// Panics of tiny_http's own threads are its way to say that a peer has left, or that a descriptor or a thread is
-/// missing. They are not printed: what follows from them is noticed, handled and counted elsewhere. Other panics go
-/// where they went before.
+thread_local! {
+    /// Panics of this thread are expected, and not printed.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, whose panic is expected: it is not printed.
+pub(super) fn without_panic_message(f: impl FnOnce()) {
+    EXPECTED.set(true);
+    f();
+    EXPECTED.set(false);
+}
+
+/// Installs a panic hook that leaves out the panics of `tiny_http`'s own threads: they are its way to say that a peer has
+/// left, or that a descriptor or a thread is missing. What follows from them is noticed, handled and counted elsewhere.
+/// Other panics go to the hook that was installed before.
 fn silence_server_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             // Threads of tiny_http have a name for Linux (inherited), and none for Rust.
-            let of_engine = thread::current().name().is_none_or(|name| name == THREADS)
-                && rustix::thread::name().is_ok_and(|name| name.to_bytes() == THREADS.as_bytes());
-            if of_engine {
+            let of_engine = thread::current().name().is_none_or(|name| name == THREAD_NAME)
+                && rustix::thread::name().is_ok_and(|name| name.to_bytes() == THREAD_NAME.as_bytes());
+            if of_engine || EXPECTED.get() {
                 log::debug!("tiny_http thread panicked: {info}");
             } else {
                 before(info);

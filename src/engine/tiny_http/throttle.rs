@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::tiny_http::connections::Connection;
+use crate::engine::tiny_http::connection::Connection;
 
 /// Requests on their way, of all connections, that make a flood: some 10 ms of work for the listener.
 const FLOOD_HIGH: u64 = 2048;

@@ -30,6 +30,7 @@ mod accept_health;
 mod capacity;
 mod head_limit;
 mod heap;
+mod late_handler;
 mod leaks;
 mod lingering;
 mod quiescence;
@@ -42,6 +43,7 @@ mod unparsable;
 mod wakeup;
 
 use std::io;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +53,8 @@ use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::{Connection, ConnectionTable};
+use crate::engine::tiny_http::connection::Connection;
+use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::{Events, Settings, StopState};
 use crate::sys::heap::trim;
 
@@ -150,6 +153,19 @@ impl Monitor {
     /// Whether the peer of `connection` has another, newer one.
     pub(crate) fn find_newer_connection(&self, connection: &Arc<Connection>) -> bool {
         self.context.sockets.find_newer_connection(connection)
+    }
+
+    /// The socket of a request in flight from `peer`, if it is proven to be the request's own. Scans the table.
+    pub(crate) fn prove_socket(&self, peer: SocketAddr) -> Option<Arc<OwnedFd>> {
+        self.context.sockets.prove(peer)
+    }
+
+    /// Shuts down every socket of a peer, found by a scan.
+    pub(crate) fn abort_peer(&self, peer: SocketAddr) {
+        self.context.sockets.scan();
+        if let Some(connection) = self.context.connections.connection(peer) {
+            connection.shut_down(Shutdown::Both);
+        }
     }
 
     /// The monitor's thread.

@@ -3,20 +3,24 @@
 //! Any thread may scan; no lock is held meanwhile, so no thread waits for another's scan. What is new is attached to its
 //! connection by the thread that found it. The monitor's thread alone watches sockets and forgets them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
+use socket2::SockRef;
 
 use super::head_limit::HeadLimit;
 use super::starvation::Starved;
 use super::unparsable::Accounted;
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::{Connection, ConnectionTable};
+use crate::engine::tiny_http::connection::Connection;
+use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::discover::{self, FdScan};
 use crate::engine::tiny_http::throttle::Backlog;
 use crate::sync::lock;
@@ -62,8 +66,8 @@ struct Known {
     own_fds: HashSet<RawFd>,
     /// Duplicates that the monitor has forgotten, and that others may still hold.
     retired: Vec<Arc<OwnedFd>>,
-    /// Cookies of sockets that need no duplicate: watched, orphaned or leaked.
-    cookies: HashSet<u64>,
+    /// Cookies of sockets that need no duplicate: watched or leaked ones with their peer, orphans without.
+    peers: HashMap<u64, Option<SocketAddr>>,
     /// Found, and not yet taken by the monitor's thread.
     fresh: Fresh,
     /// When a newer connection was last searched in vain.
@@ -105,27 +109,30 @@ impl SocketTable {
         let (own_fds, cookies) = {
             let mut known = lock(&self.known);
             known.close_retired();
-            (known.own_fds.clone(), known.cookies.clone())
+            (known.own_fds.clone(), known.peers.keys().copied().collect::<HashSet<u64>>())
         };
         let mut scan =
             discover::scan(self.gate.address(), |number| own_fds.contains(&number), |cookie| cookies.contains(&cookie));
         let mut known = lock(&self.known);
+        let orphans = !scan.orphans.is_empty();
         for cookie in scan.orphans.drain(..) {
-            if known.cookies.insert(cookie) {
+            if let Entry::Vacant(unknown) = known.peers.entry(cookie) {
+                unknown.insert(None);
                 known.fresh.orphans.push(cookie);
             }
         }
         for found in scan.found.drain(..) {
-            if !known.cookies.insert(found.cookie) {
+            if known.peers.contains_key(&found.cookie) {
                 continue; // another thread has found it meanwhile
             }
+            known.peers.insert(found.cookie, Some(found.peer));
             // A handshake that ended behind the closed gate: the connection has inherited the packet filter.
             let filtered = self.gate.is_closed() && has_min_ttl_filter(&found.socket);
             if filtered {
                 let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
             }
             let cookie = found.cookie;
-            let (connection, socket) = self.connections.adopt(found);
+            let (connection, socket) = self.connections.adopt(found, orphans);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             // Fails only without memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
@@ -156,6 +163,30 @@ impl SocketTable {
         found
     }
 
+    /// The socket of a request in flight from `peer`, if it is proven to be the request's own.
+    ///
+    /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. It is one of
+    /// those with this peer, or one that was reset before its peer could be asked for. If that leaves a single one, whose
+    /// peer is known, it is the one.
+    pub(super) fn prove(&self, peer: SocketAddr) -> Option<Arc<OwnedFd>> {
+        let scan = self.scan();
+        if scan.exhausted {
+            return None; // a socket was seen that could not be looked at
+        }
+        let proven = {
+            let known = lock(&self.known);
+            let is_candidate =
+                |cookie: &&u64| known.peers.get(cookie).is_some_and(|its| its.is_none_or(|its| its == peer));
+            let mut candidates = scan.cookies.iter().filter(is_candidate);
+            match (candidates.next(), candidates.next()) {
+                (Some(one), None) if known.peers.get(one).is_some_and(Option::is_some) => *one,
+                _ => return None,
+            }
+        };
+        let socket = self.connections.connection(peer)?.socket()?;
+        (SockRef::from(&*socket).cookie().ok()? == proven).then_some(socket)
+    }
+
     /// Gives the monitor's thread what was found since the last call.
     pub(super) fn take_fresh(&self) -> Fresh {
         std::mem::take(&mut lock(&self.known).fresh)
@@ -171,13 +202,13 @@ impl SocketTable {
         let mut known = lock(&self.known);
         known.retired.push(watched.socket);
         if !keep_cookie {
-            known.cookies.remove(&cookie);
+            known.peers.remove(&cookie);
         }
     }
 
     /// Forgets a socket of which there is no duplicate.
     pub(super) fn forget_cookie(&self, cookie: u64) {
-        lock(&self.known).cookies.remove(&cookie);
+        lock(&self.known).peers.remove(&cookie);
     }
 
     /// The cookies of all sockets on which something happened since the last call, and whether a connection has arrived.

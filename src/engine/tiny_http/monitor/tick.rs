@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::accept_health::AcceptHealth;
 use super::capacity::{Capacity, Usage};
 use super::heap::TrimTimer;
+use super::late_handler;
 use super::leaks::Leaks;
 use super::lingering::{LINGERING_TIMEOUT, Lingering};
 use super::quiescence::{Quiescence, Step};
@@ -18,7 +19,9 @@ use super::starvation::Unstarve;
 use super::timeouts::{self, Observation, Verdict};
 use super::unparsable::UnparsableLog;
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connections::{ConnState, Connection, ConnectionTable};
+use crate::engine::tiny_http::conn_state::ConnState;
+use crate::engine::tiny_http::connection::Connection;
+use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::discover::FdScan;
 use crate::engine::tiny_http::throttle::{self, FloodDetector, Sample};
 use crate::engine::{CloseReason, Events, Settings, StopState};
@@ -198,7 +201,11 @@ impl Context {
                 leaks.add_leaked(cookie);
             } else if watched.connection.snapshot().fate == ConnState::Open
                 && let Ok(info) = tcp_info(&*watched.socket)
-                && watched.accounted.is_unparsable(info, watched.connection.progress(), watched.connection.requests())
+                && watched.accounted.is_unparsable(
+                    info,
+                    watched.connection.bytes_parsed(),
+                    watched.connection.requests(),
+                )
             {
                 self.connections.count_close(CloseReason::Unparsable);
                 logs.unparsable.log(watched.connection.peer, now);
@@ -247,7 +254,7 @@ impl Context {
             }
             let seen = observe(watched);
             let taken = seen.tcp.bytes_received.saturating_sub(seen.unread);
-            let parsed = watched.connection.progress();
+            let parsed = watched.connection.bytes_parsed();
             if active {
                 starved += usize::from(watched.starved.update(seen.unread, seen.tcp.bytes_received));
                 let requests = watched.connection.requests();
@@ -303,6 +310,7 @@ impl Context {
                 connection.expire_body();
                 return false;
             }
+            Verdict::TimeOut => late_handler::answer_for(connection, &self.sockets, &self.connections.counts),
             Verdict::ShutRead => {
                 self.connections.count_close(CloseReason::Drain);
                 connection.shutdown_read();
@@ -380,6 +388,7 @@ fn observe(watched: &WatchedSocket) -> Observation {
         state: snapshot.fate,
         busy: snapshot.busy,
         since: snapshot.since,
+        activity: snapshot.activity,
         body_expired: watched.connection.body_deadline_passed(),
         head_start: watched.head.head_start(),
         unfiltered_at: watched.unfiltered_at,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::leaks::{CLOSED_LEAK_AFTER, FAST_LEAK_AFTER, LEAK_AFTER};
 use super::lingering::LINGERING_TIMEOUT;
-use super::schedule::IDLE_TICK;
-use crate::engine::tiny_http::connections::ConnState;
+use crate::clock::saturating_add;
+use crate::engine::tiny_http::conn_state::{Activity, ConnState};
 use crate::engine::{CloseReason, Settings};
 use crate::sys::tcp::TcpInfo;
 
@@ -24,6 +24,8 @@ pub(super) struct Observation {
     pub(super) busy: bool,
     /// Since when it is busy, or idle.
     pub(super) since: Instant,
+    /// What the request in flight is doing.
+    pub(super) activity: Activity,
     /// The body of the request in flight was cut off, as its time is over.
     pub(super) body_expired: bool,
     /// Bytes that tiny_http had taken when the present head began.
@@ -40,6 +42,8 @@ pub(super) enum Verdict {
     Ending,
     /// Let the request in flight see the end of its body, so that its handler can still answer.
     ExpireBody,
+    /// The handler has not started its response in time: answer 503 in its place.
+    TimeOut,
     /// End its input: what tiny_http has read of it is still answered.
     ShutRead,
     /// Shut it down in both directions; counted if there is a reason.
@@ -55,7 +59,7 @@ pub(super) fn check(seen: &Observation, settings: &Settings, draining: Draining,
         ConnState::Aborted { .. } | ConnState::ReadShut { .. } if !seen.busy => Verdict::Ending,
         ConnState::Aborted { .. } => Verdict::Keep,
         ConnState::Closing { since } => check_closing(seen, now.saturating_duration_since(since), settings, draining),
-        ConnState::Open | ConnState::ReadShut { .. } if seen.busy => check_busy(seen, age, settings),
+        ConnState::Open | ConnState::ReadShut { .. } if seen.busy => check_busy(seen, now),
         ConnState::Open | ConnState::ReadShut { .. } => check_idle(seen, age, settings, draining, now),
     }
 }
@@ -70,19 +74,19 @@ fn check_closing(seen: &Observation, waited: Duration, settings: &Settings, drai
     }
 }
 
-fn check_busy(seen: &Observation, age: Duration, settings: &Settings) -> Verdict {
+fn check_busy(seen: &Observation, now: Instant) -> Verdict {
     if seen.tcp.closed {
         return Verdict::Abort(None); // reset: its response has no receiver, nor have those of the requests behind it
     }
-    // First the rest of the body is cut off, so that there is time to answer; then everything. At rest, two ticks are that
-    // far apart.
-    let notice = (settings.request_timeout / 4).min(2 * IDLE_TICK);
-    if age >= settings.request_timeout {
-        Verdict::Abort(Some(CloseReason::RequestTimeout))
-    } else if age >= settings.request_timeout.saturating_sub(notice) && !seen.body_expired {
-        Verdict::ExpireBody
-    } else {
-        Verdict::Keep
+    match seen.activity {
+        Activity::Handling { deadline } if now >= deadline => Verdict::TimeOut,
+        // The end of the input ends the read at once, unless it is from another socket of the same peer.
+        Activity::Reading { deadline } if seen.body_expired && now >= saturating_add(deadline, LINGERING_TIMEOUT) => {
+            Verdict::Abort(Some(CloseReason::RequestTimeout))
+        }
+        Activity::Reading { deadline } if !seen.body_expired && now >= deadline => Verdict::ExpireBody,
+        // A write is bounded by SO_SNDTIMEO.
+        Activity::Handling { .. } | Activity::Reading { .. } | Activity::Writing => Verdict::Keep,
     }
 }
 
@@ -154,6 +158,7 @@ mod tests {
             unread: 0,
             state: ConnState::Open,
             busy: false,
+            activity: Activity::Writing,
             since,
             body_expired: false,
             head_start: 0,
@@ -162,7 +167,8 @@ mod tests {
     }
 
     fn busy(since: Instant) -> Observation {
-        Observation { busy: true, ..idle(since) }
+        let deadline = since + SETTINGS.request_timeout;
+        Observation { busy: true, activity: Activity::Handling { deadline }, ..idle(since) }
     }
 
     #[test]
@@ -174,14 +180,25 @@ mod tests {
     }
 
     #[test]
-    fn a_request_loses_its_body_shortly_before_its_time_is_over_and_then_its_connection() {
+    fn a_handler_that_is_late_is_answered_for_and_a_response_takes_as_long_as_its_client_reads() {
         let began = Instant::now();
-        assert_eq!(check(&busy(began), &SETTINGS, None, began + 58 * SECOND), Verdict::Keep);
-        assert_eq!(check(&busy(began), &SETTINGS, None, began + 59 * SECOND), Verdict::ExpireBody);
-        let told = Observation { body_expired: true, ..busy(began) };
-        assert_eq!(check(&told, &SETTINGS, None, began + 59 * SECOND), Verdict::Keep);
+        assert_eq!(check(&busy(began), &SETTINGS, None, began + 59 * SECOND), Verdict::Keep);
+        assert_eq!(check(&busy(began), &SETTINGS, None, began + 60 * SECOND), Verdict::TimeOut);
+        let writing = Observation { activity: Activity::Writing, ..busy(began) };
+        assert_eq!(check(&writing, &SETTINGS, None, began + 600 * SECOND), Verdict::Keep);
+    }
+
+    #[test]
+    fn a_body_that_stalls_ends_at_its_deadline_and_its_connection_if_that_does_not_help() {
+        let now = Instant::now();
+        let deadline = now + SECOND;
+        let reading = Observation { activity: Activity::Reading { deadline }, ..busy(deadline) };
+        assert_eq!(check(&reading, &SETTINGS, None, now), Verdict::Keep);
+        assert_eq!(check(&reading, &SETTINGS, None, deadline), Verdict::ExpireBody);
+        let expired = Observation { body_expired: true, ..reading };
+        assert_eq!(check(&expired, &SETTINGS, None, deadline + SECOND), Verdict::Keep);
         let over = Verdict::Abort(Some(CloseReason::RequestTimeout));
-        assert_eq!(check(&told, &SETTINGS, None, began + 60 * SECOND), over);
+        assert_eq!(check(&expired, &SETTINGS, None, deadline + LINGERING_TIMEOUT), over);
     }
 
     #[test]

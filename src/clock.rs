@@ -1,0 +1,11 @@
+//! Deadlines that the clock cannot represent.
+
+use std::time::{Duration, Instant};
+
+/// A deadline that the clock cannot represent is put off to this.
+const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
+
+/// `start + span`, or a century after `start` if the clock cannot represent that.
+pub(crate) fn saturating_add(start: Instant, span: Duration) -> Instant {
+    start.checked_add(span).unwrap_or_else(|| start + CENTURY)
+}

@@ -1,0 +1,376 @@
+//! One connection: whether it goes on, what is in flight on it, and what its client is waited for.
+
+use std::collections::VecDeque;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::conn_state::{Activity, ConnState, Snapshot};
+use super::wire::write_request_line;
+use crate::clock::saturating_add;
+use crate::engine::ConnStats;
+use crate::sync::lock;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::tcp::{tcp_info, unread_bytes};
+
+/// Requests that may be pipelined behind the one in flight before the kernel is told to take no more of the connection.
+/// A client that pipelines a thousand is answered without being throttled by more than its own responses.
+pub(super) const PIPELINE_HIGH: usize = 32;
+
+/// Below this many pipelined requests it is told to go on: low enough that the two are not toggled for each request.
+pub(super) const PIPELINE_LOW: usize = 8;
+
+/// Hard limit on pipelined requests of a connection: above this it stays throttled even if a response needs its ACKs.
+const PIPELINE_MAX: usize = 2048;
+
+/// Small responses written before asking the kernel (`TCP_INFO`) whether earlier ones were acknowledged. A new socket
+/// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
+const MAX_UNACKED_RESPONSES: u8 = 8;
+
+/// Memory of a request line, in bytes, that an idle connection keeps.
+const MAX_IDLE_LINE: usize = 256;
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) peer: SocketAddr,
+    pub(crate) opened: Instant,
+    /// An earlier connection of the same peer on which a request was in flight when this one was found. Which of the two
+    /// a request came from is not known for certain, so none of this one is answered where blocking is not allowed until
+    /// the other is done: its write could wait for the other's.
+    predecessor: Option<Arc<Connection>>,
+    /// Bytes of all requests that were received, as far as can be told, and of bodies that were read. Beyond it is what
+    /// `tiny_http` has read ahead.
+    bytes_parsed: AtomicU64,
+    /// Requests that were received.
+    requests: AtomicU64,
+    state: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) socket: Option<Arc<OwnedFd>>,
+    pub(super) busy: bool,
+    pub(super) since: Instant,
+    /// Method and target of the request in flight.
+    pub(super) request_line: String,
+    pub(super) pipelined: VecDeque<tiny_http::Request>,
+    pub(super) conn_state: ConnState,
+    activity: Activity,
+    unacked_responses: u8,
+    throttled: bool,
+    /// The response to the request in flight is claimed: by the request itself, or by its timeout.
+    claimed: bool,
+    /// The body of the request in flight did not come in time.
+    body_expired: bool,
+    /// A request was dropped without a response: nothing on this connection is answered any more, since a later response
+    /// would pass for that of the dropped request.
+    pub(super) sealed: bool,
+}
+
+impl Connection {
+    pub(super) fn new(
+        peer: SocketAddr,
+        socket: Option<Arc<OwnedFd>>,
+        predecessor: Option<Arc<Connection>>,
+    ) -> Connection {
+        let now = Instant::now();
+        Connection {
+            peer,
+            opened: now,
+            predecessor,
+            bytes_parsed: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            state: Mutex::new(Inner {
+                socket,
+                busy: false,
+                since: now,
+                request_line: String::new(),
+                pipelined: VecDeque::new(),
+                conn_state: ConnState::Open,
+                activity: Activity::Writing,
+                unacked_responses: 0,
+                throttled: false,
+                claimed: false,
+                body_expired: false,
+                sealed: false,
+            }),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, Inner> {
+        // No code that can panic runs under this lock; what it guards is valid between any two steps.
+        lock(&self.state)
+    }
+
+    pub(crate) fn socket(&self) -> Option<Arc<OwnedFd>> {
+        self.state().socket.clone()
+    }
+
+    /// Whether an earlier connection of the same peer still has a request in flight, or has dropped one unanswered.
+    pub(super) fn has_busy_predecessor(&self) -> bool {
+        self.predecessor.as_ref().is_some_and(|earlier| {
+            let state = earlier.state();
+            state.busy || state.sealed
+        })
+    }
+
+    /// Whether its socket is known and the kernel has closed it: reset, or closed by both ends.
+    pub(crate) fn is_tcp_closed(&self) -> bool {
+        self.state().is_tcp_closed()
+    }
+
+    /// Whether its socket is known and connected, and it was not shut down from this side.
+    pub(super) fn is_open_and_connected(&self) -> bool {
+        let state = self.state();
+        state.conn_state.accepts_requests() && state.socket.is_some() && !state.is_tcp_closed()
+    }
+
+    /// Method and target of the request in flight, for the log.
+    pub(crate) fn request_line(&self) -> String {
+        self.state().request_line.clone()
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        Snapshot {
+            busy: state.busy,
+            since: state.since,
+            waiting: state.pipelined.len(),
+            fate: state.conn_state,
+            activity: state.activity,
+        }
+    }
+
+    /// When it became busy, or idle.
+    pub(crate) fn since(&self) -> Instant {
+        self.state().since
+    }
+
+    /// True if no further request is pipelined, unread in the socket, or read ahead by `tiny_http`, so that this response
+    /// may say `Connection: close`.
+    ///
+    /// For the last, the bytes that the kernel has received are compared with those that were parsed. Of a client that
+    /// writes its headers in an unusual way (two blanks behind a colon) the two never match: with `settled`, they need not.
+    pub(crate) fn has_no_more_input(&self, socket: &OwnedFd, settled: bool) -> bool {
+        if !self.state().pipelined.is_empty() || unread_bytes(socket) > 0 {
+            return false;
+        }
+        settled
+            || tcp_info(socket).is_ok_and(|info| {
+                let end = u64::from(info.close_wait); // the end of the stream counts as a byte
+                info.bytes_received.saturating_sub(end) <= self.bytes_parsed()
+            })
+    }
+
+    /// Whether a small response can be written now without any risk of waiting for the client.
+    ///
+    /// Asks the kernel once in [`MAX_UNACKED_RESPONSES`] responses; `socket` finds the socket if it is not known.
+    pub(crate) fn can_write_without_blocking(&self, socket: impl FnOnce() -> Option<Arc<OwnedFd>>) -> bool {
+        let known = {
+            let mut state = self.state();
+            if state.unacked_responses < MAX_UNACKED_RESPONSES {
+                state.unacked_responses += 1;
+                return true;
+            }
+            state.socket.clone()
+        };
+        let received =
+            known.or_else(socket).and_then(|socket| tcp_info(&*socket).ok()).is_some_and(|info| info.all_acknowledged);
+        if received {
+            self.state().unacked_responses = 1;
+        }
+        received
+    }
+
+    /// Lifts the throttle, because it also drops the peer's ACKs and a response may be blocked on them.
+    pub(crate) fn release(&self) {
+        let mut state = self.state();
+        if state.throttled && state.pipelined.len() <= PIPELINE_MAX {
+            state.resume();
+        }
+    }
+
+    /// Lifts the throttle if few requests are pipelined.
+    pub(crate) fn release_if_few_wait(&self) {
+        self.state().resume_if_short_queue();
+    }
+
+    /// Has the kernel ignore the peer for a while.
+    pub(crate) fn hold(&self, stats: &ConnStats) {
+        self.state().throttle(stats);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.state().throttled
+    }
+
+    /// Shuts the connection down. With both directions, `tiny_http` releases it at once.
+    pub(crate) fn shut_down(&self, how: Shutdown) {
+        let socket = {
+            let mut state = self.state();
+            if state.throttled {
+                state.resume(); // or the peer's answers to the end would be ignored, and the kernel would keep the socket
+            }
+            if how != Shutdown::Write && !matches!(state.conn_state, ConnState::Aborted { .. }) {
+                state.conn_state = ConnState::Aborted { since: Instant::now() };
+            }
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
+            let _ = SockRef::from(&*socket).shutdown(how); // fails if the peer has left
+        }
+    }
+
+    /// Shuts the input of an idle connection down. What `tiny_http` has read before is still answered.
+    pub(crate) fn shutdown_read(&self) {
+        let socket = {
+            let mut state = self.state();
+            if state.conn_state == ConnState::Open {
+                state.conn_state = ConnState::ReadShut { since: Instant::now() };
+            }
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // fails if the peer has left
+        }
+    }
+
+    /// A request of so many bytes was received.
+    pub(super) fn on_received(&self, bytes: u64) {
+        self.bytes_parsed.fetch_add(bytes, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many bytes of a body were read.
+    pub(crate) fn on_parsed(&self, bytes: u64) {
+        self.bytes_parsed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of requests and bodies that were received.
+    pub(crate) fn bytes_parsed(&self) -> u64 {
+        self.bytes_parsed.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were received.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether the body of the request in flight did not come in time.
+    pub(crate) fn body_deadline_passed(&self) -> bool {
+        self.state().body_expired
+    }
+
+    /// Shuts the input down, so that the request in flight sees the end of its body: its time is over.
+    pub(crate) fn expire_body(&self) {
+        let socket = {
+            let mut state = self.state();
+            state.body_expired = true;
+            state.socket.clone()
+        };
+        if let Some(socket) = socket {
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Read); // fails if the peer has left
+        }
+    }
+
+    /// Sets what the request in flight is doing, until its response is claimed.
+    pub(super) fn set_activity(&self, activity: Activity) {
+        let mut state = self.state();
+        if !state.claimed {
+            state.activity = activity;
+        }
+    }
+
+    /// Claims the response to the request in flight: true for the first caller, which alone may write it.
+    pub(crate) fn claim_response(&self) -> bool {
+        let mut state = self.state();
+        state.activity = Activity::Writing;
+        !std::mem::replace(&mut state.claimed, true)
+    }
+
+    /// The last response was written by a timeout: what follows is discarded.
+    pub(crate) fn begin_closing(&self) {
+        let mut state = self.state();
+        if state.conn_state.accepts_requests() {
+            state.conn_state = ConnState::Closing { since: Instant::now() };
+        }
+    }
+
+    /// A request was dropped without a response.
+    pub(super) fn seal(&self) {
+        self.state().sealed = true;
+    }
+
+    /// Whether the input has ended, by the client's will or by ours.
+    pub(crate) fn has_input_ended(&self) -> bool {
+        let (ended, socket) = {
+            let state = self.state();
+            (state.body_expired || matches!(state.conn_state, ConnState::Aborted { .. }), state.socket.clone())
+        };
+        ended || socket.is_none_or(|socket| tcp_info(&*socket).is_ok_and(|info| info.close_wait || info.closed))
+    }
+}
+
+impl Inner {
+    /// Makes `request` the one in flight.
+    pub(super) fn start_request(&mut self, request: &tiny_http::Request, timeout: Duration) {
+        let now = Instant::now();
+        self.busy = true;
+        self.since = now;
+        self.claimed = false;
+        self.body_expired = false;
+        self.activity = Activity::Handling { deadline: saturating_add(now, timeout) };
+        write_request_line(request, &mut self.request_line);
+    }
+
+    /// No request is in flight.
+    pub(super) fn become_idle(&mut self) {
+        self.busy = false;
+        // What one long target or one long pipeline took must not stay with an idle connection.
+        if self.request_line.capacity() > MAX_IDLE_LINE {
+            self.request_line = String::new();
+        }
+        if self.pipelined.capacity() > PIPELINE_LOW {
+            self.pipelined = VecDeque::new();
+        }
+    }
+
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled
+    }
+
+    /// Has the kernel ignore the peer. What it sends meanwhile is not acknowledged, so it retransmits it later.
+    pub(super) fn throttle(&mut self, stats: &ConnStats) {
+        if self.throttled || self.conn_state != ConnState::Open {
+            return;
+        }
+        if let Some(socket) = &self.socket {
+            self.throttled = set_min_ttl_filter(&**socket, true).is_ok();
+            if self.throttled {
+                stats.throttled.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn resume_if_short_queue(&mut self) {
+        if self.throttled && self.pipelined.len() < PIPELINE_LOW {
+            self.resume();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = set_min_ttl_filter(&**socket, false); // it took the same option before
+        }
+        self.throttled = false;
+    }
+
+    pub(super) fn is_tcp_closed(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| tcp_info(&**socket).is_ok_and(|info| info.closed))
+    }
+}

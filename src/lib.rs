@@ -152,7 +152,9 @@ pub use crate::{
     http::{
         body::Body,
         error::{BodyError, HandlerError},
+        events::{Event, EventWriter},
         response::Response,
+        stream::StreamWriter,
     },
     service::{Service, config::Config, error::StartError, run::ServiceHandle},
 };

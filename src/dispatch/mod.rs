@@ -155,7 +155,8 @@ impl Dispatch {
     /// Sends the response, tells the observers, and gives the connection's next request.
     fn respond(&self, reply: Reply) -> Option<Exchange> {
         let Reply { mut request, response, close } = reply;
-        let response = self.with_whole_body(&mut request, response, close);
+        let mut response = self.with_whole_body(&mut request, response, close);
+        response.link_stream(|| request.stream_link());
         let (exchange, id, route) = request.into_parts();
         // Behind a body that broke off it is not known where the next request begins.
         let close = close || exchange.body().truncated;

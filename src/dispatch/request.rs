@@ -12,6 +12,7 @@ use crate::engine::{self, Exchange, Peer};
 use crate::http::error::{BodyError, mark_broken_body};
 use crate::http::head::Framing;
 use crate::http::request_id::request_id;
+use crate::http::stream::StreamLink;
 use crate::http::validate::absolute_path;
 
 /// Memory, in bytes, that is reserved for a body because of its announced length alone.
@@ -72,6 +73,12 @@ impl Request {
 
     pub(crate) fn exchange_mut(&mut self) -> &mut Exchange {
         &mut self.exchange
+    }
+
+    /// What a response that is written while it is sent knows of this request.
+    pub(crate) fn stream_link(&self) -> StreamLink {
+        let client = self.client();
+        StreamLink { stop: Some(self.stop.clone()), is_client_gone: Some(Box::new(move || client.is_gone())) }
     }
 
     /// The exchange, the request's id, and its route.

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::stream::{StreamSource, StreamWriter};
 use crate::text::panic_message;
 
 /// The body of a response: bytes in memory, some of which are shared, or a reader.
@@ -31,6 +32,7 @@ pub(super) enum Content {
     Shared(Arc<[u8]>),
     SharedText(Arc<str>),
     Reader(BodySource),
+    Stream(StreamSource),
 }
 
 impl Default for Content {
@@ -47,6 +49,7 @@ impl fmt::Debug for Body {
         match (self.as_bytes(), self.length()) {
             (Some(bytes), _) if bytes.len() <= SHOWN => fmt::Debug::fmt(&String::from_utf8_lossy(bytes), f),
             (_, Some(length)) => write!(f, "{length} bytes"),
+            (_, None) if matches!(self.0, Content::Stream(_)) => f.write_str("a stream"),
             (_, None) => f.write_str("a reader"),
         }
     }
@@ -61,6 +64,11 @@ impl Body {
     /// What a reader gives; see [`Response::reader`](crate::Response::reader).
     pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Body {
         Body(Content::Reader(BodySource { reader: Some(Box::new(reader)), length, given: 0 }))
+    }
+
+    /// What a function writes; see [`Response::stream`](crate::Response::stream).
+    pub fn stream(write: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'static) -> Body {
+        Body(Content::Stream(StreamSource::new(write)))
     }
 
     /// Its length in bytes, if it is known before the body is read.
@@ -78,15 +86,15 @@ impl Body {
             Content::Bytes(bytes) => Some(bytes),
             Content::Shared(bytes) => Some(bytes),
             Content::SharedText(text) => Some(text.as_bytes()),
-            Content::Reader(_) => None,
+            Content::Reader(_) | Content::Stream(_) => None,
         }
     }
 
-    /// All of its bytes; a reader is read to its end.
+    /// All of its bytes; a reader is read to its end, and a stream written to its end.
     ///
     /// # Errors
     ///
-    /// The reader fails, panics, or gives less than its length.
+    /// The reader or stream fails, panics, or gives less than its length.
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {
         match self.0 {
             Content::Bytes(bytes) => Ok(bytes),
@@ -96,11 +104,18 @@ impl Body {
                 source.close().map_err(io::Error::other)?;
                 Ok(bytes)
             }
+            Content::Stream(source) => source.into_bytes(),
             _ => Ok(self.as_bytes().unwrap_or_default().to_vec()),
         }
     }
 
-    /// A reader of its bytes, for a body that is made of this one: compressed, for example.
+    /// Whether it is written by a function, which may go on without end.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.0, Content::Stream(_))
+    }
+
+    /// A reader of its bytes, for a body that is made of this one: compressed, for example. A
+    /// [stream](Body::is_stream) is written to its end, into memory, when the first byte is read.
     pub fn into_reader(self) -> impl Read + Send + 'static {
         BodyReader { body: self, at: 0 }
     }
@@ -117,6 +132,9 @@ impl Read for BodyReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if let Content::Reader(source) = &mut self.body.0 {
             return source.read(into);
+        }
+        if self.body.is_stream() {
+            self.body = std::mem::take(&mut self.body).into_bytes()?.into();
         }
         let mut rest = self.body.as_bytes().and_then(|bytes| bytes.get(self.at..)).unwrap_or_default();
         let n = rest.read(into)?;

@@ -11,6 +11,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::body::Body;
 use super::response::Response;
 use super::status::reason_phrase;
+use super::stream::StreamWriter;
 
 /// The content type of text.
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -55,6 +56,31 @@ impl Response {
     /// end of the connection; other clients get it chunked.
     pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Response {
         Response::made(Some(BYTES), Body::reader(reader, length))
+    }
+
+    /// 200, with what a function writes while the response is sent, on a worker's thread.
+    ///
+    /// The head is sent at once; what is written, by `flush`, or when 16 KiB have gathered. Writing fails when the client
+    /// has left; the function may then return that error. If it fails for another reason, or panics, the connection is
+    /// cut, so that the client sees that something is missing. One that may go on for ever should end when the service
+    /// is [draining](StreamWriter::is_draining).
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use allout::Response;
+    ///
+    /// let response = Response::stream(|writer| {
+    ///     for n in 0..3 {
+    ///         writeln!(writer, "line {n}")?;
+    ///         writer.flush()?; // sent now
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(response.into_text()?, "line 0\nline 1\nline 2\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn stream(write: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'static) -> Response {
+        Response::made(Some(BYTES), Body::stream(write))
     }
 
     /// 200, with a file, from its present position to its present end.

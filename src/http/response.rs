@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
-use super::body::Body;
+use super::body::{Body, Content};
+use super::stream::StreamLink;
 use super::validate::is_token;
 
 /// A response: a status, headers and a body.
@@ -220,6 +221,16 @@ impl Response {
     pub fn take_body(&mut self) -> Body {
         self.is_own_text = false;
         std::mem::take(&mut self.body)
+    }
+}
+
+/// # Sent
+impl Response {
+    /// Tells a body that is written while it is sent of its request. `link` is asked for only then.
+    pub(crate) fn link_stream(&mut self, link: impl FnOnce() -> StreamLink) {
+        if let Content::Stream(source) = &mut self.body.0 {
+            source.set_link(link());
+        }
     }
 }
 

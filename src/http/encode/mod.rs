@@ -13,6 +13,7 @@ use crate::http::date::append_date;
 use crate::http::head::Version;
 use crate::http::response::Response;
 use crate::http::status::{is_bodyless, reason_phrase};
+use crate::http::stream::StreamSource;
 
 /// What the connection and the request add to a response.
 #[derive(Clone, Copy)]
@@ -175,6 +176,7 @@ pub(crate) fn send(
     let framing = if copied { encode(&response, context, buffer) } else { append_head(&response, context, buffer) };
     let result = match response.into_body() {
         Body(Content::Reader(source)) => send_reader(source, framing, buffer, &mut out),
+        Body(Content::Stream(source)) => send_stream(source, framing, buffer, &mut out),
         body if !copied => send_large(body.as_bytes().unwrap_or_default(), framing, buffer, &mut out),
         _ => out.write_now(buffer),
     };
@@ -199,6 +201,49 @@ fn send_reader(
     });
     // The reader is dropped before the last chunk is sent: its panic is a failure as well, and counted whatever else failed.
     source.close().map_err(SendError::Panic)?;
+    result?;
+    if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
+}
+
+/// Has the source write; what it flushes is sent at once.
+fn send_stream(
+    source: StreamSource,
+    framing: BodyFraming,
+    buffer: &mut Vec<u8>,
+    out: &mut CountingWriter<'_>,
+) -> Result<(), SendError> {
+    out.write_now(buffer)?;
+    if framing == BodyFraming::None {
+        return Ok(());
+    }
+    let mut client_error = None;
+    let mut emit = |buffer: &mut Vec<u8>| {
+        let n = buffer.len() - CHUNK_PREFIX;
+        buffer.extend_from_slice(b"\r\n");
+        let sent = match framing {
+            BodyFraming::Chunked => out.write_now(frame_chunk(buffer, n)),
+            _ => out.write_now(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n]),
+        };
+        buffer.truncate(CHUNK_PREFIX);
+        sent.map_err(|error| match error {
+            SendError::Client(error) => {
+                let told = io::Error::new(error.kind(), error.to_string());
+                client_error.get_or_insert(error);
+                told
+            }
+            SendError::Reader(reason) | SendError::Panic(reason) => io::Error::other(reason),
+        })
+    };
+    buffer.clear();
+    buffer.resize(CHUNK_PREFIX, 0);
+    let result = source.write_to(&mut emit, buffer);
+    // What the function makes of the client's leaving is not its failure.
+    let result = match (client_error, result) {
+        (_, Err(message)) => Err(SendError::Panic(message)),
+        (Some(error), _) => Err(SendError::Client(error)),
+        (None, Ok(Err(error))) => Err(SendError::Reader(error.to_string())),
+        (None, Ok(Ok(()))) => Ok(()),
+    };
     result?;
     if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
 }

@@ -1,0 +1,262 @@
+//! Bodies that are written while they are sent, and server-sent events, as a client gets them from a socket.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use allout::{Response, Service, ServiceHandle, channel};
+
+#[allow(dead_code, reason = "its main is the example's")]
+#[path = "examples/events.rs"]
+mod events;
+
+/// Far longer than anything here takes, on a machine that is busy with something else.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn start(service: Service) -> ServiceHandle {
+    service.listen("127.0.0.1:0").start().expect("a service on a free port starts")
+}
+
+fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
+    BufReader::new(client)
+}
+
+fn get(address: SocketAddr, path: &str, headers: &str) -> BufReader<TcpStream> {
+    send(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"))
+}
+
+fn line(client: &mut BufReader<TcpStream>) -> String {
+    let mut line = String::new();
+    client.read_line(&mut line).expect("a line comes in time");
+    line.trim_end_matches("\r\n").to_owned()
+}
+
+fn head(client: &mut BufReader<TcpStream>) -> String {
+    let mut head = String::new();
+    loop {
+        match line(client) {
+            end if end.is_empty() => return head,
+            line => head += &format!("{line}\n"),
+        }
+    }
+}
+
+/// The next chunk; empty for the last one.
+fn chunk(client: &mut BufReader<TcpStream>) -> String {
+    let size = usize::from_str_radix(&line(client), 16).expect("a size in hexadecimal digits");
+    let mut bytes = vec![0; size];
+    client.read_exact(&mut bytes).expect("the whole chunk comes in time");
+    assert_eq!(line(client), "");
+    String::from_utf8(bytes).unwrap()
+}
+
+/// What is left up to the end of the connection, and whether it was reset.
+fn rest(client: &mut BufReader<TcpStream>) -> (String, bool) {
+    let mut bytes = Vec::new();
+    let reset = match client.read_to_end(&mut bytes) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => true,
+        Err(error) => panic!("the connection does not end: {error}"),
+    };
+    (String::from_utf8(bytes).unwrap(), reset)
+}
+
+#[test]
+fn a_flush_sends_and_the_head_does_not_wait_for_it() {
+    let (sender, lines) = channel::bounded::<&str>(0);
+    let running = start(Service::new().get("/", move |_| {
+        let lines = lines.clone();
+        Response::stream(move |writer| {
+            for line in lines {
+                writer.write_all(line.as_bytes())?;
+                if line.ends_with('\n') {
+                    writer.flush()?;
+                }
+            }
+            writer.write_all(b"end")
+        })
+    }));
+    let mut client = get(running.address(), "/", "");
+    let head = head(&mut client);
+    assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("Transfer-Encoding: chunked"), "{head}");
+    for (pieces, expected) in [(&["one\n"][..], "one\n"), (&["t", "wo", "\n"], "two\n")] {
+        pieces.iter().for_each(|piece| sender.send_timeout(piece, LIMIT).expect("the stream reads on"));
+        assert_eq!(chunk(&mut client), expected);
+    }
+    drop(sender);
+    assert_eq!((chunk(&mut client), chunk(&mut client)), ("end".to_owned(), String::new()));
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
+fn a_large_stream_arrives_whole_in_pieces_of_the_buffer() {
+    let running = start(
+        Service::new()
+            .get("/", |_| Response::stream(|writer| (0..100_000).try_for_each(|n| writeln!(writer, "line {n}")))),
+    );
+    let expected: String = (0..100_000).map(|n| format!("line {n}\n")).collect();
+    let mut client = get(running.address(), "/", "");
+    head(&mut client);
+    let mut text = String::new();
+    loop {
+        match chunk(&mut client) {
+            last if last.is_empty() => break,
+            piece => text += &piece,
+        }
+    }
+    assert_eq!(text, expected);
+    let mut old = send(running.address(), "GET / HTTP/1.0\r\n\r\n");
+    assert!(head(&mut old).contains("Connection: close"));
+    assert_eq!(rest(&mut old), (expected, false));
+}
+
+#[test]
+fn a_stream_that_fails_or_panics_never_ends_like_a_whole_one() {
+    let running = start(
+        Service::new()
+            .get("/fails", |_| {
+                Response::stream(|writer| {
+                    writer.write_all(b"some")?;
+                    writer.flush()?;
+                    Err(io::Error::other("the disk is gone"))
+                })
+            })
+            .get("/panics", |_| {
+                Response::stream(|writer| {
+                    writer.write_all(b"some")?;
+                    writer.flush()?;
+                    panic!("a bug")
+                })
+            }),
+    );
+    for path in ["/fails", "/panics"] {
+        let mut client = get(running.address(), path, "Connection: close\r\n");
+        head(&mut client);
+        assert_eq!(chunk(&mut client), "some");
+        let (rest, _) = rest(&mut client);
+        assert_eq!(rest, "", "no last chunk");
+    }
+    let mut head_only = send(running.address(), "HEAD /panics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(head(&mut head_only).contains("200 OK"));
+    assert_eq!(rest(&mut head_only), (String::new(), false), "the function is not run for a HEAD");
+}
+
+#[test]
+fn writing_fails_when_the_client_has_left_and_a_stream_can_ask() {
+    let (told, tells) = channel::bounded(2);
+    let running = start(
+        Service::new()
+            .get("/writes", {
+                let told = told.clone();
+                move |_| {
+                    let told = told.clone();
+                    Response::stream(move |writer| {
+                        let error = loop {
+                            if let Err(error) = writer.write_all(b"x").and_then(|()| writer.flush()) {
+                                break error;
+                            }
+                        };
+                        told.send(error.kind()).unwrap();
+                        Ok(()) // what it makes of it changes nothing
+                    })
+                }
+            })
+            .get("/asks", move |_| {
+                let told = told.clone();
+                Response::stream(move |writer| {
+                    while !writer.is_client_gone() {
+                        std::thread::yield_now();
+                    }
+                    told.send(io::ErrorKind::NotConnected).unwrap();
+                    Ok(())
+                })
+            }),
+    );
+    for (path, kinds) in [
+        ("/writes", &[io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset][..]),
+        ("/asks", &[io::ErrorKind::NotConnected]),
+    ] {
+        let mut client = get(running.address(), path, "");
+        head(&mut client);
+        drop(client);
+        let kind = tells.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{path} does not end"));
+        assert!(kinds.contains(&kind), "{path}: {kind:?}");
+    }
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
+fn a_stream_that_never_ends_is_told_of_a_drain_and_cut_after_the_grace() {
+    let endless = |mind: bool| {
+        move |_: &mut allout::Request| {
+            Response::stream(move |writer| {
+                while !(mind && writer.is_draining()) {
+                    writer.write_all(b"x")?;
+                    writer.flush()?;
+                }
+                Ok(())
+            })
+        }
+    };
+    for mind in [true, false] {
+        let running = start(Service::new().grace(Duration::from_secs(1)).get("/", endless(mind)));
+        let mut client = get(running.address(), "/", "");
+        head(&mut client);
+        let reader = std::thread::spawn(move || rest(&mut client).0);
+        let began = Instant::now();
+        let outcome = running.stop("a test");
+        assert!(began.elapsed() < LIMIT / 2, "it took {:?}", began.elapsed());
+        let whole = reader.join().unwrap().ends_with("\r\n0\r\n\r\n");
+        assert_eq!((outcome.code(), whole), (0, mind), "{outcome}");
+    }
+}
+
+/// The next event of a stream, as an `EventSource` understands it: its id and its data.
+fn event(client: &mut BufReader<TcpStream>) -> Option<(String, String)> {
+    loop {
+        let text = chunk(client);
+        if text.is_empty() {
+            return None;
+        }
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        if let Some(data) = field("data: ") {
+            return Some((field("id: ").unwrap_or_default(), data));
+        }
+    }
+}
+
+#[test]
+fn the_events_example_tells_all_clients_and_ends_cleanly_in_a_drain() {
+    let running = start(events::service());
+    let address = running.address();
+    let say = |text: &str| {
+        let length = text.len();
+        let request =
+            format!("POST /say HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
+        assert!(head(&mut send(address, &request)).starts_with("HTTP/1.1 204"));
+    };
+    let mut first = get(address, "/events", "");
+    let listened = head(&mut first);
+    assert!(listened.contains("Content-Type: text/event-stream"), "{listened}");
+    say("hello");
+    let mut second = get(address, "/events", "");
+    head(&mut second);
+    say("again");
+    for client in [&mut first, &mut second] {
+        assert_eq!(event(client), Some(("0".to_owned(), "hello".to_owned())));
+        assert_eq!(event(client), Some(("1".to_owned(), "again".to_owned())));
+    }
+    let mut late = get(address, "/events", "Last-Event-ID: 0\r\n");
+    head(&mut late);
+    assert_eq!(event(&mut late), Some(("1".to_owned(), "again".to_owned())));
+    let outcome = running.stop("a test");
+    assert_eq!(outcome.code(), 0, "{outcome}");
+    for client in [&mut first, &mut second, &mut late] {
+        assert_eq!(event(client), None, "the last chunk");
+    }
+}

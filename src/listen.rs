@@ -1,49 +1,60 @@
-//! The listening socket: made here, or inherited, and given the options that every connection inherits from it.
+//! The listening sockets: bound here, or passed to this process by a service manager or by the image before this one.
 //!
-//! A socket is inherited from the image before this one (see [`renewal`]), or in systemd's
-//! way (`sd_listen_fds(3)`), from systemd or from whoever speaks as it does. The variables stay as they are, because changing the environment is not
-//! safe in a process that may have threads; they name this process alone (`LISTEN_PID`), and the descriptors are not
-//! passed on to programs that are run from here.
+//! A service manager passes sockets as `sd_listen_fds(3)` says. The variables stay set, because a process that may have
+//! threads must not change its environment; they name this process alone (`LISTEN_PID`), and the descriptors are not
+//! inherited by its children.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{OwnedFd, RawFd};
-use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::lifecycle::reexec;
 use crate::sys::fd::take_passed;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::sigio::set_sigio;
-use crate::sys::tcp::set_window_clamp;
 
-/// Connections that the kernel completes and keeps while `tiny_http` is busy; the kernel takes `net.core.somaxconn` if that
-/// is less (4096 since Linux 5.4).
+/// Length of the accept queue: connections that the kernel completes while the engine is busy. The kernel takes
+/// `net.core.somaxconn` if that is less (4096 since Linux 5.4).
 const BACKLOG: i32 = 1024;
 
-/// What the kernel takes of a connection before anybody reads it. It bounds how many pipelined requests can arrive at
-/// once, which `tiny_http` reads without any bound of its own, and queues before those of all others: some 150 of the
-/// smallest, times as many clients as do so.
-const RECEIVE_BUFFER: usize = 4 * 1024;
+/// What a listening socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The routes of the service, and the admin routes if they have no socket of their own.
+    Main,
+    /// The admin routes alone.
+    Admin,
+}
 
-/// The same while a body is read: it is read as fast as somebody takes it, and no faster. An upload over a line of 20 ms
-/// gets 3 MB/s; more would need the window scaling that a small buffer at the start rules out.
-const BODY_BUFFER: usize = 64 * 1024;
+impl Role {
+    /// The name of a passed socket with this role: `FileDescriptorName=` (systemd.socket(5)).
+    fn fd_name(self) -> &'static str {
+        match self {
+            Role::Main => "http",
+            Role::Admin => "admin",
+        }
+    }
+}
 
-/// Silence after which the kernel asks whether the peer is still there. Idle connections end earlier; this is for
-/// requests in flight whose client's machine is gone.
-const KEEPALIVE: Duration = Duration::from_mins(1);
-
-/// The name (`FileDescriptorName=`) that tells our socket from others that were passed along with it.
-const NAME: &str = "http";
-
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) struct ListenSocket {
     pub(crate) listener: TcpListener,
-    /// Others hold it as well: it must not be shut down, and must be left as a new instance wants to find it.
-    pub(crate) inherited: bool,
+    pub(crate) role: Role,
+    /// It belongs to a service manager and outlives this process: it must not be shut down, and must be left as a new
+    /// instance expects it.
+    pub(crate) outlives_us: bool,
+}
+
+/// The suffix of [`ListenSocket::label`] if the socket [outlives us](ListenSocket::outlives_us).
+const OUTLIVES_US: &str = "+";
+
+impl ListenSocket {
+    /// What the next image must know of the socket, as [`open`] takes it.
+    pub(crate) fn label(&self) -> String {
+        format!("{}{}", self.role.fd_name(), if self.outlives_us { OUTLIVES_US } else { "" })
+    }
 }
 
 /// Why there is no listening socket.
@@ -57,60 +68,119 @@ pub(crate) enum ListenError {
     Inherited(String),
 }
 
-/// Takes the socket that was passed to this process, or else listens on `address`.
+/// Which sockets to open.
+pub(crate) struct Wanted<'a> {
+    pub(crate) main: &'a [SocketAddr],
+    pub(crate) admin: Option<SocketAddr>,
+    /// Size of the receive buffer that connections inherit, in bytes, if it is not the kernel's choice.
+    pub(crate) receive_buffer: Option<usize>,
+}
+
+/// Opens all sockets of a service, the main ones first: those that were passed, by the image before this one or else by
+/// the service manager, and new ones for a role of which none was passed.
+///
+/// `left` are the descriptors and [labels](ListenSocket::label) of the sockets that the image before this one has left, if
+/// there was one.
 ///
 /// # Errors
 ///
-/// What was passed cannot be used; or, as [`bind`].
-pub(crate) fn inherit_or_bind(address: SocketAddr) -> Result<ListenSocket, ListenError> {
-    if let Some((number, from_outside)) = reexec::inherited() {
-        let listener = adopt(number).map_err(|why| ListenError::Inherited(format!("descriptor {number} {why}")))?;
-        return Ok(ListenSocket { listener, inherited: from_outside });
+/// A socket that was passed cannot be used; or an address is taken, or not one of this machine, or needs a privilege.
+pub(crate) fn open_inherited(
+    wanted: &Wanted<'_>,
+    left: Option<Vec<(RawFd, String)>>,
+) -> Result<Vec<ListenSocket>, ListenError> {
+    let passed = match left {
+        Some(left) => left
+            .into_iter()
+            .map(|(number, label)| {
+                let role = if label.starts_with(Role::Admin.fd_name()) { Role::Admin } else { Role::Main };
+                (number, label.clone(), role, label.ends_with(OUTLIVES_US))
+            })
+            .collect(),
+        None => passed_by_manager()?,
+    };
+    let mut sockets = Vec::new();
+    for (number, name, role, outlives_us) in passed {
+        let refused = |why: String| ListenError::Inherited(format!("descriptor {number} ({name}) {why}"));
+        let listener = adopt(number, wanted.receive_buffer).map_err(refused)?;
+        sockets.push(ListenSocket { listener, role, outlives_us });
     }
-    match inherit()? {
-        Some(listener) => Ok(ListenSocket { listener, inherited: true }),
-        None => Ok(ListenSocket { listener: bind(address)?, inherited: false }),
-    }
+    let has = |role: Role| sockets.iter().any(|socket| socket.role == role);
+    let (main, admin) = (!has(Role::Main), !has(Role::Admin));
+    sockets.extend(open(&Wanted {
+        main: if main { wanted.main } else { &[] },
+        admin: wanted.admin.filter(|_| admin),
+        ..*wanted
+    })?);
+    sockets.sort_by_key(|socket| socket.role == Role::Admin);
+    Ok(sockets)
 }
 
-/// The socket that was passed to this process, if one was.
-fn inherit() -> Result<Option<TcpListener>, ListenError> {
+/// Opens new sockets, the main ones first.
+///
+/// # Errors
+///
+/// An address is taken, or not one of this machine, or needs a privilege.
+pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError> {
+    let main = wanted.main.iter().map(|address| (*address, Role::Main));
+    let all = main.chain(wanted.admin.map(|address| (address, Role::Admin)));
+    let open_one = |(address, role): (SocketAddr, Role)| {
+        // A socket for `[::]` takes IPv4 connections as well (ipv6(7)), and so the port, unless it is told not to.
+        let has_v4_socket = wanted.main.iter().any(|other| other.is_ipv4() && other.port() == address.port());
+        let only_v6 = address.is_ipv6() && has_v4_socket;
+        let listener = bind(address, only_v6, wanted.receive_buffer)?;
+        Ok(ListenSocket { listener, role, outlives_us: false })
+    };
+    all.map(open_one).collect()
+}
+
+/// Descriptor, name, role, and whether it outlives us.
+type Passed = (RawFd, String, Role, bool);
+
+/// The sockets that a service manager passed to this process.
+fn passed_by_manager() -> Result<Vec<Passed>, ListenError> {
     let unusable = |error: io::Error| ListenError::Inherited(format!("LISTEN_FDS: {error}"));
     let passed: Vec<_> = sd_notify::listen_fds_with_names().map_err(unusable)?.collect();
-    let Some((number, name)) = choose(&passed)? else { return Ok(None) };
-    let refused = |why: String| ListenError::Inherited(format!("descriptor {number} ({name}) {why}"));
-    let listener = adopt(*number).map_err(refused)?;
-    log::info!("the socket was passed by the service manager, as descriptor {number} ({name})");
-    Ok(Some(listener))
+    let selected = select(&passed)?;
+    for (number, name, ..) in &selected {
+        log::info!("the service manager passed descriptor {number} ({name})");
+    }
+    Ok(selected)
 }
 
-/// Of several sockets, the one with our name: the others may be for other parts of the program.
-fn choose(passed: &[(RawFd, String)]) -> Result<Option<&(RawFd, String)>, ListenError> {
-    if passed.len() <= 1 {
-        return Ok(passed.first());
-    }
-    let mut ours = passed.iter().filter(|(_, name)| name == NAME);
-    if let (Some(one), None) = (ours.next(), ours.next()) {
-        for (number, name) in passed.iter().filter(|(number, _)| *number != one.0) {
-            log::warn!("descriptor {number} ({name}) was passed as well, and is not served");
+/// Chooses by name: `http` is for the service, `admin` for the admin routes. If all others have one name, as the sockets
+/// of one unit without `FileDescriptorName=` do, they are the service's, too.
+fn select(passed: &[(RawFd, String)]) -> Result<Vec<Passed>, ListenError> {
+    let named = |role: Role| move |passed: &&(RawFd, String)| passed.1 == role.fd_name();
+    let others = || passed.iter().filter(|passed| !named(Role::Admin)(passed));
+    let mut main: Vec<_> = others().filter(named(Role::Main)).collect();
+    if main.is_empty() {
+        main = others().collect();
+        if let Some((_, other)) = main.iter().find(|(_, name)| *name != main[0].1) {
+            return Err(ListenError::Inherited(format!(
+                "{} were passed, among them {} and {other}, and none is named {} (FileDescriptorName=)",
+                passed.len(),
+                main[0].1,
+                Role::Main.fd_name(),
+            )));
         }
-        return Ok(Some(one));
+    } else {
+        for (number, name) in others().filter(|passed| !named(Role::Main)(passed)) {
+            log::warn!("descriptor {number} ({name}) was passed as well, and is not used");
+        }
     }
-    let names: Vec<_> = passed.iter().map(|(_, name)| name.as_str()).collect();
-    Err(ListenError::Inherited(format!(
-        "{} were passed ({}), and not exactly one is named {NAME} (FileDescriptorName=)",
-        passed.len(),
-        names.join(", ")
-    )))
+    let with = |role| move |(number, name): &(RawFd, String)| (*number, name.clone(), role, true);
+    let admin = passed.iter().filter(named(Role::Admin)).map(with(Role::Admin));
+    Ok(main.into_iter().map(with(Role::Main)).chain(admin).collect())
 }
 
-fn adopt(number: RawFd) -> Result<TcpListener, String> {
-    let descriptor = take_passed(number).map_err(|error| format!("cannot be had: {error}"))?;
-    judge(descriptor)
+fn adopt(number: RawFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
+    let descriptor = take_passed(number).map_err(|error| format!("cannot be used: {error}"))?;
+    validate(descriptor, receive_buffer)
 }
 
-/// Makes a descriptor of whatever kind our listening socket, or says what is wrong with it.
-fn judge(descriptor: OwnedFd) -> Result<TcpListener, String> {
+/// Turns a descriptor into a listening socket, or says what is wrong with it.
+fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
     let socket = Socket::from(descriptor);
     let Ok(domain) = socket.domain() else { return Err("is no socket".to_owned()) };
     if domain != Domain::IPV4 && domain != Domain::IPV6 {
@@ -123,33 +193,31 @@ fn judge(descriptor: OwnedFd) -> Result<TcpListener, String> {
         return Err("is no TCP socket".to_owned());
     }
     if !socket.is_listener().unwrap_or(false) {
-        return Err("does not listen (one connection each is what Accept=yes passes)".to_owned());
+        return Err("does not listen (Accept=yes passes one connection each)".to_owned());
     }
-    renew(&socket).map_err(|error| format!("cannot be set up: {error}"))?;
+    reset_options(&socket, receive_buffer).map_err(|error| format!("cannot be set up: {error}"))?;
     Ok(socket.into())
 }
 
 /// Undoes what a former holder may have left on a socket, and what would end `accept`.
-fn renew(socket: &Socket) -> io::Result<()> {
+fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<()> {
     set_min_ttl_filter(socket, false)?;
     set_sigio(socket, false)?;
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(None)?;
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)
+    receive_buffer.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
 }
 
-/// Listens on `address`.
-///
-/// # Errors
-///
-/// The address is taken, or not one of this machine's, or needs a privilege.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+fn bind(address: SocketAddr, only_v6: bool, receive_buffer: Option<usize>) -> Result<TcpListener, ListenError> {
     let listen = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?; // connections of an earlier instance in TIME_WAIT are no reason to fail
+        socket.set_reuse_address(true)?; // not refused because of connections of an earlier instance in TIME-WAIT
+        if only_v6 {
+            socket.set_only_v6(true)?;
+        }
         socket.bind(&SockAddr::from(address))?;
-        // Before listen(2), or the window of the first connections is not bound by it: tcp(7).
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        // Before listen(2): the window of the first connections depends on it, tcp(7).
+        receive_buffer.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))?;
         socket.listen(BACKLOG)?;
         Ok(socket)
     };
@@ -160,34 +228,17 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     }
 }
 
-/// Lets more of a connection come in at once, for the sake of a body.
-pub(crate) fn grow_receive_buffer(connection: &OwnedFd) {
-    let _ = SockRef::from(connection).set_recv_buffer_size(BODY_BUFFER); // fails if the peer has left
-    let _ = set_window_clamp(connection, BODY_BUFFER);
-}
-
-/// Sets what connections inherit from the listening socket.
-///
-/// # Errors
-///
-/// The system refuses an option.
-pub(crate) fn prepare(listener: &TcpListener, request_timeout: Duration) -> io::Result<()> {
-    let socket = SockRef::from(listener);
-    // tiny_http writes in pieces where a response is long: without this each piece waits for an acknowledgement (40 ms).
-    socket.set_tcp_nodelay(true)?;
-    // Bounds the wait for a client that never reads, where the keeper cannot. SO_RCVTIMEO must not be set: it ends accept.
-    socket.set_write_timeout(Some(request_timeout))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::min_ttl::has_min_ttl_filter;
+    use socket2::SockRef;
     use std::net::{TcpStream, UdpSocket};
     use std::os::unix::net::UnixListener;
+    use std::time::Duration;
 
     fn refused(descriptor: impl Into<OwnedFd>) -> String {
-        judge(descriptor.into()).expect_err("it is of the wrong kind")
+        validate(descriptor.into(), None).expect_err("it is of the wrong kind")
     }
 
     #[test]
@@ -202,7 +253,7 @@ mod tests {
             let listener = TcpListener::bind(address).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             assert!(refused(client).contains("does not listen"));
-            judge(listener.into()).unwrap();
+            validate(listener.into(), None).unwrap();
         }
     }
 
@@ -215,8 +266,8 @@ mod tests {
             listener.set_nonblocking(true).unwrap();
             SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
 
-            let adopted = judge(listener.into()).unwrap();
-            assert!(!crate::sys::min_ttl::has_min_ttl_filter(&adopted));
+            let adopted = validate(listener.into(), None).unwrap();
+            assert!(!has_min_ttl_filter(&adopted));
             let flags = rustix::fs::fcntl_getfl(&adopted).unwrap();
             let unwanted = u32::try_from(libc::O_ASYNC | libc::O_NONBLOCK).unwrap();
             assert_eq!(flags.bits() & unwanted, 0);
@@ -227,16 +278,38 @@ mod tests {
     }
 
     #[test]
-    fn of_several_the_one_with_our_name_is_taken() {
+    fn passed_sockets_are_chosen_by_name() {
         let passed = |names: &[&str]| (3..).zip(names.iter().map(|&name| name.to_owned())).collect::<Vec<_>>();
-        let chosen = |names: &[&str]| choose(&passed(names)).map(|one| one.map(|(number, _)| *number));
-        assert_eq!(chosen(&[]).unwrap(), None);
-        assert_eq!(chosen(&["whatever"]).unwrap(), Some(3));
-        assert_eq!(chosen(&["admin", "http"]).unwrap(), Some(4));
-        assert!(chosen(&["admin", "debug"]).is_err());
-        let Err(ListenError::Inherited(why)) = chosen(&["http", "http"]) else {
-            panic!("two of one name are accepted")
+        let chosen = |names: &[&str]| {
+            let all = select(&passed(names)).map_err(|error| format!("{error:?}"));
+            all.map(|all| all.iter().map(|(number, _, role, _)| (*number, *role)).collect::<Vec<_>>())
         };
-        assert!(why.contains("2 were passed (http, http)"), "{why}");
+        let (main, admin) = (Role::Main, Role::Admin);
+        assert_eq!(chosen(&[]), Ok(vec![]));
+        assert_eq!(chosen(&["whatever"]), Ok(vec![(3, main)]));
+        assert_eq!(chosen(&["allout.socket", "allout.socket"]), Ok(vec![(3, main), (4, main)]));
+        assert_eq!(chosen(&["admin", "http"]), Ok(vec![(4, main), (3, admin)]));
+        assert_eq!(chosen(&["http", "debug", "http"]), Ok(vec![(3, main), (5, main)]));
+        assert_eq!(chosen(&["admin", "debug"]), Ok(vec![(4, main), (3, admin)]));
+        assert_eq!(chosen(&["admin"]), Ok(vec![(3, admin)]));
+        let why = chosen(&["web", "debug", "admin"]).unwrap_err();
+        assert!(why.contains("3 were passed, among them web and debug, and none is named http"), "{why}");
+    }
+
+    #[test]
+    fn new_sockets_are_bound_for_each_role() {
+        let any = |address: &str| address.parse().unwrap();
+        let main = [any("127.0.0.1:0"), any("[::1]:0")];
+        let wanted = Wanted { main: &main, admin: Some(any("127.0.0.1:0")), receive_buffer: Some(4096) };
+        let sockets = open(&wanted).unwrap();
+        let roles: Vec<_> = sockets.iter().map(|socket| (socket.role, socket.label())).collect();
+        let main = (Role::Main, "http".to_owned());
+        assert_eq!(roles, [main.clone(), main, (Role::Admin, "admin".to_owned())]);
+
+        // Every address of both families with one port.
+        let port = sockets[0].listener.local_addr().unwrap().port();
+        drop(sockets);
+        let main = [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0; 8], port))];
+        open(&Wanted { main: &main, admin: None, receive_buffer: None }).unwrap();
     }
 }

@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_millis(400);
 
 fn config() -> Config {
     let mut config = Config::default();
-    config.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    config.listen = vec![(Ipv4Addr::LOCALHOST, 0).into()];
     config
 }
 

@@ -114,7 +114,7 @@ fn promtool_has_nothing_to_say() {
 #[test]
 fn panics_are_counted_and_names_of_routes_are_escaped() {
     let mut config = Config::default();
-    config.listen = ([127, 0, 0, 1], 0).into();
+    config.listen = vec![([127, 0, 0, 1], 0).into()];
     let service = Service::with_config(config)
         .get("/panic", |_| -> &str { panic!("on purpose") })
         .get("/a\"b\\c", |_| "odd")

@@ -18,8 +18,12 @@ use crate::observe::metrics::Metrics;
 use crate::observe::{ResponseObserver, ServiceState, access_log};
 
 // Paths of the admin routes. A route of the service with the same path takes precedence.
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
+const LIVEZ: &str = "/livez";
 const SHUTDOWN: &str = "/shutdown";
 const METRICS: &str = "/metrics";
+const PATHS: [&str; 5] = [HEALTHZ, READYZ, LIVEZ, SHUTDOWN, METRICS];
 
 /// Which admin routes a service has.
 #[derive(Clone)]
@@ -54,13 +58,13 @@ impl From<BadRoute> for InstallError {
 }
 
 impl AdminRoutes {
-    /// The warning that is logged when the address is not a loopback address.
-    pub(crate) fn exposure_warning(&self, address: SocketAddr) -> Option<String> {
+    /// The warning that is logged when the address is not a loopback address. `has_admin`: the admin routes are served there.
+    pub(crate) fn exposure_warning(&self, address: SocketAddr, has_admin: bool) -> Option<String> {
         if address.ip().to_canonical().is_loopback() {
             return None;
         }
-        let reach = format!("{address} can be reached from other machines: their clients may use every route");
-        Some(match (self.routes, self.shutdown, &self.token) {
+        let reach = format!("{address} can be reached from other machines: their clients may use every route there");
+        Some(match (self.routes && has_admin, self.shutdown, &self.token) {
             (false, ..) => reach,
             (true, false, _) => format!("{reach}, /metrics included; there is no /shutdown"),
             (true, true, None) => format!("{reach}, /metrics included; /shutdown is for this machine only"),
@@ -70,32 +74,60 @@ impl AdminRoutes {
         })
     }
 
-    /// Adds the routes that the service itself does not have. Returns the observers of its responses.
+    /// Adds the routes that the service itself does not have; if `own_router`, to a router of their own, and the paths are
+    /// 404 on the service's. `ports` are those of the sockets on which `/shutdown` is served.
     pub(crate) fn install(
         self,
-        routes: &mut Router,
+        mut service: Router,
+        own_router: bool,
         state: &ServiceState,
         stopper: &Stopper,
-        address: SocketAddr,
-    ) -> Result<Vec<ResponseObserver>, InstallError> {
-        routes.begin_admin_routes();
-        let mut observers = Vec::new();
-        if self.access_log {
-            observers.push(access_log::observer());
+        ports: Vec<u16>,
+    ) -> Result<Installed, InstallError> {
+        if !self.routes {
+            let observers = self.access_log.then(access_log::observer).into_iter().collect();
+            return Ok(Installed { service: Observed { router: service, observers }, admin: None });
         }
-        if self.routes {
-            add_health(routes, &state.phase)?;
-            let guard = self.shutdown.then(|| Guard::new(self.token));
-            add_shutdown(routes, state, stopper, address.port(), guard)?;
-            #[cfg(feature = "metrics")]
-            observers.push(add_metrics(routes, state)?);
-            #[cfg(not(feature = "metrics"))]
-            if !routes.has(METRICS) {
-                routes.mask(METRICS)?; // 404, not the fallback
+        let mut separate = own_router.then(Router::default);
+        let admin = separate.as_mut().unwrap_or(&mut service);
+        admin.begin_admin_routes();
+        add_health(admin, &state.phase)?;
+        let guard = self.shutdown.then(|| Guard::new(self.token, ports));
+        add_shutdown(admin, state, stopper, guard)?;
+        #[cfg(feature = "metrics")]
+        let metrics = add_metrics(admin, state)?;
+        #[cfg(not(feature = "metrics"))]
+        if !admin.has(METRICS) {
+            admin.mask(METRICS)?; // 404, not the fallback
+        }
+        if separate.is_some() {
+            for path in PATHS.into_iter().filter(|path| !service.has(path)).collect::<Vec<_>>() {
+                service.mask(path)?;
             }
         }
-        Ok(observers)
+        let observed = |router: Router| {
+            let observers = self.access_log.then(access_log::observer).into_iter();
+            #[cfg(feature = "metrics")]
+            let observers =
+                observers.chain([metrics.observer(router.patterns().cloned().chain([Arc::from(FALLBACK)]))]);
+            let observers = observers.collect();
+            Observed { router, observers }
+        };
+        Ok(Installed { service: observed(service), admin: separate.map(observed) })
     }
+}
+
+/// A router, and the observers of its responses.
+pub(crate) struct Observed {
+    pub(crate) router: Router,
+    pub(crate) observers: Vec<ResponseObserver>,
+}
+
+/// The routers of a service.
+pub(crate) struct Installed {
+    pub(crate) service: Observed,
+    /// The admin routes, if they have a router of their own.
+    pub(crate) admin: Option<Observed>,
 }
 
 /// Adds a route for these methods, unless the service has a route of its own there.
@@ -117,9 +149,9 @@ fn add_health(routes: &mut Router, phase: &Arc<Lifecycle>) -> Result<(), BadRout
         })
     });
     let live: Handler = Arc::new(|_| no_store(Response::text("ok\n")));
-    add(routes, &["GET"], "/healthz", true, &ready)?;
-    add(routes, &["GET"], "/readyz", true, &ready)?;
-    add(routes, &["GET"], "/livez", true, &live)
+    add(routes, &["GET"], HEALTHZ, true, &ready)?;
+    add(routes, &["GET"], READYZ, true, &ready)?;
+    add(routes, &["GET"], LIVEZ, true, &live)
 }
 
 /// Adds `/shutdown`. Without a guard it is 404, not the fallback, whose 200 would look like success. Not inline: the
@@ -128,23 +160,22 @@ fn add_shutdown(
     routes: &mut Router,
     state: &ServiceState,
     stopper: &Stopper,
-    port: u16,
     guard: Option<Guard>,
 ) -> Result<(), BadRoute> {
     let Some(guard) = guard else {
         return if routes.has(SHUTDOWN) { Ok(()) } else { routes.mask(SHUTDOWN) };
     };
     let (state, stopper) = (state.clone(), stopper.clone());
-    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, port, &stopper, &state)));
+    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &stopper, &state)));
     add(routes, &["GET", "POST"], SHUTDOWN, false, &handler)
 }
 
-fn shutdown(request: &mut Request, guard: &Guard, port: u16, stopper: &Stopper, state: &ServiceState) -> Response {
+fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &ServiceState) -> Response {
     let headers: Vec<_> = request.headers().collect();
     let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
-        Passed::Local(peer) => guard.check_process(peer, port, || state.phase.is_draining()),
+        Passed::Local(peer) => guard.check_process(peer, || state.phase.is_draining()),
     });
     if let Err((status, reason)) = verdict {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
@@ -160,25 +191,19 @@ fn shutdown(request: &mut Request, guard: &Guard, port: u16, stopper: &Stopper, 
     Response::text("one out, all out\n")
 }
 
-/// Adds `/metrics`, unless the service has its own, and returns the observer that counts. Not inline: it reads /proc.
+/// Adds `/metrics`, unless the service has its own. Not inline: it reads /proc.
 #[cfg(feature = "metrics")]
-fn add_metrics(routes: &mut Router, state: &ServiceState) -> Result<ResponseObserver, InstallError> {
-    let is_ours = !routes.has(METRICS);
-    let patterns = routes.patterns().cloned().chain(is_ours.then(|| Arc::from(METRICS))).chain([Arc::from(FALLBACK)]);
-    let metrics = Metrics::new(patterns, state.clone()).map_err(InstallError::Metrics)?;
-    let observer = metrics.observer();
-    if is_ours {
-        let handler: Handler = Arc::new(move |_| {
-            no_store(match metrics.encode() {
-                Some(text) => {
-                    Response::text(text).with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-                }
-                None => Response::error(500, "Internal Server Error"),
-            })
-        });
-        routes.add("GET", METRICS, false, handler)?;
-    }
-    Ok(observer)
+fn add_metrics(routes: &mut Router, state: &ServiceState) -> Result<Arc<Metrics>, InstallError> {
+    let metrics = Metrics::new(state.clone()).map_err(InstallError::Metrics)?;
+    let source = Arc::clone(&metrics);
+    let handler: Handler = Arc::new(move |_| {
+        no_store(match source.encode() {
+            Some(text) => Response::text(text).with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),
+            None => Response::error(500, "Internal Server Error"),
+        })
+    });
+    add(routes, &["GET"], METRICS, false, &handler)?;
+    Ok(metrics)
 }
 
 /// Forbids caches to keep the response.

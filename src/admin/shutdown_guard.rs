@@ -53,19 +53,21 @@ pub(crate) enum Passed {
     Local(SocketAddr),
 }
 
-/// The rules for one listening socket.
+/// The rules of one service.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     /// The bearer token, if there is one.
-    pub(crate) token: Option<String>,
+    token: Option<String>,
+    /// Ports of the sockets on which the route is served.
+    ports: Vec<u16>,
     waiting: AtomicUsize,
     /// Held during a look-up: the earliest time of the next.
     next_look_up: Mutex<Option<Instant>>,
 }
 
 impl Guard {
-    pub(crate) fn new(token: Option<String>) -> Guard {
-        Guard { token, ..Guard::default() }
+    pub(crate) fn new(token: Option<String>, ports: Vec<u16>) -> Guard {
+        Guard { token, ports, ..Guard::default() }
     }
 
     /// Checks the token if one is shown, else address and headers.
@@ -124,18 +126,13 @@ impl Guard {
         Ok(Passed::Local(peer))
     }
 
-    /// Checks the process that holds the client's socket, connected to `port` of this machine. Blocks while others are
-    /// looked up; a request that has no effect any more, because the service `is_stopping`, passes.
+    /// Checks the process that holds the client's socket, connected to a port of ours. Blocks while others are looked up;
+    /// a request that has no effect any more, because the service `is_stopping`, passes.
     ///
     /// # Errors
     ///
     /// The reason why the request is refused.
-    pub(crate) fn check_process(
-        &self,
-        peer: SocketAddr,
-        port: u16,
-        is_stopping: impl Fn() -> bool,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn check_process(&self, peer: SocketAddr, is_stopping: impl Fn() -> bool) -> Result<(), Refusal> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err((503, "too many requests for /shutdown"));
@@ -148,7 +145,7 @@ impl Guard {
                 if let Some(next) = *next_look_up {
                     thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
-                let verdict = look_up(peer, port);
+                let verdict = look_up(peer, &self.ports);
                 *next_look_up = verdict.is_err().then(|| Instant::now() + PAUSE);
                 verdict
             }
@@ -158,8 +155,8 @@ impl Guard {
     }
 }
 
-fn look_up(peer: SocketAddr, port: u16) -> Result<(), &'static str> {
-    let sockets = find_sockets(peer, port).map_err(|_| UNKNOWN)?;
+fn look_up(peer: SocketAddr, ports: &[u16]) -> Result<(), &'static str> {
+    let sockets = find_sockets(peer, ports).map_err(|_| UNKNOWN)?;
     judge(&sockets, geteuid().as_raw(), &own_ancestry(), find_holders)
 }
 
@@ -227,7 +224,7 @@ mod tests {
 
     #[track_caller]
     fn check(token: Option<&str>, peer: &str, target: &str, headers: &[(&str, &str)], expected: Result<(), &str>) {
-        let guard = Guard::new(token.map(str::to_owned));
+        let guard = Guard::new(token.map(str::to_owned), Vec::new());
         let peer = peer.parse().ok().map(|ip| SocketAddr::new(ip, 1));
         let verdict = guard.check_request(peer, target, headers).map(|_| ());
         assert_eq!(verdict, expected.map_err(|reason| (403, reason)), "{peer:?} {target} {headers:?}");

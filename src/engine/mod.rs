@@ -28,7 +28,9 @@ pub(crate) use engines::Engines;
 pub(crate) use exchange::{BodyState, Client, Exchange};
 pub(crate) use memory::ResponseSlot;
 pub use peer::Peer;
-pub(crate) use stats::{CLOSE_REASONS, CloseReason, ConnStats};
+#[cfg(feature = "metrics")]
+pub(crate) use stats::CLOSE_REASONS;
+pub(crate) use stats::{CloseReason, ConnStats};
 pub(crate) use stop_state::StopState;
 
 /// Times and limits that an engine enforces.
@@ -125,6 +127,9 @@ macro_rules! delegate {
 }
 
 impl Engine {
+    /// Receive buffer that the listening socket must have before it listens, in bytes.
+    pub(crate) const RECEIVE_BUFFER: usize = tiny_http::RECEIVE_BUFFER;
+
     /// An engine that does not receive yet.
     ///
     /// # Errors
@@ -210,6 +215,7 @@ impl Engine {
         delegate!(self, engine => engine.requests_in_flight())
     }
 
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics read it"))]
     pub(crate) fn stats(&self) -> &ConnStats {
         delegate!(self, engine => engine.stats())
     }

@@ -93,8 +93,8 @@ pub(crate) struct Drain {
     pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
     pub(crate) keepalive_min: Duration,
-    /// The listening socket is a service manager's, and outlives this service.
-    pub(crate) inherited: bool,
+    /// For each engine whether its listening socket is a service manager's, and outlives this service.
+    pub(crate) outlive_us: Vec<bool>,
 }
 
 /// What ends a wait before its time.
@@ -160,13 +160,14 @@ impl Drain {
     /// Stops accepting, and waits until no connection is left or the deadline has passed.
     fn finish_requests(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
         self.phase.enter(Phase::Draining);
-        let (ending, what) = if self.inherited {
-            (Ending::HandOver, "new connections are left to the next instance")
+        let outlives_us = |engine: usize| self.outlive_us.get(engine).is_some_and(|outlives| *outlives);
+        let what = if outlives_us(0) {
+            "new connections are left to the next instance"
         } else {
-            (Ending::Filter, "no longer accepting connections")
+            "no longer accepting connections"
         };
         log::info!("draining: {what}: {}", self.summary());
-        self.engines.stop_accepting(|_| ending);
+        self.engines.stop_accepting(|engine| if outlives_us(engine) { Ending::HandOver } else { Ending::Filter });
         self.wait_quiescent(shutdown.deadline(), crew, shutdown);
     }
 

@@ -22,8 +22,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::Metadata;
 use std::io::{self, Read as _};
-use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -40,10 +39,9 @@ use crate::sys;
 
 /// Tells a child that it is a preflight.
 const PREFLIGHT: &str = "ALLOUT_PREFLIGHT";
-/// Tells the next image where the listening socket is: its descriptor, the pid that it is meant for, and its origin.
-const SOCKET: &str = "ALLOUT_SOCKET";
-/// The origin of a socket that a service manager passed to the first image.
-const FROM_OUTSIDE: &str = "from-outside";
+/// Tells the next image where the listening sockets are: `3=http,7=admin:4711`, their descriptors and labels, and the pid
+/// that they are meant for.
+const SOCKETS: &str = "ALLOUT_SOCKET";
 /// Longest time that a preflight may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
 /// Least time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with them.
@@ -66,14 +64,19 @@ pub(crate) fn is_preflight() -> bool {
     std::env::var_os(PREFLIGHT).is_some()
 }
 
-/// The listening socket that the image before this one has left, if there was one, and whether that image had it from a
-/// service manager.
-pub(crate) fn inherited() -> Option<(RawFd, bool)> {
-    let value = std::env::var(SOCKET).ok()?;
-    let mut parts = value.split(':');
-    let number = parts.next()?.parse().ok().filter(|number| *number >= 0)?;
-    let pid: u32 = parts.next()?.parse().ok()?;
-    (pid == std::process::id()).then_some((number, parts.next() == Some(FROM_OUTSIDE)))
+/// The listening sockets that the image before this one has left, if there was one: descriptors and labels.
+pub(crate) fn inherited() -> Option<Vec<(RawFd, String)>> {
+    let value = std::env::var(SOCKETS).ok()?;
+    let (sockets, pid) = value.split_once(':')?;
+    if pid.parse() != Ok(std::process::id()) {
+        return None;
+    }
+    let socket = |text: &str| {
+        let (number, label) = text.split_once('=').unwrap_or((text, ""));
+        let number = number.parse().ok().filter(|number: &RawFd| *number >= 0)?;
+        Some((number, label.to_owned()))
+    };
+    sockets.split(',').map(socket).collect()
 }
 
 /// Gives the process the name of its binary, which ps(1) and pkill(1) know it by: the kernel names a process that was
@@ -188,7 +191,7 @@ impl Preflight {
     pub(crate) fn start() -> io::Result<Preflight> {
         let binary = Binary::on_disk()?;
         let mut command = Command::new(binary.proc_path());
-        command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKET);
+        command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKETS);
         for name in PRIVATE_ENV {
             command.env_remove(name);
         }
@@ -239,24 +242,20 @@ fn program_name(binary: &Path) -> OsString {
 
 /// Becomes `binary`, or the running image once more if that cannot be. Returns only with an error.
 ///
-/// The caller has [held](crate::sys::signals::hold) the signals; `resend` are those that the next image is to receive.
-pub(crate) fn exec_new_image(
-    binary: &Binary,
-    listener: &TcpListener,
-    from_outside: bool,
-    resend: &[Signal],
-) -> io::Error {
-    if let Err(error) = fcntl_setfd(listener, FdFlags::empty()) {
-        return error.into();
+/// `sockets` are the listening sockets with their labels. The caller has [held](crate::sys::signals::hold) the signals; `resend` are those that the next image is to receive.
+pub(crate) fn exec_new_image(binary: &Binary, sockets: &[(BorrowedFd<'_>, String)], resend: &[Signal]) -> io::Error {
+    for (socket, _) in sockets {
+        if let Err(error) = fcntl_setfd(socket, FdFlags::empty()) {
+            return error.into();
+        }
     }
     for signal in resend {
         if let Err(error) = kill_process(getpid(), *signal) {
             log::error!("signal {} is lost in the re-exec: {error}", signal.as_raw());
         }
     }
-    let origin = if from_outside { FROM_OUTSIDE } else { "" };
-    let socket = format!("{}:{}:{origin}", listener.as_raw_fd(), std::process::id());
-    let environment = environment(&socket);
+    let sockets: Vec<_> = sockets.iter().map(|(socket, label)| format!("{}={label}", socket.as_raw_fd())).collect();
+    let environment = environment(&format!("{}:{}", sockets.join(","), std::process::id()));
     let arguments: Vec<CString> =
         std::iter::once(program_name(&binary.path)).chain(arguments()).filter_map(c_string).collect();
     if binary.is_unchanged() {
@@ -273,9 +272,10 @@ pub(crate) fn exec_new_image(
 }
 
 /// The environment of the next image, as `NAME=value`.
-fn environment(socket: &str) -> Vec<CString> {
-    let kept = std::env::vars_os().filter(|(name, _)| name != SOCKET && LISTEN_ENV.iter().all(|listen| name != listen));
-    kept.chain([(SOCKET.into(), socket.into())])
+fn environment(sockets: &str) -> Vec<CString> {
+    let kept =
+        std::env::vars_os().filter(|(name, _)| name != SOCKETS && LISTEN_ENV.iter().all(|listen| name != listen));
+    kept.chain([(SOCKETS.into(), sockets.into())])
         .filter_map(|(mut name, value)| {
             name.push("=");
             name.push(value);

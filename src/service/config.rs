@@ -10,15 +10,18 @@ use crate::crew::GRACE;
 /// ```
 /// use std::time::Duration;
 /// let mut config = allout::Config::default();
-/// config.listen = "127.0.0.1:0".parse()?;
+/// config.listen = vec!["127.0.0.1:0".parse()?];
 /// config.grace = Duration::from_secs(10);
 /// # Ok::<(), std::net::AddrParseError>(())
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen; port 0 picks a free one. Default: `127.0.0.1:8088`, so that nobody is served by accident.
-    pub listen: SocketAddr,
+    /// Addresses to listen on; port 0 picks a free one. Default: `127.0.0.1:8088`, so that only this machine is served
+    /// unless others are meant to be. Not used when a service manager passes sockets.
+    pub listen: Vec<SocketAddr>,
+    /// Address of a socket of its own for the admin routes, which are then not served on the others. Default: none.
+    pub admin_listen: Option<SocketAddr>,
     /// Most workers that may run at once; the pool grows to it under load and shrinks when idle.
     ///
     /// Default 2048: a thousand handlers that wait must not keep the others waiting, and a thread that waits costs some
@@ -51,7 +54,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8088)),
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8088))],
+            admin_listen: None,
             workers: 2048,
             queue: 1024,
             max_connections: 4096,

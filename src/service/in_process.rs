@@ -1,8 +1,8 @@
 //! A service without a socket: requests that are made are answered as those that are received.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::admin::Observed;
 use crate::crew::Crew;
 use crate::crew::pool::Pool;
 use crate::dispatch::Dispatch;
@@ -57,11 +57,10 @@ impl Service {
             queue: self.config.queue,
             max_connections: self.config.max_connections,
         };
-        let mut router = self.routes.clone();
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let record_request_line = self.operations.access_log;
-        let observers = self.operations.clone().install(&mut router, &state, &nobody.stopper(), address);
-        let observers = observers.map_err(|error| StartError::from(error).to_string())?;
+        let operations = self.operations.clone();
+        let installed = operations.install(self.routes.clone(), false, &state, &nobody.stopper(), Vec::new());
+        let Observed { router, observers } = installed.map_err(|error| StartError::from(error).to_string())?.service;
         Ok(Dispatch {
             router,
             around: self.around.clone(),

@@ -47,6 +47,8 @@ struct Member {
 #[must_use = "a service does nothing until it is run"]
 pub struct Service {
     pub(crate) config: Config,
+    /// [`listen`](Service::listen) was called.
+    pub(crate) listen_was_set: bool,
     crew: Crew,
     routes: Router,
     around: Around,
@@ -79,6 +81,7 @@ impl Service {
     pub fn with_config(config: Config) -> Service {
         Service {
             config,
+            listen_was_set: false,
             crew: Crew::new(),
             routes: Router::default(),
             around: Around::default(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::config::Config;
 use super::{Member, Service};
+use crate::admin::Observed;
 use crate::crew::Crew;
 use crate::crew::member::SlotId;
 use crate::crew::message::{Command, Stopper};
@@ -16,7 +17,8 @@ use crate::dispatch::Dispatch;
 use crate::engine::{Engine, Engines, Events, Exchange, Serve, Settings};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
-use crate::listen::{self, ListenSocket};
+use crate::lifecycle::reexec;
+use crate::listen::{self, ListenSocket, Role, Wanted};
 use crate::observe::ServiceState;
 use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
@@ -37,14 +39,16 @@ impl Service {
         let config = self.config;
         let owns_process = signals.is_some();
         let nofile = limits::raise_nofile_limit();
-        let ListenSocket { listener, inherited } = open_socket(&config, owns_process)?;
+        let sockets = open_sockets(&config, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);
         let stopper = crew.stopper();
-        let settings = settings(&config, connection_capacity(nofile, limits::max_threads()));
-        let engine = Engine::new(&listener, settings, events(&stopper)).map_err(system("the listening socket"))?;
-        let address = engine.address();
-        let engines = Engines::new(vec![engine]);
+        let settings = settings(&config, connection_capacity(nofile, limits::max_threads()) / sockets.len().max(1));
+        let engines: io::Result<Vec<_>> =
+            sockets.iter().map(|socket| Engine::new(&socket.listener, settings, events(&stopper))).collect();
+        let engines = Engines::new(engines.map_err(system("the listening socket"))?);
+        let listening: Vec<_> =
+            engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
         let pool = Pool::new(config.workers, config.queue, crew.reserve("workers"));
         {
             let pool = Arc::clone(&pool);
@@ -56,23 +60,31 @@ impl Service {
             phase: Arc::new(Lifecycle::new(crew.stop())),
             dispatch: Arc::default(),
             queue: config.queue,
-            max_connections: settings.max_connections,
+            max_connections: settings.max_connections * sockets.len(),
         };
 
-        let mut router = self.routes;
         let record_request_line = self.operations.access_log;
-        let exposure = self.operations.exposure_warning(address);
-        let observers = self.operations.install(&mut router, &state, &stopper, address)?;
-        let dispatch = Arc::new(Dispatch {
-            router,
-            around: self.around,
-            pool: Arc::clone(&pool),
-            stop: crew.stop(),
-            observers,
-            record_request_line,
-            max_body: config.max_body,
-            stats: Arc::clone(&state.dispatch),
+        let own_router = listening.iter().any(|(_, role)| *role == Role::Admin);
+        let exposure = listening.iter().filter_map(|(address, role)| {
+            self.operations.exposure_warning(*address, !own_router || *role == Role::Admin)
         });
+        let exposure: Vec<_> = exposure.collect();
+        let ports = listening.iter().map(|(address, _)| address.port()).collect();
+        let installed = self.operations.install(self.routes, own_router, &state, &stopper, ports)?;
+        let dispatch = |Observed { router, observers }: Observed| {
+            Arc::new(Dispatch {
+                router,
+                around: self.around.clone(),
+                pool: Arc::clone(&pool),
+                stop: crew.stop(),
+                observers,
+                record_request_line,
+                max_body: config.max_body,
+                stats: Arc::clone(&state.dispatch),
+            })
+        };
+        let service = dispatch(installed.service);
+        let admin = installed.admin.map(dispatch);
 
         if let Some(signals) = signals {
             spawn_signals(&mut crew, signals, state.clone())?;
@@ -80,8 +92,9 @@ impl Service {
         spawn_members(&mut crew, self.members)?;
         spawn_notifier(&mut crew, owns_process, &state, &config)?;
         // Last, since requests arrive from here on.
-        let watchers = start_engines(&mut crew, &engines, dispatch)?;
-        announce(&config, address, settings.max_connections, exposure);
+        let roles = listening.iter().map(|(_, role)| *role);
+        let watchers = start_engines(&mut crew, &engines, roles, &service, admin.as_ref())?;
+        announce(&config, &listening, state.max_connections, &exposure);
 
         let drain = Drain {
             engines,
@@ -90,15 +103,14 @@ impl Service {
             workers: pool.slot(),
             delay: config.drain_delay,
             keepalive_min: config.keepalive_min,
-            inherited,
+            outlive_us: sockets.iter().map(|socket| socket.outlives_us).collect(),
         };
         Ok(Parts {
             crew,
             drain,
-            listener,
+            sockets,
             pool,
-            address,
-            inherited,
+            addresses: listening.into_iter().map(|(address, _)| address).collect(),
             owns_process,
             grace: config.grace,
             before: self.before_drain,
@@ -107,14 +119,15 @@ impl Service {
     }
 }
 
-fn open_socket(config: &Config, owns_process: bool) -> Result<ListenSocket, StartError> {
-    let socket = if owns_process {
-        listen::inherit_or_bind(config.listen)?
-    } else {
-        ListenSocket { listener: listen::bind(config.listen)?, inherited: false }
-    };
-    listen::prepare(&socket.listener, config.request_timeout).map_err(system("socket options"))?;
-    Ok(socket)
+fn open_sockets(config: &Config, owns_process: bool) -> Result<Vec<ListenSocket>, StartError> {
+    let wanted =
+        Wanted { main: &config.listen, admin: config.admin_listen, receive_buffer: Some(Engine::RECEIVE_BUFFER) };
+    let sockets =
+        if owns_process { listen::open_inherited(&wanted, reexec::inherited())? } else { listen::open(&wanted)? };
+    if sockets.is_empty() {
+        return Err(StartError::Unresolved(io::Error::new(io::ErrorKind::InvalidInput, "none is given")));
+    }
+    Ok(sockets)
 }
 
 fn settings(config: &Config, capacity: usize) -> Settings {
@@ -171,23 +184,39 @@ fn spawn_notifier(
     crew.spawn("systemd", move |_| notifier.run()).map_err(system("the thread that notifies systemd"))
 }
 
-fn start_engines(crew: &mut Crew, engines: &Engines, dispatch: Arc<Dispatch>) -> Result<Vec<SlotId>, StartError> {
-    let serve: Arc<Serve> = Arc::new(move |exchange: Exchange| dispatch.serve(exchange));
+fn start_engines(
+    crew: &mut Crew,
+    engines: &Engines,
+    roles: impl Iterator<Item = Role>,
+    service: &Arc<Dispatch>,
+    admin: Option<&Arc<Dispatch>>,
+) -> Result<Vec<SlotId>, StartError> {
+    let serve = |dispatch: &Arc<Dispatch>| -> Arc<Serve> {
+        let dispatch = Arc::clone(dispatch);
+        Arc::new(move |exchange: Exchange| dispatch.serve(exchange))
+    };
     let mut slots = Vec::new();
-    for engine in engines.iter() {
-        engine.start(Arc::clone(&serve)).map_err(system(engine.name()))?;
+    for (number, (engine, role)) in engines.iter().zip(roles).enumerate() {
+        let dispatch = admin.filter(|_| role == Role::Admin).unwrap_or(service);
+        engine.start(serve(dispatch)).map_err(system(engine.name()))?;
         for thread in engine.threads() {
-            let spawned = crew.spawn_member(thread.name, Some(thread.interrupt), thread.run);
+            let name = if number == 0 { thread.name.to_owned() } else { format!("{}-{}", thread.name, number + 1) };
+            let spawned = crew.spawn_member(&name, Some(thread.interrupt), thread.run);
             slots.push(spawned.map_err(system("a thread of the engine"))?);
         }
     }
     Ok(slots)
 }
 
-fn announce(config: &Config, address: SocketAddr, max_connections: usize, exposure: Option<String>) {
-    log::info!("listening on http://{address}");
-    if let Some(exposure) = exposure {
-        log::warn!("{exposure}");
+fn announce(config: &Config, listening: &[(SocketAddr, Role)], max_connections: usize, exposure: &[String]) {
+    for (address, role) in listening {
+        match role {
+            Role::Main => log::info!("listening on http://{address}"),
+            Role::Admin => log::info!("admin routes on http://{address}"),
+        }
+    }
+    for warning in exposure {
+        log::warn!("{warning}");
     }
     let Config { workers, queue, .. } = config;
     log::info!("at most {workers} workers, {queue} requests in the queue, {max_connections} connections");

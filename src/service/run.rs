@@ -1,7 +1,8 @@
 //! A service that runs: the cause that ends it, the re-exec that may follow, and the handle of one that was started.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
@@ -21,6 +22,7 @@ use crate::dispatch::Job;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Phase;
 use crate::lifecycle::reexec::{self, Binary, MIN_LEAK_REEXEC_INTERVAL, Preflight};
+use crate::listen::ListenSocket;
 use crate::sys;
 use crate::text::{human_duration, panic_message};
 
@@ -47,11 +49,11 @@ pub(super) fn own_process() -> io::Result<SignalSource> {
 pub(super) struct Parts {
     pub(super) crew: Crew,
     pub(super) drain: Drain,
-    pub(super) listener: TcpListener,
+    /// The listening sockets, in the order of the engines.
+    pub(super) sockets: Vec<ListenSocket>,
     pub(super) pool: Arc<Pool<Job>>,
-    pub(super) address: SocketAddr,
-    /// The listening socket is held by others as well.
-    pub(super) inherited: bool,
+    /// Where the sockets listen.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) owns_process: bool,
     pub(super) grace: Duration,
     pub(super) before: Vec<Hook>,
@@ -65,9 +67,9 @@ impl Parts {
     ///
     /// The system cannot create a thread.
     pub(super) fn start(self) -> io::Result<ServiceHandle> {
-        let (address, stopper) = (self.address, self.crew.stopper());
+        let (addresses, stopper) = (self.addresses.clone(), self.crew.stopper());
         let thread = thread::Builder::new().name("allout".to_owned()).spawn(move || self.run())?;
-        Ok(ServiceHandle { address, stopper, thread: Some(thread) })
+        Ok(ServiceHandle { addresses, stopper, thread: Some(thread) })
     }
 
     /// Serves until there is a cause to stop, drains, and exits or re-executes.
@@ -87,11 +89,13 @@ impl Parts {
         }
         if let (true, None, Some(binary)) = (handed_over, shutdown.forced_by, next_image) {
             log::info!("re-executing, {} after the first message", human_duration(shutdown.started.elapsed()));
-            let error = reexec::exec_new_image(&binary, &self.listener, self.inherited, &for_next_image(&shutdown));
+            let sockets: Vec<_> = self.sockets.iter().map(|socket| (socket.listener.as_fd(), socket.label())).collect();
+            let error = reexec::exec_new_image(&binary, &sockets, &for_next_image(&shutdown));
             shutdown.failures.push(format!("the re-exec failed: {error}"));
         }
-        let inherited = self.inherited;
-        self.drain.engines.iter().for_each(|engine| engine.finish(inherited));
+        for (engine, socket) in self.drain.engines.iter().zip(&self.sockets) {
+            engine.finish(socket.outlives_us);
+        }
         let outcome = shutdown.outcome();
         if outcome.code() == 0 {
             log::info!("{outcome}");
@@ -202,15 +206,21 @@ impl ReexecRequests {
 #[derive(Debug)]
 #[must_use = "the service is stopped when its handle is dropped"]
 pub struct ServiceHandle {
-    address: SocketAddr,
+    /// The first at least.
+    addresses: Vec<SocketAddr>,
     stopper: Stopper,
     thread: Option<JoinHandle<Outcome>>,
 }
 
 impl ServiceHandle {
-    /// The address that it listens on, with the port that the kernel chose.
+    /// The first address that it listens on, with the port that the kernel chose.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses[0] // a service without a socket does not start
+    }
+
+    /// All addresses that it listens on, in the order in which they were given; that of the admin routes is the last.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Stops it, from any thread.

@@ -1,6 +1,6 @@
 //! The settings of a [`Config`], one by one, on the service that is put together.
 
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::service::Service;
@@ -11,16 +11,36 @@ use crate::service::error::StartError;
 ///
 /// Each sets the field of [`Config`] that has its name, where the defaults are told, too.
 impl Service {
-    /// Where to listen: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`. Of several addresses that a name has, the first.
+    /// An address to listen on: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`; of the addresses of a name, the first. The first
+    /// call replaces the addresses of the configuration, each further call adds one.
     ///
-    /// A name is looked up here and now. One that cannot be keeps the service from starting.
+    /// A name is resolved here and now. One that does not resolve keeps the service from starting.
     pub fn listen(mut self, address: impl ToSocketAddrs) -> Service {
-        match address.to_socket_addrs().map(|mut all| all.next()) {
-            Ok(Some(address)) => self.config.listen = address,
-            Ok(None) => self.refuse(StartError::Unresolved(std::io::ErrorKind::AddrNotAvailable.into())),
-            Err(error) => self.refuse(StartError::Unresolved(error)),
+        if let Some(address) = self.resolve(&address) {
+            if !std::mem::replace(&mut self.listen_was_set, true) {
+                self.config.listen.clear();
+            }
+            self.config.listen.push(address);
         }
         self
+    }
+
+    /// The address of a socket of its own for the admin routes, which are then not served on the others.
+    pub fn admin_listen(mut self, address: impl ToSocketAddrs) -> Service {
+        if let Some(address) = self.resolve(&address) {
+            self.config.admin_listen = Some(address);
+        }
+        self
+    }
+
+    fn resolve(&mut self, address: &impl ToSocketAddrs) -> Option<SocketAddr> {
+        let error = match address.to_socket_addrs().map(|mut all| all.next()) {
+            Ok(Some(address)) => return Some(address),
+            Ok(None) => std::io::ErrorKind::AddrNotAvailable.into(),
+            Err(error) => error,
+        };
+        self.refuse(StartError::Unresolved(error));
+        None
     }
 
     /// Most workers that may run at once.

@@ -30,31 +30,31 @@ pub(crate) struct PeerSocket {
 /// The sockets of the network namespace, as far as they matter here.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
-    /// Those that are bound to the peer's address and connected to our port on a loopback address. More than one is
-    /// possible: `127.0.0.1` and `127.0.0.2` are two servers, to which a client may connect from one port.
+    /// Those that are bound to the peer's address and connected to a port of ours on a loopback address. More than
+    /// one is possible: `127.0.0.1` and `127.0.0.2` are two servers, to which a client may connect from one port.
     pub(crate) peers: Vec<PeerSocket>,
     /// The inodes of those that listen.
     pub(crate) listening: HashSet<u64>,
 }
 
-/// Finds the sockets at the other end of connections from `peer` to `port`.
+/// Finds the sockets at the other end of connections from `peer` to one of `ports`.
 ///
 /// # Errors
 ///
 /// `/proc` is not mounted. A file that does not exist, as `tcp6` on a kernel without IPv6, counts as empty.
-pub(crate) fn find_sockets(peer: SocketAddr, port: u16) -> io::Result<Sockets> {
+pub(crate) fn find_sockets(peer: SocketAddr, ports: &[u16]) -> io::Result<Sockets> {
     let mut sockets = Sockets::default();
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    read_table(File::open("/proc/self/net/tcp")?, peer, port, &mut sockets)?;
+    read_table(File::open("/proc/self/net/tcp")?, peer, ports, &mut sockets)?;
     match File::open("/proc/self/net/tcp6") {
-        Ok(table) => read_table(table, peer, port, &mut sockets)?,
+        Ok(table) => read_table(table, peer, ports, &mut sockets)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     Ok(sockets)
 }
 
-fn read_table(table: impl io::Read, peer: SocketAddr, port: u16, sockets: &mut Sockets) -> io::Result<()> {
+fn read_table(table: impl io::Read, peer: SocketAddr, ports: &[u16], sockets: &mut Sockets) -> io::Result<()> {
     let mut table = BufReader::with_capacity(64 * 1024, table);
     let mut line = String::new();
     let (peer_port, listening) = (format!(":{:04X} ", peer.port()), format!(" {LISTEN} "));
@@ -72,7 +72,7 @@ fn read_table(table: impl io::Read, peer: SocketAddr, port: u16, sockets: &mut S
             (fields.next(), fields.next(), fields.next(), fields.nth(3), fields.nth(1))
             && let (Ok(uid), Ok(inode)) = (uid.parse(), inode.parse())
         {
-            let is_ours = |remote: SocketAddr| remote.port() == port && remote.ip().is_loopback();
+            let is_ours = |remote: SocketAddr| ports.contains(&remote.port()) && remote.ip().is_loopback();
             if state == LISTEN {
                 sockets.listening.insert(inode);
             } else if state != TIME_WAIT
@@ -157,7 +157,7 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn every_socket_that_may_be_the_peer_is_found() {
         let mut sockets = Sockets::default();
-        read_table(TABLE.as_bytes(), "127.0.0.1:5000".parse().unwrap(), 8088, &mut sockets).unwrap();
+        read_table(TABLE.as_bytes(), "127.0.0.1:5000".parse().unwrap(), &[8088], &mut sockets).unwrap();
         assert_eq!(sockets.peers, [PeerSocket { uid: 1000, inode: 45 }, PeerSocket { uid: 33, inode: 47 }]);
         assert_eq!(sockets.listening, HashSet::from([44]));
         assert_eq!(parse_address("00000000000000000000000001000000:1F98"), "[::1]:8088".parse().ok());
@@ -177,7 +177,7 @@ mod tests {
                 _ => TcpStream::connect(("127.0.0.1", port)).unwrap(),
             };
             let (_accepted, peer) = listener.accept().unwrap();
-            let sockets = find_sockets(peer, port).unwrap();
+            let sockets = find_sockets(peer, &[port]).unwrap();
             let [socket] = sockets.peers[..] else { panic!("{:?}", sockets.peers) };
             assert_eq!(socket.uid, geteuid().as_raw(), "{address}");
             let holders = find_holders(socket.inode);
@@ -185,7 +185,7 @@ mod tests {
             assert!(!holder.sockets.is_disjoint(&sockets.listening), "this process listens");
 
             drop(client); // its socket waits for the other end to be closed, and has no owner
-            let closed = find_sockets(peer, port).unwrap().peers;
+            let closed = find_sockets(peer, &[port]).unwrap().peers;
             assert_eq!(closed.iter().map(|socket| socket.inode).collect::<Vec<_>>(), [0], "{closed:?}");
         }
     }

@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pairs: usize = numbers.next().map_or(Ok(5), |number| number.parse())?;
 
     let mut config = allout::Config::default();
-    config.listen = "127.0.0.1:0".parse()?;
+    config.listen = vec!["127.0.0.1:0".parse()?];
     let service = Service::with_config(config).start()?;
     let bound = bound()?;
     let bare = bare()?;

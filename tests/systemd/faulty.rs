@@ -16,7 +16,7 @@ fn stuck() -> &'static str {
 fn main() -> Outcome {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let mut config = Config::default();
-    config.listen = std::env::args().nth(1).expect("an address").parse().expect("an address");
+    config.listen = vec![std::env::args().nth(1).expect("an address").parse().expect("an address")];
     config.workers = 1;
     config.grace = Duration::from_secs(1);
     config.request_timeout = Duration::from_millis(500);

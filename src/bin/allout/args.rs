@@ -1,7 +1,7 @@
-//! The command line: what may be asked for, in which units, and what the answer is when it makes no sense.
+//! The command line: options, their variables, and what is printed if they cannot be used.
 //!
-//! Every option also reads an `ALLOUT_` variable; a flag beats the variable. What does not parse ends the program
-//! with code 2 and a line that says what would have parsed.
+//! Every option also reads an `ALLOUT_` variable; a flag overrides its variable. Options that do not parse, or contradict
+//! each other, end the program with code 2 and a message that says what would be accepted.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,31 +13,31 @@ use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-/// Beyond this a duration is a typing error, and adding it to a point in time might overflow.
-const LONGEST: Duration = Duration::from_hours(365 * 24);
+/// Longest duration that is accepted. More is a typing error.
+const MAX_DURATION: Duration = Duration::from_hours(365 * 24);
 
 const AFTER_HELP: &str = "\
-Durations are written 30s, 500ms, 1m 30s. A flag beats its variable.
+Durations are written 30s, 500ms, 1m 30s. A flag overrides its variable.
 
 Endpoints:
   /                    200 'hello, world', or 'hello, NAME' with ?user=NAME; so does every path not named here
   /healthz, /readyz    200 'ok'; 503 'draining' as soon as the service is asked to stop
   /livez               200 as long as the process can answer
-  /shutdown            200, then one out, all out (GET or POST; from this machine only, or with the token)
+  /shutdown            200, then one out, all out (GET or POST): for this user and root on this machine, or with the token
   /timeout             200 after --timeout-delay
   /metrics             Prometheus text
 
 Signals:
   TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
-  HUP          renew: go on under the same pid with the binary that is on disk now
-  USR1         log the state: who is doing what, and since when
+  HUP          re-exec: go on under the same pid with the binary that is on disk now
+  USR1         log the state: threads, members, connections, requests in flight
 
 Exit codes:
   0      asked to stop, and every request was answered
   1      a part of the service failed, or it could not start
   2      unusable arguments
   3      the grace period ran out and requests were abandoned
-  128+n  a second signal n forced_by the exit
+  128+n  a second signal n forced the exit
 
 Logging:
   RUST_LOG chooses what is logged, on stderr: error, warn, info (the default), debug, trace, off,
@@ -47,6 +47,8 @@ Logging:
 Examples:
   allout                                        serve on http://127.0.0.1:8088
   allout --listen 127.0.0.1:0                   serve on a free port; the log names it
+  allout --listen 0.0.0.0:80 --listen [::]:80 --admin-listen 127.0.0.1:9000
+                                                serve everyone, with health, metrics and /shutdown for this machine
   ALLOUT_GRACE=5s allout --log-format json      options from both places
   allout --systemd-unit > /etc/systemd/system/allout.service
   curl http://127.0.0.1:8088/shutdown";
@@ -66,86 +68,94 @@ Examples:
     disable_version_flag = true
 )]
 pub struct Args {
-    /// Address and port to serve on; port 0 picks a free one.
-    /// Not used when systemd passes a socket
-    #[arg(long, env = "ALLOUT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8088")]
-    #[arg(help_heading = "ListenSocket", value_parser = parse_listen, verbatim_doc_comment)]
-    pub listen: SocketAddr,
+    /// Address and port to serve on; may be given several times. Port 0 picks
+    /// a free one. Not used when systemd passes a socket
+    #[arg(long, env = "ALLOUT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8088", value_delimiter = ',')]
+    #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
+    pub listen: Vec<SocketAddr>,
 
-    /// Most workers that may run at once, 1 or more; the pool grows to it
-    /// under load and shrinks when idle. Not given: what measured best
-    #[arg(long, env = "ALLOUT_WORKERS", value_name = "N")]
+    /// Address and port for the admin routes: /healthz, /readyz, /livez,
+    /// /metrics and /shutdown are served there, and not on --listen
+    #[arg(long, env = "ALLOUT_ADMIN_LISTEN", value_name = "ADDR")]
+    #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// Most workers at once, 1 or more; the pool grows to it under load and
+    /// shrinks when idle
+    #[arg(long, env = "ALLOUT_WORKERS", value_name = "N", default_value = "2048")]
     #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
-    pub workers: Option<usize>,
+    pub workers: usize,
 
-    /// Requests that may wait for a worker; beyond it they are refused with
-    /// 503 and Retry-After. Not given: what measured best
-    #[arg(long, env = "ALLOUT_QUEUE", value_name = "N")]
+    /// Requests that may wait for a worker; beyond it they are answered with
+    /// 503 and Retry-After at once
+    #[arg(long, env = "ALLOUT_QUEUE", value_name = "N", default_value = "1024")]
     #[arg(help_heading = "Capacity", value_parser = parse_count, allow_hyphen_values = true, verbatim_doc_comment)]
-    pub queue: Option<usize>,
+    pub queue: usize,
 
-    /// Connections that may be open, 1 or more; beyond it the idlest go
-    /// first. Not given: what measured best
-    #[arg(long, env = "ALLOUT_MAX_CONNECTIONS", value_name = "N")]
+    /// Open connections for each --listen, 1 or more, if the limits on
+    /// descriptors and threads allow as many; beyond it the least recently
+    /// used connections are closed first
+    #[arg(long, env = "ALLOUT_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
-    pub max_connections: Option<usize>,
+    pub max_connections: usize,
 
-    /// How long requests in flight may take to finish once the service is
-    /// asked to stop; what still runs then is abandoned, counted and named
+    /// Longest time for a stop: requests that are still in flight at its end
+    /// are abandoned, counted and named in the log
     #[arg(long, env = "ALLOUT_GRACE", value_name = "DUR", default_value = "30s")]
     #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub grace: Duration,
 
-    /// How long to go on serving after being asked to stop, while /healthz
-    /// already says 503: time for a load balancer to look away
+    /// Time to serve on after being asked to stop, while /healthz already
+    /// answers 503, for a load balancer to notice
     #[arg(long, env = "ALLOUT_DRAIN_DELAY", value_name = "DUR", default_value = "0s")]
     #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub drain_delay: Duration,
 
-    /// How long a stop waits for an idle connection to speak once more, so
-    /// that it can be told 'Connection: close'
+    /// Minimum keep-alive in a stop: time that an idle connection has to send
+    /// one more request, whose response says 'Connection: close'
     #[arg(long, env = "ALLOUT_KEEPALIVE_MIN", value_name = "DUR", default_value = "50ms")]
     #[arg(help_heading = "Stopping", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub keepalive_min: Duration,
 
-    /// A connection must complete its first, or next, request within this
+    /// Time for a connection to complete the head of its first, or next,
+    /// request
     #[arg(long, env = "ALLOUT_IDLE_TIMEOUT", value_name = "DUR", default_value = "30s")]
     #[arg(help_heading = "Timeouts", value_parser = parse_timeout, allow_hyphen_values = true, verbatim_doc_comment)]
     pub idle_timeout: Duration,
 
-    /// A request, its body and its response included, may take this long
+    /// Time for a handler, and for a body that makes no progress
     #[arg(long, env = "ALLOUT_REQUEST_TIMEOUT", value_name = "DUR", default_value = "60s")]
     #[arg(help_heading = "Timeouts", value_parser = parse_timeout, allow_hyphen_values = true, verbatim_doc_comment)]
     pub request_timeout: Duration,
 
-    /// How long GET /timeout takes to answer
+    /// Time that GET /timeout takes to answer
     #[arg(long, env = "ALLOUT_TIMEOUT_DELAY", value_name = "DUR", default_value = "20s")]
     #[arg(help_heading = "Timeouts", value_parser = parse_duration, allow_hyphen_values = true, verbatim_doc_comment)]
     pub timeout_delay: Duration,
 
-    /// How log lines look: text for people, json for one object per line
+    /// Format of the log: text, or json with one object per line
     #[arg(long, env = "ALLOUT_LOG_FORMAT", value_name = "text|json", default_value = "text")]
     #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
     pub log_format: LogFormat,
 
-    /// Log a line for every request
+    /// Log a line for every response
     #[arg(long, env = "ALLOUT_ACCESS_LOG", value_name = "off|on", default_value = "off")]
     #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
     pub access_log: OnOff,
 
-    /// File whose content lets requests from elsewhere use /shutdown, as
-    /// 'Authorization: Bearer'; a systemd credential is one
+    /// File with a token: requests with 'Authorization: Bearer TOKEN' may use
+    /// /shutdown from anywhere. A systemd credential is such a file
     #[arg(long, env = "ALLOUT_SHUTDOWN_TOKEN_FILE", value_name = "PATH")]
     #[arg(help_heading = "Shutdown route", verbatim_doc_comment)]
     pub shutdown_token_file: Option<PathBuf>,
 
-    /// The token itself. Discouraged: everyone on the machine sees it in ps;
-    /// the file goes first where both are given
+    /// The token itself. Discouraged: ps shows it to every user. The file
+    /// takes precedence if both are given
     #[arg(long, env = "ALLOUT_SHUTDOWN_TOKEN", value_name = "TOKEN")]
     #[arg(help_heading = "Shutdown route", value_parser = NonEmptyStringValueParser::new(), verbatim_doc_comment)]
     pub shutdown_token: Option<String>,
 
-    /// Have no /shutdown at all: it answers 404
+    /// No /shutdown route: it answers 404
     #[arg(long, env = "ALLOUT_NO_SHUTDOWN", action = ArgAction::SetTrue)]
     #[arg(help_heading = "Shutdown route", value_parser = BoolishValueParser::new(), verbatim_doc_comment)]
     pub no_shutdown: bool,
@@ -171,7 +181,7 @@ pub struct Args {
     version: Option<bool>,
 }
 
-/// How log lines look.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// One readable line per event.
@@ -226,8 +236,8 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// What cannot be used, and requests for help or the version: [`clap::Error::exit`] prints each where it
-    /// belongs and leaves with 2 or 0.
+    /// Options that cannot be used, and requests for help or the version: [`clap::Error::exit`] prints each to the right
+    /// stream and exits with 2 or 0.
     pub fn from_process() -> Result<Self, clap::Error> {
         Self::read(&std::env::args_os().collect::<Vec<_>>())
     }
@@ -236,8 +246,67 @@ impl Args {
         command()
             .try_get_matches_from(line)
             .and_then(|matches| Self::from_arg_matches(&matches))
-            .map_err(|error| name_the_variable(error, line))
+            .map_err(|error| add_hint(name_the_variable(error, line)))
+            .and_then(Self::checked)
     }
+
+    /// # Errors
+    ///
+    /// Two options contradict each other.
+    fn checked(self) -> Result<Self, clap::Error> {
+        let contradiction = if self.no_shutdown && (self.shutdown_token.is_some() || self.shutdown_token_file.is_some())
+        {
+            Some(
+                "--no-shutdown leaves out the route that --shutdown-token and --shutdown-token-file are for".to_owned(),
+            )
+        } else if self.drain_delay > self.grace {
+            let [delay, grace] = [self.drain_delay, self.grace].map(humantime::format_duration);
+            Some(format!("--drain-delay {delay} is a part of --grace {grace}, and cannot be longer"))
+        } else {
+            None
+        };
+        match contradiction {
+            Some(why) => Err(command().error(ErrorKind::ArgumentConflict, why)),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Warnings about `ALLOUT_` variables that no option reads, with the variable that was probably meant.
+pub fn unknown_variables() -> Vec<String> {
+    let command = command();
+    let known: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = names.filter(|name| name.starts_with("ALLOUT_") && !known.contains(&name.as_str()));
+    unknown
+        .filter(|name| !PRIVATE_VARIABLES.contains(&name.as_str()))
+        .map(|name| match known.iter().map(|known| (distance(&name, known), known)).min() {
+            Some((distance, known)) if distance <= MAX_TYPOS => {
+                format!("the variable {name} is not used: {known} may be meant")
+            }
+            _ => format!("the variable {name} is not used: no option has this name"),
+        })
+        .collect()
+}
+
+/// Variables that the program sets for itself, for a re-exec and its preflight, and one that a build reads.
+const PRIVATE_VARIABLES: [&str; 3] = ["ALLOUT_SOCKET", "ALLOUT_PREFLIGHT", "ALLOUT_COMMIT"];
+
+/// Most letters by which a name that is meant differs from one that is written.
+const MAX_TYPOS: usize = 3;
+
+/// Levenshtein distance, in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// The definition of the command line.
@@ -249,8 +318,8 @@ pub fn command() -> clap::Command {
         if facts.is_empty() {
             return arg;
         }
-        // On a line of their own: clap would append them to the text and make lines that no terminal is wide enough
-        // for. What the variable holds stays out, since one of them holds a secret.
+        // On a line of their own: clap would append them, and make lines wider than a terminal. The value of the variable
+        // is left out, because one of them is a secret.
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let takes_values = arg.get_action().takes_values();
         arg.help(format!("{help}\n[{}]", facts.join(", "))).hide_default_value(takes_values).hide_env(true)
@@ -266,7 +335,7 @@ pub fn command() -> clap::Command {
 pub fn generate(what: Generate, out: &mut dyn std::io::Write) -> std::io::Result<()> {
     use clap_complete::{Shell, generate};
 
-    // What is generated is for the plain binary, which has no --generate; clap cannot take an option away again.
+    // For the plain binary, which has no --generate: clap cannot remove an option.
     let full = command();
     let mut plain = clap::Command::new("allout")
         .about(full.get_about().cloned().unwrap_or_default())
@@ -275,7 +344,7 @@ pub fn generate(what: Generate, out: &mut dyn std::io::Write) -> std::io::Result
         .disable_help_flag(true)
         .disable_version_flag(true)
         .args(full.get_arguments().filter(|arg| arg.get_id() != "generate"));
-    // clap_complete panics when its writer fails: it gets one that cannot.
+    // In memory: clap_complete panics if its writer fails.
     let mut text = Vec::new();
     match what {
         Generate::Bash => generate(Shell::Bash, &mut plain, "allout", &mut text),
@@ -294,8 +363,31 @@ fn version() -> &'static str {
     })
 }
 
-/// clap blames the flag even when the value came from the variable. Someone who never typed that flag needs to be
-/// told where to look.
+/// Hints for options that other programs have.
+fn add_hint(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return error };
+    let hint = match unknown.as_str() {
+        _ if error.kind() != ErrorKind::UnknownArgument => return error,
+        "--port" | "-p" | "--bind" | "-b" | "--address" | "--host" => {
+            "the address and port are --listen 127.0.0.1:8080"
+        }
+        "--log-level" | "--verbose" | "-v" | "--quiet" | "-q" | "--debug" | "-d" => {
+            "the level of the log is the variable RUST_LOG: error, warn, info, debug, trace, off"
+        }
+        "--config" | "-c" => "there is no configuration file: each option has a variable, such as ALLOUT_LISTEN",
+        "--threads" | "-t" => "the most threads for requests are --workers",
+        "help" => "help is --help",
+        "version" => "the version is --version",
+        "--linger" => "--linger is --keepalive-min now",
+        other if other.parse::<u16>().is_ok() => "the address and port are --listen 127.0.0.1:8080",
+        other if other.contains(':') && !other.starts_with('-') => "the address and port are an option: --listen",
+        _ => return error,
+    };
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(hint)]));
+    error
+}
+
+/// Names the variable that a value came from: clap names the flag, which was not typed then.
 fn name_the_variable(mut error: clap::Error, line: &[OsString]) -> clap::Error {
     let flag = match error.get(ContextKind::InvalidArg) {
         // "--grace <DUR>", "--systemd-unit[=<service|socket>]"
@@ -329,7 +421,7 @@ fn is_typed(arg: &clap::Arg, line: &[OsString]) -> bool {
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    // The one name that needs no resolver and means the same everywhere.
+    // The only name that needs no resolver.
     if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
@@ -359,19 +451,18 @@ fn parse_one_or_more(text: &str) -> Result<usize, String> {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a number with its unit, as in 30s, 500ms or '1m 30s'";
-    // humantime lets a bare 0 pass. All bare numbers get the same answer, or none would be remembered.
+    // humantime accepts a bare 0. Here all bare numbers are refused alike.
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(EXPECTED.to_owned());
     }
     match humantime::parse_duration(text) {
-        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
         Ok(_) => Err("expected a year at most".to_owned()),
         Err(_) => Err(EXPECTED.to_owned()),
     }
 }
 
-/// A timeout of nothing would end everything before it starts. Whoever writes 0 probably means "never", which this
-/// service does not offer.
+/// A timeout of zero would end every request before it starts. "Never", which 0 may be meant to say, does not exist here.
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("expected more than nothing, as in 30s; there is no 'never'".to_owned()),
@@ -402,8 +493,13 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_manual() {
         let args = read(&[]).unwrap();
-        assert_eq!(args.listen.to_string(), "127.0.0.1:8088");
-        assert_eq!((args.workers, args.queue, args.max_connections), (None, None, None));
+        let config = allout::Config::default();
+        assert_eq!((&args.listen, args.admin_listen), (&config.listen, config.admin_listen));
+        assert_eq!(args.listen, ["127.0.0.1:8088".parse().unwrap()]);
+        assert_eq!(
+            (args.workers, args.queue, args.max_connections),
+            (config.workers, config.queue, config.max_connections)
+        );
         assert_eq!(args.grace, Duration::from_secs(30));
         assert_eq!(args.drain_delay, Duration::ZERO);
         assert_eq!(args.keepalive_min, Duration::from_millis(50));
@@ -431,8 +527,13 @@ mod tests {
 
     #[test]
     fn addresses_parse_or_say_what_would() {
-        assert_eq!(read(&["--listen", "localhost:0"]).unwrap().listen.to_string(), "127.0.0.1:0");
-        assert_eq!(read(&["--listen", "[::1]:80"]).unwrap().listen.to_string(), "[::1]:80");
+        let listen =
+            |line: &[&str]| read(line).unwrap().listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(listen(&["--listen", "localhost:0"]), "127.0.0.1:0");
+        assert_eq!(listen(&["--listen", "[::1]:80", "--listen=127.0.0.1:80"]), "[::1]:80 127.0.0.1:80");
+        assert_eq!(listen(&["--listen", "[::1]:80,127.0.0.1:80"]), "[::1]:80 127.0.0.1:80");
+        let admin = read(&["--admin-listen", "localhost:9000"]).unwrap().admin_listen;
+        assert_eq!(admin, Some("127.0.0.1:9000".parse().unwrap()));
         for (bad, hint) in [
             (":8088", "0.0.0.0"),
             ("8088", "127.0.0.1:8088"),
@@ -464,7 +565,7 @@ mod tests {
         assert!(rejection(&["--workers", "0"]).contains("1 or more"));
         assert!(rejection(&["--max-connections", "0"]).contains("1 or more"));
         assert!(rejection(&["--queue=-1"]).contains("whole number"));
-        assert_eq!(read(&["--queue", "0"]).unwrap().queue, Some(0));
+        assert_eq!(read(&["--queue", "0"]).unwrap().queue, 0);
         rejection(&["--shutdown-token", ""]);
     }
 
@@ -478,6 +579,30 @@ mod tests {
     #[test]
     fn a_slip_gets_a_suggestion() {
         assert!(rejection(&["--grase", "3s"]).contains("'--grace'"));
+        for (line, hint) in [
+            (&["--port", "80"][..], "--listen"),
+            (&["-p", "80"], "--listen"),
+            (&["8080"], "--listen"),
+            (&["0.0.0.0:80"], "--listen"),
+            (&["--log-level=debug"], "RUST_LOG"),
+            (&["-v"], "RUST_LOG"),
+            (&["--config", "/etc/allout"], "ALLOUT_LISTEN"),
+            (&["help"], "--help"),
+        ] {
+            let said = rejection(line);
+            assert!(said.contains(hint), "{line:?}: {said}");
+        }
+        assert_eq!(distance("ALLOUT_GRASE", "ALLOUT_GRACE"), 1);
+        assert_eq!((distance("", "abc"), distance("abc", ""), distance("kitten", "sitting")), (3, 3, 3));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(rejection(&["--no-shutdown", "--shutdown-token", "x"]).contains("--no-shutdown leaves out"));
+        assert!(rejection(&["--no-shutdown", "--shutdown-token-file", "x"]).contains("--no-shutdown leaves out"));
+        let said = rejection(&["--drain-delay", "31s"]);
+        assert!(said.contains("--drain-delay 31s is a part of --grace 30s"), "{said}");
+        assert!(read(&["--drain-delay", "30s"]).is_ok());
     }
 
     /// Variables belong to the whole process and tests share it: each of these runs this test program again.

@@ -1,4 +1,4 @@
-//! The service that allout grew from, on the library's public interface alone: four endpoints, and all options.
+//! The program: a small service on the library's public interface, with an option for each setting.
 
 mod args;
 mod logging;
@@ -6,6 +6,7 @@ mod token;
 mod unit;
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,8 +14,8 @@ use allout::{BodyError, Config, Request, Service};
 
 use args::{Args, Unit};
 
-/// The exit code for arguments that cannot be used, as clap has it: trying again would not help.
-const UNUSABLE: u8 = 2;
+/// Exit code for arguments that cannot be used, which is clap's as well.
+const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::from_process().unwrap_or_else(|error| error.exit());
@@ -23,18 +24,21 @@ fn main() -> ExitCode {
         return written(args::generate(what, &mut std::io::stdout()));
     }
     if let Some(unit) = args.systemd_unit {
-        return written(print_unit(unit, args.listen));
+        return written(print_unit(unit, &args.listen));
     }
     if let Err(error) = logging::init(args.log_format) {
         eprintln!("allout: no log: {error}");
         return ExitCode::FAILURE;
     }
     logging::install_panic_hook();
+    for warning in args::unknown_variables() {
+        log::warn!("{warning}");
+    }
     match service(&args) {
         Ok(service) => service.run().into(),
         Err(error) => {
             log::error!("{error}");
-            ExitCode::from(UNUSABLE)
+            ExitCode::from(EXIT_USAGE)
         }
     }
 }
@@ -49,9 +53,9 @@ fn written(result: std::io::Result<()>) -> ExitCode {
     }
 }
 
-fn print_unit(unit: Unit, listen: std::net::SocketAddr) -> std::io::Result<()> {
+fn print_unit(unit: Unit, listen: &[SocketAddr]) -> std::io::Result<()> {
     let text = match unit {
-        // A binary that was replaced since it started is named with this at its end.
+        // The kernel adds " (deleted)" if the binary was replaced since it started: proc_pid_exe(5).
         Unit::Service => {
             let binary = std::env::current_exe()?;
             let name = binary.to_string_lossy();
@@ -64,7 +68,7 @@ fn print_unit(unit: Unit, listen: std::net::SocketAddr) -> std::io::Result<()> {
 
 /// # Errors
 ///
-/// What is unusable.
+/// The token cannot be read or used.
 fn service(args: &Args) -> Result<Service, String> {
     let delay = args.timeout_delay;
     let config = config(args);
@@ -84,10 +88,11 @@ fn service(args: &Args) -> Result<Service, String> {
 
 fn config(args: &Args) -> Config {
     let mut config = Config::default();
-    config.listen = args.listen;
-    config.workers = args.workers.unwrap_or(config.workers);
-    config.queue = args.queue.unwrap_or(config.queue);
-    config.max_connections = args.max_connections.unwrap_or(config.max_connections);
+    config.listen.clone_from(&args.listen);
+    config.admin_listen = args.admin_listen;
+    config.workers = args.workers;
+    config.queue = args.queue;
+    config.max_connections = args.max_connections;
     config.grace = args.grace;
     config.drain_delay = args.drain_delay;
     config.keepalive_min = args.keepalive_min;
@@ -96,7 +101,7 @@ fn config(args: &Args) -> Config {
     config
 }
 
-/// Greets, and throws the body away; one that is larger than `max_body` is a 413.
+/// Answers with a greeting and discards the body; one that is larger than `max_body` is a 413.
 fn hello(request: &mut Request, max_body: u64) -> Result<String, BodyError> {
     request.discard_body(max_body)?;
     Ok(match request.query("user").as_deref() {

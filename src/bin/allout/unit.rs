@@ -3,7 +3,7 @@
 //! The service is given nothing that it does not use.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const SERVICE: &str = "\
 [Unit]
 Description=allout HTTP service: one out, all out
 After=network.target
-# So many are a loop that somebody must look at, and more than anybody restarts by hand.
+# Ten starts in ten seconds are a loop that needs an operator, and more than are made by hand.
 StartLimitIntervalSec=10s
 StartLimitBurst=10
 
@@ -26,7 +26,7 @@ EnvironmentFile=-/etc/default/allout
 ExecReload=kill -HUP $MAINPID
 KillMode=mixed
 
-# No SuccessExitStatus: 0 is the only success. 3 (requests were abandoned) and 128+n (a second signal n forced_by the
+# No SuccessExitStatus: 0 is the only success. 3 (requests were abandoned) and 128+n (a second signal n forced the
 # exit) are shown as failures, because something was lost, but they are the ends of a stop that was asked for, so the
 # service stays down. 2 (unusable arguments) would only be repeated.
 Restart=on-failure
@@ -104,13 +104,13 @@ WantedBy=multi-user.target
 const SOCKET: &str = "\
 # Printed by allout --systemd-unit=socket. Install as /etc/systemd/system/allout.socket, next to allout.service:
 #   systemctl enable --now allout.socket
-# The socket, and who waits in its queue, outlives restarts of the service.
+# The socket, with the connections in its queue, outlives restarts of the service. One for the admin routes has a unit of
+# its own, with FileDescriptorName=admin and Service=allout.service.
 [Unit]
 Description=allout HTTP socket
 
 [Socket]
-ListenStream=@LISTEN@
-@FREEBIND@FileDescriptorName=http
+@LISTEN@@FREEBIND@FileDescriptorName=http
 Backlog=4096
 NoDelay=yes
 @WHO@
@@ -134,17 +134,23 @@ pub fn service_unit(binary: &Path) -> String {
     SERVICE.replace("@NOTE@", note).replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
 }
 
-/// The unit for the socket that starts the service.
-pub fn socket_unit(listen: SocketAddr) -> String {
-    // The rules of the service do not reach a socket that it did not make.
-    let who = if listen.ip().is_loopback() {
+/// The unit for the sockets that start the service.
+pub fn socket_unit(listen: &[SocketAddr]) -> String {
+    let is_local = listen.iter().all(|address| address.ip().is_loopback());
+    // The rules of the service do not apply to sockets that it did not make.
+    let who = if is_local {
         "# Connections from this machine only.\nIPAddressDeny=any\nIPAddressAllow=localhost\n"
     } else {
         "# To let only some in: IPAddressDeny=any, and IPAddressAllow= with their networks.\n"
     };
     // An address of an interface that may come up later than the socket.
-    let freebind = if listen.ip().is_loopback() || listen.ip().is_unspecified() { "" } else { "FreeBind=yes\n" };
-    SOCKET.replace("@LISTEN@", &listen.to_string()).replace("@FREEBIND@", freebind).replace("@WHO@", who)
+    let is_specific = |ip: IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    let freebind = if listen.iter().any(|address| is_specific(address.ip())) { "FreeBind=yes\n" } else { "" };
+    let mut streams = String::new();
+    for address in listen {
+        let _ = writeln!(streams, "ListenStream={address}"); // writing to a String cannot fail
+    }
+    SOCKET.replace("@LISTEN@", &streams).replace("@FREEBIND@", freebind).replace("@WHO@", who)
 }
 
 /// A word of a command line as systemd reads it: quoted where it must be, bytes that are not plain as `\xNN`, and no
@@ -206,11 +212,12 @@ mod tests {
 
     #[test]
     fn the_socket_admits_those_who_can_reach_its_address() {
-        let local = socket_unit(SocketAddr::from(([127, 0, 0, 1], 8088)));
+        let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
         assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");
-        let all = socket_unit(SocketAddr::from(([0, 0, 0, 0], 80)));
+        let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))]);
+        assert!(all.contains("\nListenStream=0.0.0.0:80\nListenStream=[::]:80\n"), "{all}");
         assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
-        let one = socket_unit(SocketAddr::from(([192, 0, 2, 1], 80)));
+        let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))]);
         assert!(one.contains("\nFreeBind=yes\n"), "{one}");
         for unit in [local, all, one] {
             assert!(!unit.contains('@'), "{unit}");

@@ -256,7 +256,7 @@ impl Exchange {
         if !self.quirks.body_buffered || self.head.framing == Framing::Chunked {
             // Whether a chunked body is whole is known from the socket alone; and a body may come faster than heads may.
             if let Some(socket) = self.shared.socket_of(&self.connection) {
-                crate::listen::grow_receive_buffer(&socket);
+                super::socket::grow_receive_buffer(&socket);
             }
         }
     }

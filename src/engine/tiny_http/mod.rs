@@ -26,9 +26,12 @@ mod receive;
 mod respond;
 mod restart;
 mod server;
+mod socket;
 mod throttle;
 mod unread_body;
 mod wire;
+
+pub(crate) use socket::RECEIVE_BUFFER;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -72,6 +75,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+        socket::prepare(listener, settings.request_timeout)?;
         let gate = Arc::new(AcceptGate::new(listener)?);
         let connections = Arc::new(ConnectionTable::new(settings.request_timeout));
         let stop_state = Arc::new(StopState::default());

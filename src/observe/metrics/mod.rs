@@ -32,8 +32,7 @@ pub(crate) struct Metrics {
     state: ServiceState,
     registry: Registry,
     requests: IntCounterVec,
-    /// By number of the route; the last is the fallback's.
-    routes: Vec<RouteHandles>,
+    durations: HistogramVec,
     /// Responses that were not written to their end, by cause.
     cut: [AtomicU64; CUTS.len()],
     /// Start of this image, in seconds since the epoch.
@@ -48,15 +47,10 @@ struct RouteHandles {
 }
 
 impl Metrics {
-    /// `routes` are their patterns, by number; the last is the fallback's.
-    ///
     /// # Errors
     ///
     /// `prometheus` rejects a name: a bug.
-    pub(crate) fn new(
-        routes: impl Iterator<Item = Arc<str>>,
-        state: ServiceState,
-    ) -> Result<Arc<Metrics>, prometheus::Error> {
+    pub(crate) fn new(state: ServiceState) -> Result<Arc<Metrics>, prometheus::Error> {
         let registry = Registry::new();
         let requests = IntCounterVec::new(
             Opts::new("allout_http_requests_total", "Requests that were answered, by route, method and status."),
@@ -72,29 +66,27 @@ impl Metrics {
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(durations.clone()))?;
-        let routes = routes
-            .map(|pattern| RouteHandles {
-                duration: durations.with_label_values(&[&*pattern]),
-                pattern,
-                requests: Default::default(),
-            })
-            .collect();
         // Of this image, not of the process: a re-exec keeps the process and resets all counters.
         let started = seconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        Ok(Arc::new(Metrics { state, registry, requests, routes, cut: Default::default(), started }))
+        Ok(Arc::new(Metrics { state, registry, requests, durations, cut: Default::default(), started }))
     }
 
-    /// Counts every response.
-    pub(crate) fn observer(self: &Arc<Self>) -> ResponseObserver {
-        let metrics = Arc::clone(self);
-        Box::new(move |record| metrics.count(record))
+    /// Counts every response of one router. `patterns` are those of its routes, by number; the last is the fallback's.
+    pub(crate) fn observer(self: &Arc<Self>, patterns: impl Iterator<Item = Arc<str>>) -> ResponseObserver {
+        let handles = |pattern: Arc<str>| RouteHandles {
+            duration: self.durations.with_label_values(&[&*pattern]),
+            pattern,
+            requests: Default::default(),
+        };
+        let (routes, metrics): (Vec<_>, _) = (patterns.map(handles).collect(), Arc::clone(self));
+        Box::new(move |record| metrics.count(&routes, record))
     }
 
-    fn count(&self, record: &ResponseRecord<'_>) {
+    fn count(&self, routes: &[RouteHandles], record: &ResponseRecord<'_>) {
         if let Some(cut) = record.cut {
             self.cut[cut as usize].fetch_add(1, Ordering::Relaxed);
         }
-        let Some(route) = self.routes.get(record.route).or(self.routes.last()) else { return };
+        let Some(route) = routes.get(record.route).or(routes.last()) else { return };
         route.duration.observe(seconds(record.duration));
         let method = METHODS.iter().position(|name| *name == record.method);
         let status = COMMON_STATUSES.iter().position(|code| *code == record.status);

@@ -58,7 +58,27 @@ pub fn init(format: LogFormat) -> io::Result<()> {
     if let Some(error) = unusable {
         log::warn!("RUST_LOG is ignored: {error}");
     }
+    for name in unknown_targets(&std::env::var("RUST_LOG").unwrap_or_default()) {
+        log::warn!(
+            "RUST_LOG: {name:?} is neither a level (error, warn, info, debug, trace, off) nor a target of this log"
+        );
+    }
     Ok(())
+}
+
+/// The crates that log here. A filter names one of them, or a module in it.
+const TARGETS: [&str; 2] = [env!("CARGO_CRATE_NAME"), "tiny_http"];
+
+/// The targets in a filter that match no line: `verbose` in `RUST_LOG=verbose`, which `env_filter` takes for one.
+fn unknown_targets(filters: &str) -> Vec<&str> {
+    // The part behind a slash is a regular expression for messages.
+    let directives = filters.split('/').next().unwrap_or_default().split(',');
+    let targets = directives.filter_map(|directive| match directive.split_once('=') {
+        Some((target, _)) => Some(target.trim()),
+        None => Some(directive.trim()).filter(|name| name.parse::<LevelFilter>().is_err()),
+    });
+    let is_known = |target: &str| TARGETS.iter().any(|known| known.starts_with(target) || target.starts_with(known));
+    targets.filter(|target| !is_known(target)).collect()
 }
 
 /// Makes a panic one line of the log, so that it has a level, a time and, in JSON, a form that a program can read.
@@ -95,4 +115,20 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 fn is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_that_match_nothing_are_found() {
+        for fine in
+            ["", "info", "WARN", "info,allout=debug", "allout::access=info", "tiny_http", "off,all=info", "info/x"]
+        {
+            assert_eq!(unknown_targets(fine), [""; 0], "{fine}");
+        }
+        assert_eq!(unknown_targets("verbose"), ["verbose"]);
+        assert_eq!(unknown_targets("info, loud ,hyper=debug"), ["loud", "hyper"]);
+    }
 }

@@ -89,6 +89,7 @@ pub(crate) fn open_inherited(
     wanted: &Wanted<'_>,
     left: Option<Vec<(RawFd, String)>>,
 ) -> Result<Vec<ListenSocket>, ListenError> {
+    let from_manager = left.is_none();
     let passed = match left {
         Some(left) => left
             .into_iter()
@@ -103,6 +104,9 @@ pub(crate) fn open_inherited(
     for (number, name, role, outlives_us) in passed {
         let refused = |why: String| ListenError::Inherited(format!("descriptor {number} ({name}) {why}"));
         let listener = adopt(number, wanted.receive_buffer).map_err(refused)?;
+        if from_manager {
+            log::info!("the service manager passed a socket: descriptor {number} ({name})");
+        }
         sockets.push(ListenSocket { listener, role, outlives_us });
     }
     let has = |role: Role| sockets.iter().any(|socket| socket.role == role);
@@ -141,11 +145,7 @@ type Passed = (RawFd, String, Role, bool);
 fn passed_by_manager() -> Result<Vec<Passed>, ListenError> {
     let unusable = |error: io::Error| ListenError::Inherited(format!("LISTEN_FDS: {error}"));
     let passed: Vec<_> = sd_notify::listen_fds_with_names().map_err(unusable)?.collect();
-    let selected = select(&passed)?;
-    for (number, name, ..) in &selected {
-        log::info!("the service manager passed descriptor {number} ({name})");
-    }
-    Ok(selected)
+    select(&passed)
 }
 
 /// Chooses by name: `http` is for the service, `admin` for the admin routes. If all others have one name, as the sockets

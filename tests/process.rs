@@ -207,6 +207,23 @@ fn a_manager_is_told_of_the_start_the_drain_and_the_end() {
 }
 
 #[test]
+fn a_manager_is_told_when_a_stop_replaces_a_reexec() {
+    let manager = Manager::new("replaced");
+    let mut server = Allout::new().env("NOTIFY_SOCKET", manager.path()).args(["--timeout-delay", "2s"]).start();
+    manager.hear_of("READY=1");
+    let mut connection = server.connect();
+    connection.request("GET", "/timeout");
+    server.wait_until_read(&connection);
+    server.signal(Signal::HUP);
+    manager.hear_of("RELOADING=1");
+    server.signal(Signal::TERM);
+    manager.hear_of("STOPPING=1");
+    assert_eq!(connection.hear("GET").status, 200);
+    manager.hear_of("STATUS=stopped: every request was answered");
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
 fn a_watchdog_is_fed_twice_in_its_time_and_told_of_connections() {
     let manager = Manager::new("watchdog");
     let server = Allout::new().env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "400000").start();

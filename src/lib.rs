@@ -148,7 +148,7 @@ pub use crate::{
         route::Params,
         router::BadRoute,
     },
-    engine::Peer,
+    engine::{EngineKind, Peer},
     http::{
         body::Body,
         error::{BodyError, HandlerError},

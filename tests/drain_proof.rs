@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[path = "common/engine.rs"]
+mod engine;
 #[path = "load/http.rs"]
 mod http;
 
@@ -20,6 +22,7 @@ const LONG: Duration = Duration::from_millis(400);
 fn config() -> Config {
     let mut config = Config::default();
     config.listen = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+    config.engine = engine::ENGINE;
     config
 }
 

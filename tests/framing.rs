@@ -19,8 +19,8 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// A request that names itself, so that its answer cannot be missed.
 const NEXT: &str = "GET /?user=next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-fn start(_engine: &str) -> Serving {
-    Allout::new().start()
+fn start(engine: &str) -> Serving {
+    Allout::new().args(["--engine", engine]).start()
 }
 
 #[track_caller]
@@ -156,8 +156,9 @@ fn an_expectation_in_http_1_0_is_ignored(engine: &str) {
 }
 
 /// Item 17: RFC 9110, section 9.3.7: `OPTIONS *` asks about the server, and every server can tell.
-fn options_of_the_server_itself_are_answered(_engine: &str) {
-    let service = allout::Service::new().get("/", |_| "hello").listen("127.0.0.1:0").start().expect("it starts");
+fn options_of_the_server_itself_are_answered(engine: &str) {
+    let service =
+        common::engine::service_on(engine).get("/", |_| "hello").listen("127.0.0.1:0").start().expect("it starts");
     let raw = "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let wire = wire::ask(service.address(), raw, AT_ONCE);
     assert!(matches!(wire.status(), 200 | 204), "{}", wire.summary());
@@ -211,6 +212,30 @@ mod tiny_http {
         what_cannot_be_framed_is_a_400_and_the_end;
         no_continue_is_sent_where_there_is_no_body;
         #[ignore = "417: tiny_http would send 100 Continue"]
+        an_expectation_in_http_1_0_is_ignored;
+        options_of_the_server_itself_are_answered;
+        a_body_that_will_not_be_read_is_a_413;
+    }
+}
+
+mod native {
+    const ENGINE: &str = "native";
+
+    macro_rules! each {
+        ($($(#[$attribute:meta])* $name:ident;)*) => {
+            $(#[test]
+            $(#[$attribute])*
+            fn $name() {
+                super::$name(ENGINE);
+            })*
+        };
+    }
+
+    each! {
+        a_chunked_body_that_is_whole_is_answered;
+        a_whole_request_with_a_half_close_behind_it_is_answered;
+        what_cannot_be_framed_is_a_400_and_the_end;
+        no_continue_is_sent_where_there_is_no_body;
         an_expectation_in_http_1_0_is_ignored;
         options_of_the_server_itself_are_answered;
         a_body_that_will_not_be_read_is_a_413;

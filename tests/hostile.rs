@@ -298,6 +298,10 @@ fn what_a_crowd_took_is_given_back_when_it_has_left() {
     let before = server.resident();
     let crowd = burst(&server, 300);
     let with = server.resident();
+    if common::engine::NATIVE {
+        assert!(with < before + 1024, "{before} KiB, {with} KiB with 300 connections");
+        return; // not worth giving back
+    }
     assert!(with > before + 4096, "{before} KiB, {with} KiB with 300 connections");
     drop(crowd);
     wait_until(LIMIT, "memory to be given back", || server.resident() < before + (with - before) / 2);
@@ -325,7 +329,7 @@ fn a_drain_does_not_wait_for_clients_that_were_held_back_and_have_left() {
             });
         }
     });
-    assert!(held(&server) > 0, "16 clients that never read are held back");
+    assert!(common::engine::NATIVE || held(&server) > 0, "16 clients that never read are held back");
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
 }
@@ -548,6 +552,9 @@ fn resets_and_half_closes_at_any_point_leak_nothing() {
 
 #[test]
 fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_in_danger() {
+    if common::engine::NATIVE {
+        return; // it leaks nothing
+    }
     let server = allout().args(["--max-connections", "64", "--idle-timeout", "1s"]).start();
     for _ in 0..40 {
         // Nothing is promised to these clients, not even that they get in.

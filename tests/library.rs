@@ -21,6 +21,8 @@ mod api;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/crew.rs"]
 mod crew;
+#[path = "common/engine.rs"]
+mod engine;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/hello.rs"]
 mod hello;
@@ -149,7 +151,7 @@ fn handlers_answer_with_whatever_becomes_a_reply() {
     std::fs::write(&file, "from a file").unwrap();
     let path = file.clone();
     let running = start(
-        Service::new()
+        engine::service()
             .get("/text", |_| "text")
             .get("/bytes", |_| vec![1_u8, 2, 3])
             .get("/nothing", |_| ())
@@ -190,7 +192,7 @@ fn handlers_answer_with_whatever_becomes_a_reply() {
 #[test]
 fn a_body_has_a_limit_and_is_refused_beyond_it() {
     let running = start(
-        Service::new()
+        engine::service()
             .max_body(10)
             .post("/service", Request::text)
             .post("/own", |request| request.bytes_up_to(20))
@@ -212,7 +214,7 @@ fn a_body_has_a_limit_and_is_refused_beyond_it() {
 
 #[test]
 fn a_handler_sees_all_of_its_request() {
-    let running = start(Service::new().post("/see/{a}/{b}", |request| {
+    let running = start(engine::service().post("/see/{a}/{b}", |request| {
         let (params, client) = (request.params().clone(), request.client());
         let (query, route) = (request.query("q").unwrap_or_default().into_owned(), request.route().to_owned());
         let pairs = request.query_pairs().count();
@@ -227,7 +229,7 @@ fn a_handler_sees_all_of_its_request() {
 
 #[test]
 fn options_of_the_whole_service_name_its_methods() {
-    let running = start(Service::new().put("/a", |_| ()).without_admin_routes());
+    let running = start(engine::service().put("/a", |_| ()).without_admin_routes());
     let response = ask_with(running.address(), "OPTIONS", "*", "");
     assert_eq!((response.status, response.header("allow")), (204, Some("OPTIONS, PUT")));
 }
@@ -235,7 +237,7 @@ fn options_of_the_whole_service_name_its_methods() {
 #[test]
 fn a_service_that_is_dropped_is_stopped_and_joined() {
     let (sender, told) = channel::bounded(1);
-    let running = start(Service::new().member("watches", move |stop| {
+    let running = start(engine::service().member("watches", move |stop| {
         stop.wait();
         sender.send(()).unwrap();
     }));
@@ -248,7 +250,7 @@ fn a_service_that_is_dropped_is_stopped_and_joined() {
 
 #[test]
 fn a_stopper_stops_from_within_a_handler_and_the_reason_is_the_cause() {
-    let service = Service::new();
+    let service = engine::service();
     let stopper = service.stopper();
     let running = start(service.get("/enough", move |_| stopper.stop("somebody has had enough")));
     assert_eq!(ask(running.address(), "GET", "/enough").0, 204);
@@ -263,7 +265,7 @@ fn hooks_and_members_have_their_moments_in_order() {
     let [first, second, third, fourth] = [(); 4].map(|()| sender.clone());
     let (begun, begins) = channel::bounded(1);
     let running = start(
-        Service::new()
+        engine::service()
             .get("/slow", move |request| {
                 begun.send(()).unwrap();
                 let _ = request.stop().draining().recv(); // ends when the drain begins
@@ -290,7 +292,7 @@ fn hooks_and_members_have_their_moments_in_order() {
 #[test]
 fn a_hook_that_hangs_is_abandoned_within_the_grace() {
     let (_kept, never) = channel::bounded::<()>(0);
-    let running = start(Service::new().grace(Duration::from_millis(400)).before_drain(move || {
+    let running = start(engine::service().grace(Duration::from_millis(400)).before_drain(move || {
         let _ = never.recv();
     }));
     let began = Instant::now();
@@ -321,7 +323,7 @@ fn durations_beyond_the_clock_panic_nowhere() {
 #[test]
 fn a_member_that_waits_for_something_else_is_interrupted() {
     let (sender, receiver) = channel::bounded::<()>(0);
-    let running = start(Service::new().member_with_interrupt(
+    let running = start(engine::service().member_with_interrupt(
         "receives",
         move || drop(sender),
         move |_| {
@@ -333,15 +335,15 @@ fn a_member_that_waits_for_something_else_is_interrupted() {
 
 #[test]
 fn what_cannot_start_says_why() {
-    let twice = Service::new().get("/a", |_| "1").get("/a", |_| "2").listen("127.0.0.1:0").start();
+    let twice = engine::service().get("/a", |_| "1").get("/a", |_| "2").listen("127.0.0.1:0").start();
     assert!(matches!(&twice, Err(StartError::Route(_))), "{twice:?}");
-    let dead = Service::new().get("/:id", |_| "").listen("127.0.0.1:0").start().expect_err("a dead route");
+    let dead = engine::service().get("/:id", |_| "").listen("127.0.0.1:0").start().expect_err("a dead route");
     assert!(dead.to_string().contains("/{id}"), "{dead}");
-    let unlimited = Service::new().limits("/a", Limits::new()).listen("127.0.0.1:0").start();
+    let unlimited = engine::service().limits("/a", Limits::new()).listen("127.0.0.1:0").start();
     assert!(matches!(&unlimited, Err(StartError::Route(_))), "{unlimited:?}");
-    let nowhere = Service::new().listen("no address").start();
+    let nowhere = engine::service().listen("no address").start();
     assert!(matches!(&nowhere, Err(StartError::Unresolved(_))), "{nowhere:?}");
-    let running = start(Service::new());
-    let taken = Service::new().listen(running.address()).start();
+    let running = start(engine::service());
+    let taken = engine::service().listen(running.address()).start();
     assert!(matches!(&taken, Err(StartError::AddressInUse(at)) if *at == running.address()), "{taken:?}");
 }

@@ -30,8 +30,8 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn start(_engine: &str, args: &[&str]) -> Serving {
-    Allout::new().args(args.iter().copied()).start()
+fn start(engine: &str, args: &[&str]) -> Serving {
+    Allout::new().args(["--engine", engine]).args(args.iter().copied()).start()
 }
 
 #[track_caller]
@@ -226,6 +226,30 @@ mod tiny_http {
 
     #[test]
     #[ignore = "some responses are another's, some clients hang"]
+    fn whatever_clients_do_no_response_is_anothers() {
+        super::whatever_clients_do_no_response_is_anothers(ENGINE);
+    }
+}
+
+mod native {
+    const ENGINE: &str = "native";
+
+    #[test]
+    fn a_port_that_is_reused_after_a_reset_gets_no_former_response() {
+        super::a_port_that_is_reused_after_a_reset_gets_no_former_response(ENGINE);
+    }
+
+    #[test]
+    fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own() {
+        super::a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(ENGINE);
+    }
+
+    #[test]
+    fn connections_of_one_client_port_to_two_local_addresses_are_two() {
+        super::connections_of_one_client_port_to_two_local_addresses_are_two(ENGINE);
+    }
+
+    #[test]
     fn whatever_clients_do_no_response_is_anothers() {
         super::whatever_clients_do_no_response_is_anothers(ENGINE);
     }

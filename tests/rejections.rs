@@ -6,6 +6,7 @@
 
 mod common;
 
+use common::engine::NATIVE;
 use common::{Allout, LIMIT, Serving, Speak as _};
 use std::io::Read as _;
 use std::net::Shutdown;
@@ -66,7 +67,7 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
     let long = "a".repeat(17_000);
     let many: String = (0..101).map(|n| format!("X-{n}: a\r\n")).collect();
     let large: String = (0..9).map(|n| format!("X-{n}: {}\r\n", "a".repeat(8000))).collect();
-    let rows: Vec<(&str, u16, String)> = vec![
+    let mut rows: Vec<(&str, u16, String)> = vec![
         ("no Host", 400, get("")),
         ("two Hosts", 400, get("Host: a\r\nHost: a\r\n")),
         ("an empty Host", 400, get("Host:\r\n")),
@@ -87,11 +88,6 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
         ("the coding identity", 400, post("Transfer-Encoding: identity\r\n", "0\r\n\r\n")),
         ("the coding gzip, chunked", 501, post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n")),
         ("the coding chunked, gzip", 400, post("Transfer-Encoding: chunked, gzip\r\n", "0\r\n\r\n")),
-        (
-            "an expectation in HTTP/1.0",
-            417,
-            "POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".to_owned(),
-        ),
         ("a coding in quotes", 400, post("Transfer-Encoding: \"chunked\"\r\n", "0\r\n\r\n")),
         ("two codings", 400, post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n")),
         (
@@ -99,7 +95,6 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
             400,
             "POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
         ),
-        ("an upgrade with chunks", 501, post("Connection: upgrade\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n")),
         ("CR in a value", 400, get(&format!("{host}X: a\rb\r\n"))),
         ("LF in a value", 400, get(&format!("{host}X: a\nb: c\r\n"))),
         ("NUL in a value", 400, get(&format!("{host}X: a\0b\r\n"))),
@@ -109,7 +104,6 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
         ("a method that is no token", 400, format!("G(T / HTTP/1.1\r\n{host}\r\n")),
         ("a method with a NUL", 400, format!("G\0T / HTTP/1.1\r\n{host}\r\n")),
         ("version 0.9", 505, format!("GET / HTTP/0.9\r\n{host}\r\n")),
-        ("a version that nobody knows", 400, format!("GET / HTTP/1.2\r\n{host}\r\n")),
         ("no version", 400, format!("GET /\r\n{host}\r\n")),
         ("a header without a name", 400, get(&format!("{host}: a\r\n"))),
         ("a name that is no token", 400, get(&format!("{host}a(b: c\r\n"))),
@@ -119,7 +113,6 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
         ("an asterisk with GET", 400, format!("GET * HTTP/1.1\r\n{host}\r\n")),
         ("a target that is no path", 400, format!("GET path HTTP/1.1\r\n{host}\r\n")),
         ("CONNECT", 501, format!("CONNECT a:80 HTTP/1.1\r\n{host}\r\n")),
-        ("two Connections", 400, get(&format!("{host}Connection: keep-alive\r\nConnection: close\r\n"))),
         ("an expectation that nobody knows", 417, get(&format!("{host}Expect: much\r\n"))),
         ("a long target", 414, format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(8192))),
         ("a target of 100 KB", 414, format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(100_000))),
@@ -130,6 +123,25 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
         ("a chunk longer than it says", 400, post("Transfer-Encoding: chunked\r\n", "3\r\nhello\r\n0\r\n\r\n")),
         ("a chunk larger than all", 400, post("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\nhello\r\n")),
     ];
+    if NATIVE {
+        rows.extend([
+            ("a chunk's size with a sign", 400, post("Transfer-Encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n")),
+            ("LF in a chunk's extension", 400, post("Transfer-Encoding: chunked\r\n", "5;a\nb\r\nhello\r\n0\r\n\r\n")),
+            ("a bare LF behind a line", 400, get(&format!("{host}X: a\n"))),
+        ]);
+    } else {
+        // RFC 9110 allows these; tiny_http would make something else of them.
+        rows.extend([
+            ("an upgrade with chunks", 501, post("Connection: upgrade\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n")),
+            ("a version that nobody knows", 400, format!("GET / HTTP/1.2\r\n{host}\r\n")),
+            (
+                "an expectation in HTTP/1.0",
+                417,
+                "POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".to_owned(),
+            ),
+            ("two Connections", 400, get(&format!("{host}Connection: keep-alive\r\nConnection: close\r\n"))),
+        ]);
+    }
     let mut server = Allout::new().args(["--idle-timeout", "5s"]).start();
     thread::scope(|scope| {
         let server = &server;
@@ -152,15 +164,19 @@ fn what_must_be_refused_is_refused_and_nothing_behind_it_is_handled() {
 #[test]
 fn what_follows_the_last_request_is_not_handled() {
     let server = Allout::new().start();
-    let rows = [
+    let mut rows = vec![
         ("close", "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".to_owned()),
-        ("upgrade", "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_owned()),
         ("HTTP/1.0", "GET / HTTP/1.0\r\n\r\n".to_owned()),
         ("an option that only looks like keep-alive", "GET / HTTP/1.0\r\nConnection: x-keep-alive\r\n\r\n".to_owned()),
-        // The decoder of chunks takes it; others may see another end.
-        ("a chunk's size with a sign", post("Transfer-Encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n")),
-        ("LF in a chunk's extension", post("Transfer-Encoding: chunked\r\n", "5;a\nb\r\nhello\r\n0\r\n\r\n")),
     ];
+    if !NATIVE {
+        rows.extend([
+            ("upgrade", "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_owned()),
+            // tiny_http's decoder of chunks takes it; others may see another end.
+            ("a chunk's size with a sign", post("Transfer-Encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n")),
+            ("LF in a chunk's extension", post("Transfer-Encoding: chunked\r\n", "5;a\nb\r\nhello\r\n0\r\n\r\n")),
+        ]);
+    }
     for (name, raw) in rows {
         let said = all_until_the_end(&server, format!("{raw}{SMUGGLED}").as_bytes(), name);
         assert!(said.contains(" 200 OK") && !said.contains("smuggled"), "{name}: {said}");

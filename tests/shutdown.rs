@@ -191,7 +191,7 @@ struct Proxy {
 impl Proxy {
     fn start(target: SocketAddr) -> Proxy {
         let mut process = Command::new(std::env::current_exe().expect("it has a name"))
-            .args(["--exact", "be_a_proxy", "--ignored", "--nocapture"])
+            .args(["--exact", common::engine::test_name("shutdown::be_a_proxy"), "--ignored", "--nocapture"])
             .env("PROXY_TO", target.to_string())
             .stdout(Stdio::piped())
             .spawn()
@@ -257,16 +257,16 @@ fn a_service_has_the_route_only_where_it_was_asked_for() {
         connection.hear("POST")
     };
     let start = |service: Service| service.listen("127.0.0.1:0").start().expect("it starts");
-    let without = start(Service::new().fallback(|_| "greeting"));
+    let without = start(common::engine::service().fallback(|_| "greeting"));
     assert_eq!(ask(&without, "").status, 404);
     assert_eq!(without.stop("the test is over").code(), 0);
 
     // A client in the process of the service.
-    let with = start(Service::new().with_shutdown_route());
+    let with = start(common::engine::service().with_shutdown_route());
     assert_eq!(ask(&with, "").status, 200);
     assert_eq!(with.wait().code(), 0);
 
-    let with_token = start(Service::new().shutdown_token("s3cret"));
+    let with_token = start(common::engine::service().shutdown_token("s3cret"));
     assert_eq!(ask(&with_token, "Via: x\r\nAuthorization: Bearer wrong\r\n").status, 403);
     assert_eq!(ask(&with_token, "Via: x\r\nAuthorization: Bearer s3cret\r\n").status, 200);
     assert_eq!(with_token.wait().code(), 0);

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{CloseReason, Peer, ResponseSlot, memory, tiny_http};
+use super::{CloseReason, Peer, ResponseSlot, memory, native, tiny_http};
 use crate::http::body::Body;
 use crate::http::encode::Sent;
 use crate::http::head::{Rejection, RequestHead};
@@ -28,6 +28,7 @@ pub(crate) struct BodyState {
 #[allow(clippy::large_enum_variant, reason = "what is received is moved often, and never boxed")]
 pub(crate) enum Exchange {
     TinyHttp(tiny_http::Exchange),
+    Native(native::Exchange),
     /// Boxed: only tests have one.
     Memory(Box<memory::Exchange>),
 }
@@ -36,6 +37,7 @@ macro_rules! delegate {
     ($self:expr, $exchange:ident => $call:expr) => {
         match $self {
             Exchange::TinyHttp($exchange) => $call,
+            Exchange::Native($exchange) => $call,
             Exchange::Memory($exchange) => $call,
         }
     };
@@ -56,7 +58,7 @@ impl Exchange {
     /// Where the response of a request that was made in this process arrives.
     pub(crate) fn response_slot(&self) -> Option<ResponseSlot> {
         match self {
-            Exchange::TinyHttp(_) => None,
+            Exchange::TinyHttp(_) | Exchange::Native(_) => None,
             Exchange::Memory(exchange) => Some(exchange.slot()),
         }
     }
@@ -75,6 +77,7 @@ impl Exchange {
         match self {
             Exchange::TinyHttp(exchange) => Headers::TinyHttp(exchange.headers()),
             Exchange::Memory(exchange) => Headers::Memory(exchange.headers()),
+            Exchange::Native(exchange) => Headers::Native(exchange.headers()),
         }
     }
 
@@ -110,6 +113,7 @@ impl Exchange {
     pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
         match self {
             Exchange::TinyHttp(exchange) => exchange.consume_body(closing),
+            Exchange::Native(exchange) => exchange.consume_body(closing),
             Exchange::Memory(exchange) => exchange.consume_body(),
         }
     }
@@ -118,6 +122,7 @@ impl Exchange {
     pub(crate) fn set_timeout(&mut self, timeout: Duration) {
         match self {
             Exchange::TinyHttp(exchange) => exchange.set_timeout(timeout),
+            Exchange::Native(exchange) => exchange.set_timeout(timeout),
             Exchange::Memory(_) => {} // no client waits
         }
     }
@@ -126,7 +131,7 @@ impl Exchange {
     pub(crate) fn expect_body(&self) {
         match self {
             Exchange::TinyHttp(exchange) => exchange.expect_body(),
-            Exchange::Memory(_) => {}
+            Exchange::Native(_) | Exchange::Memory(_) => {}
         }
     }
 
@@ -134,6 +139,7 @@ impl Exchange {
     pub(crate) fn can_answer_inline(&self) -> bool {
         match self {
             Exchange::TinyHttp(exchange) => exchange.can_answer_inline(),
+            Exchange::Native(exchange) => exchange.can_answer_inline(),
             Exchange::Memory(_) => true,
         }
     }
@@ -143,6 +149,8 @@ impl Exchange {
     pub(crate) fn respond(self, response: Response, close: bool, request_id: &str) -> (Sent, Option<Exchange>) {
         match self {
             Exchange::TinyHttp(exchange) => exchange.respond(response, close, request_id),
+            // Its receiver goes on with the connection.
+            Exchange::Native(exchange) => (exchange.respond(response, close, request_id), None),
             Exchange::Memory(exchange) => (exchange.respond(response), None),
         }
     }
@@ -151,6 +159,10 @@ impl Exchange {
     pub(crate) fn abort(self, why: CloseReason) -> Option<Exchange> {
         match self {
             Exchange::TinyHttp(exchange) => exchange.abort(why),
+            Exchange::Native(exchange) => {
+                exchange.abort(why);
+                None
+            }
             Exchange::Memory(_) => None,
         }
     }
@@ -159,6 +171,7 @@ impl Exchange {
     pub(crate) fn client(&self) -> Client {
         match self {
             Exchange::TinyHttp(exchange) => Client::TinyHttp(exchange.client()),
+            Exchange::Native(exchange) => Client::Native(exchange.client()),
             Exchange::Memory(_) => Client::Memory,
         }
     }
@@ -169,6 +182,7 @@ impl Exchange {
 pub(crate) enum Headers<'a> {
     TinyHttp(tiny_http::Headers<'a>),
     Memory(memory::Headers<'a>),
+    Native(native::Headers<'a>),
 }
 
 impl<'a> Iterator for Headers<'a> {
@@ -178,6 +192,7 @@ impl<'a> Iterator for Headers<'a> {
         match self {
             Headers::TinyHttp(headers) => headers.next(),
             Headers::Memory(headers) => headers.next(),
+            Headers::Native(headers) => headers.next(),
         }
     }
 }
@@ -188,6 +203,7 @@ pub(crate) enum Client {
     TinyHttp(tiny_http::Client),
     /// It waits for the response.
     Memory,
+    Native(native::Client),
 }
 
 impl Client {
@@ -196,6 +212,7 @@ impl Client {
         match self {
             Client::TinyHttp(client) => client.is_gone(),
             Client::Memory => false,
+            Client::Native(client) => client.is_gone(),
         }
     }
 }

@@ -10,8 +10,8 @@ mod engines;
 mod exchange;
 pub(crate) mod gate;
 mod memory;
+mod native;
 mod peer;
-#[allow(dead_code, reason = "becomes the measure of bodies in both directions")]
 mod progress;
 mod stats;
 mod stop_state;
@@ -32,6 +32,35 @@ pub use peer::Peer;
 pub(crate) use stats::CLOSE_REASONS;
 pub(crate) use stats::{CloseReason, ConnStats};
 pub(crate) use stop_state::StopState;
+
+/// Which engine receives requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// The `tiny_http` crate: a thread for each connection. For clients that are trusted, or behind a proxy.
+    #[default]
+    TinyHttp,
+    /// The engine of this crate: a few threads for all connections, strict parsing, any clients.
+    Native,
+}
+
+impl EngineKind {
+    /// Its name on the command line and in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            EngineKind::TinyHttp => "tiny-http",
+            EngineKind::Native => "native",
+        }
+    }
+
+    /// Descriptors and threads that one connection takes at most.
+    pub(crate) fn cost_of_connection(self) -> (u64, u64) {
+        match self {
+            EngineKind::TinyHttp => (3, 1), // the monitor has a duplicate of what tiny_http duplicates for its two sides
+            EngineKind::Native => (1, 0),
+        }
+    }
+}
 
 /// Times and limits that an engine enforces.
 #[derive(Clone, Copy, Debug)]
@@ -116,12 +145,14 @@ pub(crate) struct ConnCensus {
 #[derive(Clone)]
 pub(crate) enum Engine {
     TinyHttp(Arc<tiny_http::Engine>),
+    Native(Arc<native::Engine>),
 }
 
 macro_rules! delegate {
     ($self:ident, $engine:ident => $call:expr) => {
         match $self {
             Engine::TinyHttp($engine) => $call,
+            Engine::Native($engine) => $call,
         }
     };
 }
@@ -135,8 +166,16 @@ impl Engine {
     /// # Errors
     ///
     /// No descriptor is left, or the socket refuses an option.
-    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
-        tiny_http::Engine::new(listener, settings, events).map(|engine| Engine::TinyHttp(Arc::new(engine)))
+    pub(crate) fn new(
+        kind: EngineKind,
+        listener: &TcpListener,
+        settings: Settings,
+        events: Events,
+    ) -> io::Result<Engine> {
+        Ok(match kind {
+            EngineKind::TinyHttp => Engine::TinyHttp(Arc::new(tiny_http::Engine::new(listener, settings, events)?)),
+            EngineKind::Native => Engine::Native(Arc::new(native::Engine::new(listener, settings, events)?)),
+        })
     }
 
     /// Receives requests from here on; `serve` is called once the [threads](Engine::threads) run.
@@ -145,13 +184,17 @@ impl Engine {
     ///
     /// No descriptor or no thread is left.
     pub(crate) fn start(&self, serve: Arc<Serve>) -> io::Result<()> {
-        delegate!(self, engine => engine.start(serve))
+        match self {
+            Engine::TinyHttp(engine) => engine.start(serve),
+            Engine::Native(engine) => engine.start(&serve),
+        }
     }
 
     /// Its name in the log.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Engine::TinyHttp(_) => "tiny_http",
+            Engine::TinyHttp(_) => EngineKind::TinyHttp.name(),
+            Engine::Native(_) => EngineKind::Native.name(),
         }
     }
 

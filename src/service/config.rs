@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::crew::GRACE;
+use crate::engine::EngineKind;
 
 /// How a service runs. All fields have defaults; see [`Config::default`].
 ///
@@ -22,6 +23,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Address of a socket of its own for the admin routes, which are then not served on the others. Default: none.
     pub admin_listen: Option<SocketAddr>,
+    /// What receives requests. Default: [`EngineKind::TinyHttp`].
+    pub engine: EngineKind,
     /// Most workers that may run at once; the pool grows to it under load and shrinks when idle.
     ///
     /// Default 2048: a thousand handlers that wait must not keep the others waiting, and a thread that waits costs some
@@ -56,6 +59,7 @@ impl Default for Config {
         Config {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8088))],
             admin_listen: None,
+            engine: EngineKind::default(),
             workers: 2048,
             queue: 1024,
             max_connections: 4096,

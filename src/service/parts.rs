@@ -14,7 +14,7 @@ use crate::crew::message::{Command, Stopper};
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::Dispatch;
-use crate::engine::{Engine, Engines, Events, Exchange, Serve, Settings};
+use crate::engine::{Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec;
@@ -43,9 +43,10 @@ impl Service {
 
         let mut crew = self.crew.grace(config.grace);
         let stopper = crew.stopper();
-        let settings = settings(&config, connection_capacity(nofile, limits::max_threads()) / sockets.len().max(1));
-        let engines: io::Result<Vec<_>> =
-            sockets.iter().map(|socket| Engine::new(&socket.listener, settings, events(&stopper))).collect();
+        let capacity = connection_capacity(config.engine, nofile, limits::max_threads());
+        let settings = settings(&config, capacity / sockets.len().max(1));
+        let engine = |socket: &ListenSocket| Engine::new(config.engine, &socket.listener, settings, events(&stopper));
+        let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
         let engines = Engines::new(engines.map_err(system("the listening socket"))?);
         let listening: Vec<_> =
             engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
@@ -209,9 +210,10 @@ fn start_engines(
 }
 
 fn announce(config: &Config, listening: &[(SocketAddr, Role)], max_connections: usize, exposure: &[String]) {
+    let engine = config.engine.name();
     for (address, role) in listening {
         match role {
-            Role::Main => log::info!("listening on http://{address}"),
+            Role::Main => log::info!("{engine} engine: listening on http://{address}"),
             Role::Admin => log::info!("admin routes on http://{address}"),
         }
     }
@@ -227,12 +229,13 @@ fn announce(config: &Config, listening: &[(SocketAddr, Role)], max_connections: 
     }
 }
 
-/// Connections that the descriptors suffice for: two each for the engine, one for the monitor, one that the handler may
-/// open; and some for everything else. Threads likewise: one each, a quarter of all for workers.
-fn connection_capacity(descriptors: u64, threads: u64) -> usize {
+/// Connections that the descriptors suffice for, one more for each that its handler may open, and some for everything
+/// else. Threads likewise, of which a quarter are for workers.
+fn connection_capacity(engine: EngineKind, descriptors: u64, threads: u64) -> usize {
     const OTHER_DESCRIPTORS: u64 = 64;
     const OTHER_THREADS: u64 = 16;
-    let by_descriptors = descriptors.saturating_sub(OTHER_DESCRIPTORS) / 4;
-    let by_threads = threads.saturating_sub(OTHER_THREADS) / 4 * 3;
+    let (descriptors_each, threads_each) = engine.cost_of_connection();
+    let by_descriptors = descriptors.saturating_sub(OTHER_DESCRIPTORS) / (descriptors_each + 1);
+    let by_threads = (threads.saturating_sub(OTHER_THREADS) / 4 * 3).checked_div(threads_each).unwrap_or(u64::MAX);
     usize::try_from(by_descriptors.min(by_threads)).unwrap_or(usize::MAX).max(8)
 }

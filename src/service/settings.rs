@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use crate::engine::EngineKind;
 use crate::service::Service;
 use crate::service::config::Config;
 use crate::service::error::StartError;
@@ -31,6 +32,11 @@ impl Service {
             self.config.admin_listen = Some(address);
         }
         self
+    }
+
+    /// What receives requests.
+    pub fn engine(self, kind: EngineKind) -> Service {
+        self.with(|config| config.engine = kind)
     }
 
     fn resolve(&mut self, address: &impl ToSocketAddrs) -> Option<SocketAddr> {

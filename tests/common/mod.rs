@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 
+pub mod engine;
 #[path = "../load/http.rs"]
 pub mod http;
 
@@ -158,6 +159,7 @@ impl Allout {
                 command.env_remove(name);
             }
         }
+        command.env("ALLOUT_ENGINE", engine::ENGINE.name());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Builder { command, args: Vec::new(), listen: false }
     }
@@ -410,6 +412,7 @@ pub fn wait_until_draining(mut next: impl FnMut() -> Connection) -> (Connection,
 pub fn with_limit(descriptors: u64) -> Builder {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_allout")]);
+    command.env("ALLOUT_ENGINE", engine::ENGINE.name());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Builder { command, args: Vec::new(), listen: false }
 }

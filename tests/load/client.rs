@@ -20,7 +20,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several programs, each of which uses its own part")]
 
-use crate::http::{Connection, Look, NoResponse};
+use super::http::{Connection, Look, NoResponse};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};

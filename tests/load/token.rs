@@ -6,7 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several programs, each of which uses its own part")]
 
-use crate::http::{Connection, NoResponse, Response};
+use super::http::{Connection, NoResponse, Response};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::fmt;
 use std::io;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use allout::EngineKind;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -79,6 +80,12 @@ pub struct Args {
     #[arg(long, env = "ALLOUT_ADMIN_LISTEN", value_name = "ADDR")]
     #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
     pub admin_listen: Option<SocketAddr>,
+
+    /// What receives requests: tiny-http takes a thread for each connection;
+    /// native parses strictly, is faster, and stands any client
+    #[arg(long, env = "ALLOUT_ENGINE", value_name = "NAME", default_value = "tiny-http")]
+    #[arg(help_heading = "Listening", value_parser = parse_engine, verbatim_doc_comment)]
+    pub engine: EngineKind,
 
     /// Most workers at once, 1 or more; the pool grows to it under load and
     /// shrinks when idle
@@ -418,6 +425,11 @@ fn is_typed(arg: &clap::Arg, line: &[OsString]) -> bool {
         let name = word.split_once('=').map_or(&*word, |(name, _)| name);
         name.strip_prefix("--").is_some_and(|name| arg.get_long() == Some(name))
     })
+}
+
+fn parse_engine(text: &str) -> Result<EngineKind, String> {
+    let all = [EngineKind::TinyHttp, EngineKind::Native];
+    all.into_iter().find(|engine| engine.name() == text).ok_or_else(|| "tiny-http or native".to_owned())
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {

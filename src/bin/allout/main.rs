@@ -89,6 +89,7 @@ fn service(args: &Args) -> Result<Service, String> {
 fn config(args: &Args) -> Config {
     let mut config = Config::default();
     config.listen.clone_from(&args.listen);
+    config.engine = args.engine;
     config.admin_listen = args.admin_listen;
     config.workers = args.workers;
     config.queue = args.queue;

@@ -1,0 +1,219 @@
+//! Accepting: who takes new connections, and when nobody does.
+//!
+//! All receivers wait for the one listening socket, of which the kernel wakes one at a time (`EPOLLEXCLUSIVE`). One that
+//! has many more connections than another passes new ones on.
+//!
+//! Where no connection can be had, or none more is wanted, the listening socket leaves the epoll set, so that it cannot
+//! wake anyone again and again, and the kernel's queue holds those who come.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+
+use super::connection::{After, Connection, Socket};
+use super::receiver::{LISTENER, Receiver};
+use super::slots::{Queue, State};
+use crate::engine::{CloseReason, Peer};
+use crate::sys::min_ttl::set_min_ttl_filter;
+
+/// Connections that are accepted in a row, before those that wait with requests have their turn.
+const BATCH: usize = 16;
+
+/// Idle connections that are closed when descriptors or memory run out.
+const EVICTED_AT_ONCE: usize = 8;
+
+/// Pause of accepting after descriptors or memory ran out; it doubles each time up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Connections that a receiver may have more than another before it passes new ones on.
+const IMBALANCE: usize = 8;
+
+/// Time in which a client repeats what the kernel ignored while its handshake ended behind the closed gate: retransmissions
+/// after 200 ms (`TCP_RTO_MIN`) and 400 ms more.
+pub(super) const RETRANSMIT_WINDOW: Duration = Duration::from_millis(700);
+
+impl Receiver {
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn start_accepting(&mut self) -> io::Result<()> {
+        if !self.accepting.registered && !self.accepting.over {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+            epoll::add(&self.epoll, &self.common.listener, epoll::EventData::new_u64(LISTENER), flags)?;
+            self.accepting.registered = true;
+        }
+        Ok(())
+    }
+
+    fn stop_listening(&mut self) {
+        if std::mem::take(&mut self.accepting.registered) {
+            let _ = epoll::delete(&self.epoll, &self.common.listener); // it is there
+        }
+    }
+
+    /// Leaves the listening socket to its next holder, or takes it back.
+    pub(super) fn leave_listener(&mut self, over: bool) {
+        if over {
+            self.stop_listening();
+        }
+        self.accepting.over = over;
+        self.accepting.paused_until = None;
+    }
+
+    /// Whether the epoll set reports new connections.
+    pub(super) fn is_listening(&self) -> bool {
+        self.accepting.registered
+    }
+
+    /// Accepts what waits, up to a batch.
+    ///
+    /// # Errors
+    ///
+    /// The listening socket cannot be used any more.
+    pub(super) fn accept(&mut self) -> io::Result<()> {
+        if !self.accepting.registered {
+            return Ok(());
+        }
+        let mut accepted = 0;
+        loop {
+            let is_full = self.common.open.load(Ordering::Relaxed) >= self.common.settings.max_connections;
+            if is_full && self.slots.first(Queue::Idle).is_none() {
+                self.stop_listening();
+                self.accepting.full = true;
+                self.engine.want_room();
+                return Ok(());
+            }
+            if self.drain.is_some() {
+                self.mailbox.settled.store(0, Ordering::SeqCst);
+            }
+            match acceptfrom_with(&self.common.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((socket, address)) => {
+                    if is_full {
+                        self.evict(1);
+                    }
+                    self.admit(socket, address);
+                }
+                Err(Errno::AGAIN) => break self.on_empty_queue(),
+                // After `shutdown` a Unix socket says so when its queue is empty.
+                Err(Errno::INVAL) if self.drain.is_some() => break self.on_empty_queue(),
+                Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
+                Err(error @ (Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP)) => {
+                    return Err(error.into());
+                }
+                // MFILE, NFILE, NOBUFS, NOMEM; and whatever else may last.
+                Err(error) => break self.pause_accepting(error),
+            }
+            accepted += 1;
+            if accepted == BATCH {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_empty_queue(&mut self) {
+        self.accepting.pause = Duration::ZERO;
+        if let Some(drain) = &self.drain
+            && drain.is_settled(self.now)
+        {
+            self.mailbox.settled.store(drain.number, Ordering::SeqCst);
+            self.changed = true;
+        }
+    }
+
+    fn pause_accepting(&mut self, error: Errno) {
+        self.evict(EVICTED_AT_ONCE);
+        self.stop_listening();
+        let pause = (self.accepting.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        if self.accepting.pause.is_zero() {
+            log::warn!("cannot accept: {error}: trying again");
+        }
+        self.accepting.pause = pause;
+        self.accepting.paused_until = self.now.checked_add(pause);
+    }
+
+    /// Accepts again where the reason not to is over.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn resume_accepting(&mut self) -> io::Result<()> {
+        if self.accepting.registered || self.accepting.over {
+            return Ok(());
+        }
+        if self.accepting.full {
+            let max = self.common.settings.max_connections;
+            let has_room = self.common.open.load(Ordering::Relaxed) < max - max / 8;
+            if has_room || self.slots.first(Queue::Idle).is_some() {
+                self.accepting.full = false;
+            }
+        }
+        if self.accepting.paused_until.is_some_and(|until| until <= self.now) {
+            self.accepting.paused_until = None;
+        }
+        if self.accepting.full || self.accepting.paused_until.is_some() { Ok(()) } else { self.start_accepting() }
+    }
+
+    /// Closes connections that are idle, least recently used first.
+    pub(super) fn evict(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some((slot, _)) = self.slots.first(Queue::Idle) else { return };
+            self.close_idle(slot, CloseReason::Evicted);
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd, address: Option<SocketAddrAny>) {
+        let peer = match address.map(SocketAddr::try_from) {
+            Some(Ok(address)) => Peer::Inet(address),
+            _ => Peer::Unix,
+        };
+        self.common.open.fetch_add(1, Ordering::Relaxed);
+        self.common.stats.opened.fetch_add(1, Ordering::Relaxed);
+        match self.engine.lighter_receiver(&self.mailbox, IMBALANCE) {
+            Some(other) => other.give_new(socket, peer),
+            None => {
+                self.mailbox.open.fetch_add(1, Ordering::SeqCst);
+                self.adopt(socket, peer);
+            }
+        }
+    }
+
+    /// Takes over a connection that is counted already.
+    pub(super) fn adopt(&mut self, fd: OwnedFd, peer: Peer) {
+        // A handshake that ended behind the closed gate: what the client has sent since was ignored, and comes again.
+        let was_filtered = self.common.is_gate_closed() && matches!(peer, Peer::Inet(_));
+        if was_filtered {
+            let _ = set_min_ttl_filter(&fd, false); // it took the same option before
+        }
+        let socket = Arc::new(Socket::new(fd));
+        let slot = self.slots.insert(self.now, Arc::clone(&socket));
+        let connection = Connection {
+            socket,
+            home: Arc::clone(&self.mailbox),
+            peer,
+            slot,
+            after: After::Keep,
+            turn_used: false,
+            inbox: None,
+            outbox: Vec::new(),
+            sent: 0,
+        };
+        if was_filtered {
+            // Longer than `keepalive_min`, and so not among those that have only that.
+            self.set_timer(slot, self.now.checked_add(RETRANSMIT_WINDOW.max(self.common.settings.keepalive_min)));
+        } else {
+            self.slots.enqueue(slot, Queue::Idle);
+        }
+        self.slots.get(slot).state = State::Idle(Box::new(connection));
+        // Often the request has arrived by now: then it is answered before the epoll set knows the socket.
+        self.receive(slot);
+    }
+}

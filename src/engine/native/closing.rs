@@ -1,0 +1,176 @@
+//! How connections of a receiver end, and what they wait for before.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::net::Shutdown;
+
+use super::connection::{Answer, Connection};
+use super::receiver::{LINGERING_TIMEOUT, Receiver};
+use super::slots::{Interest, Queue, State};
+use crate::engine::CloseReason;
+
+/// Bytes that are thrown away at once of what a client sends after the last response.
+const DISCARD: usize = 16 * 1024;
+
+/// Most bytes that are thrown away of one connection: a client that goes on sending does not look at its response.
+const MAX_DISCARDED: usize = 4 * 1024 * 1024;
+
+impl Receiver {
+    /// The kernel has not taken the whole response.
+    pub(super) fn wait_for_room(&mut self, slot: u32, connection: Box<Connection>) {
+        self.slots.dequeue(slot);
+        self.set_interest(slot, Interest::Write);
+        self.set_timer(slot, self.now.checked_add(self.common.settings.request_timeout));
+        self.slots.get(slot).state = State::Writing(connection);
+    }
+
+    pub(super) fn flush(&mut self, slot: u32) {
+        let State::Writing(mut connection) = self.take_state(slot) else { return };
+        match connection.flush() {
+            Ok(false) => self.slots.get(slot).state = State::Writing(connection),
+            Err(_) => self.close(slot, connection, None),
+            Ok(true) => {
+                self.set_timer(slot, None);
+                if let Some(connection) = self.after_response(slot, connection) {
+                    self.serve(slot, connection);
+                }
+            }
+        }
+    }
+
+    /// Ends this side of a connection, and waits for the client to do the same.
+    pub(super) fn linger(&mut self, slot: u32, mut connection: Box<Connection>) {
+        if let Some(inbox) = connection.inbox.take() {
+            self.keep_inbox(inbox);
+        }
+        if rustix::net::shutdown(connection.socket.fd(), Shutdown::Write).is_err() {
+            return self.close(slot, connection, None); // the client has left
+        }
+        self.set_interest(slot, Interest::Read);
+        connection.sent = 0;
+        let entry = self.slots.get(slot);
+        entry.since = self.now;
+        entry.state = State::Lingering(connection);
+        self.slots.enqueue(slot, Queue::Lingering);
+        self.mailbox.lingering.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn discard_input(&mut self, slot: u32) {
+        let State::Lingering(connection) = &mut self.slots.get(slot).state else { return };
+        let mut buffer = [0; DISCARD];
+        match connection.socket.receive(&mut buffer) {
+            Ok(count @ 1..) if connection.sent + count < MAX_DISCARDED => connection.sent += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(_) | Err(_) => self.end_lingering(slot),
+        }
+    }
+
+    pub(super) fn end_lingering(&mut self, slot: u32) {
+        if let State::Lingering(connection) = self.take_state(slot) {
+            self.mailbox.lingering.fetch_sub(1, Ordering::Relaxed);
+            self.close(slot, connection, None);
+        }
+    }
+
+    /// Closes a connection that is idle, unless something has arrived: that is served. True if it was closed.
+    pub(super) fn close_idle(&mut self, slot: u32, why: CloseReason) -> bool {
+        if let State::Idle(connection) = &self.slots.get(slot).state
+            && connection.inbox.is_none()
+        {
+            self.receive(slot);
+            let entry = self.slots.get(slot);
+            if !matches!(&entry.state, State::Idle(connection) if connection.inbox.is_none()) {
+                return false;
+            }
+        }
+        let State::Idle(connection) = self.take_state(slot) else { return false };
+        self.close(slot, connection, Some(why));
+        true
+    }
+
+    /// Closes a connection.
+    pub(super) fn close(&mut self, slot: u32, mut connection: Box<Connection>, why: Option<CloseReason>) {
+        if let Some(why) = why {
+            self.common.stats.count_close(why);
+        }
+        if let Some(inbox) = connection.inbox.take() {
+            self.keep_inbox(inbox);
+        }
+        self.set_timer(slot, None);
+        self.slots.remove(slot);
+        drop(connection); // the socket is closed, which takes it out of the epoll set
+        self.mailbox.open.fetch_sub(1, Ordering::SeqCst);
+        self.changed = true;
+        self.engine.connection_closed();
+    }
+
+    /// Ends what has used up its time.
+    pub(super) fn expire(&mut self) {
+        let idle_timeout = self.common.settings.idle_timeout;
+        while let Some((slot, since)) = self.slots.first(Queue::Idle)
+            && self.now.saturating_duration_since(since) >= idle_timeout
+        {
+            self.close_idle(slot, CloseReason::IdleTimeout);
+        }
+        while let Some((slot, since)) = self.slots.first(Queue::Lingering)
+            && self.now.saturating_duration_since(since) >= LINGERING_TIMEOUT
+        {
+            self.end_lingering(slot);
+        }
+        while let Some(slot) = self.timers.pop_due(self.now) {
+            self.slots.get(slot).timer = None;
+            match self.slots.get(slot).state {
+                State::Busy => self.check_handler(slot),
+                State::Writing(_) => {
+                    if let State::Writing(connection) = self.take_state(slot) {
+                        self.close(slot, connection, Some(CloseReason::SlowReader));
+                    }
+                }
+                State::Idle(_) if self.drain.is_some() => {
+                    self.close_idle(slot, CloseReason::Drain);
+                }
+                // Accepting was resumed: it has its time again.
+                State::Idle(_) => {
+                    self.slots.get(slot).since = self.now;
+                    self.slots.enqueue(slot, Queue::Idle);
+                }
+                State::Free | State::Ready(_) | State::Lingering(_) => {}
+            }
+        }
+    }
+
+    /// Answers in the place of a handler that has used up its time, or looks again when it may have.
+    pub(super) fn check_handler(&mut self, slot: u32) {
+        let entry = self.slots.get(slot);
+        let (since, now, timeout) = (entry.since, self.now, self.common.settings.request_timeout);
+        let Some(socket) = self.socket(slot) else { return };
+        let next = socket.turn(|turn| {
+            if turn.answer != Answer::Unclaimed {
+                return None; // the response is on its way, as fast as the client takes it
+            }
+            let timeout = turn.timeout.unwrap_or(timeout);
+            let used = turn.blocked_since.unwrap_or(now).saturating_duration_since(since).saturating_sub(turn.blocked);
+            let left = timeout.saturating_sub(used);
+            if !left.is_zero() {
+                return now.checked_add(left);
+            }
+            if turn.blocked_since.is_some() {
+                return now.checked_add(Duration::from_secs(1)); // the body has a deadline of its own
+            }
+            let response = super::plain_response(503, "the request timed out");
+            let sent = socket.send(&response).unwrap_or(0); // nothing was sent before: there is room, or nobody there
+            let _ = rustix::net::shutdown(socket.fd(), Shutdown::Write); // as above
+            turn.answer = Answer::Timeout(sent as u64);
+            None
+        });
+        if next.is_none() && matches!(socket.turn(|turn| turn.answer), Answer::Timeout(_)) {
+            self.common.stats.count_close(CloseReason::RequestTimeout);
+            if let Some(flight) = self.mailbox.flight(slot) {
+                log::warn!("503: {} from {} was not answered in time", flight.request_line, flight.peer);
+            }
+        }
+        self.set_timer(slot, next);
+    }
+}

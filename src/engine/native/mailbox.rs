@@ -1,0 +1,178 @@
+//! What the rest of the process may touch of a receiver: its counters, and the box in which it finds what others bring.
+//!
+//! Workers bring connections whose response is out, other receivers bring new ones; both push and never wait for the
+//! receiver, which alone takes out. A receiver that is awake is not woken.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Common;
+use crate::engine::Peer;
+use crate::sync::lock;
+
+/// One receiver, as others see it. Its connections, `C`, know it in turn.
+pub(super) struct Mailbox<C> {
+    pub(super) common: Arc<Common>,
+    /// In the receiver's epoll set, edge-triggered: written to wake it, never read.
+    pub(super) wake: OwnedFd,
+    /// The receiver waits for events, or is about to.
+    sleeping: AtomicBool,
+    /// There is something to look at beside events.
+    attention: AtomicBool,
+    /// None once the receiver has ended: what is brought then is dropped.
+    returned: Mutex<Option<Vec<C>>>,
+    /// As above.
+    new: Mutex<Option<Vec<(OwnedFd, Peer)>>>,
+    in_flight: Mutex<HashMap<u32, Flight>>,
+    /// Requests in flight; the receiver alone counts.
+    busy: AtomicUsize,
+    /// Its connections, those in `new` included.
+    pub(super) open: AtomicUsize,
+    /// Of these, those whose last response was sent.
+    pub(super) lingering: AtomicUsize,
+    /// Turns of its loop.
+    pub(super) ticks: AtomicU64,
+    /// The number of the stop in which nothing was left to accept when it looked last; 0 if something may be.
+    pub(super) settled: AtomicU64,
+}
+
+/// A request that a worker has.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    pub(super) request_line: String,
+    pub(super) peer: Peer,
+    pub(super) since: Instant,
+}
+
+thread_local! {
+    /// The mailbox of the receiver whose thread this is: its address, which is only compared.
+    static RECEIVER: Cell<usize> = const { Cell::new(0) };
+}
+
+impl<C> Mailbox<C> {
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub(super) fn new(common: Arc<Common>) -> io::Result<Mailbox<C>> {
+        Ok(Mailbox {
+            common,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            sleeping: AtomicBool::new(false),
+            attention: AtomicBool::new(false),
+            returned: Mutex::new(Some(Vec::new())),
+            new: Mutex::new(Some(Vec::new())),
+            in_flight: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            lingering: AtomicUsize::new(0),
+            ticks: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+        })
+    }
+
+    /// Makes the calling thread this mailbox's receiver.
+    pub(super) fn attach(&self) {
+        RECEIVER.set(std::ptr::from_ref(self).addr());
+    }
+
+    /// Whether the calling thread is this mailbox's receiver, which must not block.
+    pub(super) fn is_here(&self) -> bool {
+        RECEIVER.get() == std::ptr::from_ref(self).addr()
+    }
+
+    /// Brings a connection back whose exchange is over, from another thread.
+    pub(super) fn give_back(&self, connection: C) {
+        match &mut *lock(&self.returned) {
+            Some(returned) => returned.push(connection),
+            None => return,
+        }
+        self.notify();
+    }
+
+    /// Brings a connection that another receiver has accepted.
+    pub(super) fn give_new(&self, socket: OwnedFd, peer: Peer) {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        if let Some(new) = &mut *lock(&self.new) {
+            new.push((socket, peer));
+        }
+        self.notify();
+    }
+
+    pub(super) fn take_returned(&self) -> Vec<C> {
+        lock(&self.returned).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn take_new(&self) -> Vec<(OwnedFd, Peer)> {
+        lock(&self.new).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Has the receiver look at everything soon.
+    pub(super) fn notify(&self) {
+        // In this order, and the receiver looks in the other: one of the two sees what the other has written.
+        self.attention.store(true, Ordering::SeqCst);
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()); // full means that it has been woken already
+        }
+    }
+
+    /// The receiver is about to wait; false if it must not, because something was brought.
+    pub(super) fn may_sleep(&self) -> bool {
+        self.sleeping.store(true, Ordering::SeqCst);
+        !self.attention.load(Ordering::SeqCst)
+    }
+
+    /// The receiver is awake; true if something was brought.
+    pub(super) fn woke_up(&self) -> bool {
+        self.sleeping.store(false, Ordering::Relaxed);
+        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::SeqCst)
+    }
+
+    /// A request is in flight from now on. Called by the receiver alone, as the two that follow: so a store suffices.
+    pub(super) fn begin_request(&self) {
+        self.busy.store(self.busy.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// A request is answered.
+    pub(super) fn end_request(&self) {
+        self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
+    }
+
+    /// A worker has the request of this slot.
+    pub(super) fn went_away(&self, slot: u32, flight: Flight) {
+        lock(&self.in_flight).insert(slot, flight);
+    }
+
+    /// A worker has answered the request of this slot.
+    pub(super) fn came_back(&self, slot: u32) {
+        lock(&self.in_flight).remove(&slot);
+        self.end_request();
+    }
+
+    /// Requests in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// The requests that workers have.
+    pub(super) fn flights(&self) -> Vec<Flight> {
+        lock(&self.in_flight).values().cloned().collect()
+    }
+
+    /// What a worker has at this slot.
+    pub(super) fn flight(&self, slot: u32) -> Option<Flight> {
+        lock(&self.in_flight).get(&slot).cloned()
+    }
+
+    /// The receiver's thread is over.
+    pub(super) fn end(&self) {
+        drop(lock(&self.returned).take());
+        drop(lock(&self.new).take());
+    }
+}

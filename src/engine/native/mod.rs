@@ -1,0 +1,382 @@
+//! The engine of this crate's own: threads and system calls, no runtime.
+//!
+//! # How a request goes
+//!
+//! A few *receivers* ([`receiver`]) wait in `epoll_wait`, each for the sockets of its own connections. A receiver accepts
+//! ([`accept`]), receives into a buffer that it lends to the connection, parses ([`parse`]), and hands the request to
+//! `serve`. What is answered inline is written at once; what the kernel does not take stays in the connection's outbox
+//! until there is room. What may wait goes to a worker *with its connection* ([`exchange`]); there a read of the body
+//! ([`read`]) or a write ([`write`]) blocks in `poll`, for as long as the client makes progress. When the response is
+//! out the connection goes back to its receiver through its [`mailbox`].
+//!
+//! So a connection has one owner at any time. While a worker has it, its receiver keeps the socket alone, to answer in the
+//! place of a handler that takes too long: who *claims* the response first writes it.
+//!
+//! Requests of one connection are served one at a time. While one is in flight nothing more is received, so that what a
+//! client may send ahead is bounded by one buffer here and the receive buffer of the kernel.
+//!
+//! # Who blocks, who wakes
+//!
+//! A receiver blocks in `epoll_wait` alone, without a timeout if no deadline is set. `serve` must not block. Workers and
+//! other receivers push into its mailbox and write to its eventfd only if it sleeps. Locks: a mailbox's, a socket's turn;
+//! each is held for a few instructions, and no other is taken meanwhile.
+//!
+//! # Memory
+//!
+//! With *C* connections, of which *P* have sent a part of a head, *F* have a request in flight and *W* an unsent response,
+//! and *R* receivers, the engine holds at most
+//!
+//! > *C* · 512 B + (*P* + *F*) · 84 KiB + *W* · 4.5 KiB + *R* · 700 KiB
+//!
+//! | part | bytes |
+//! | --- | --- |
+//! | connection, slot, socket, and their allocation | 400 (measured), 512 at most |
+//! | buffer: 4 KiB for a head as clients send it, at most the longest head ([`parse::MAX_HEAD`], 72.3 KiB) and 4 KiB, offsets of 100 headers | 5.6 KiB to 84 KiB |
+//! | outbox: a response that is answered inline is 4 KiB and its head | 4.5 KiB |
+//! | a receiver: 64 buffers that are kept, 1,024 slots, 256 events | 700 KiB |
+//!
+//! *F* is at most the workers and their queue; *P* is bounded by *C* alone, and each for `idle_timeout`. The body of a
+//! request is read into the handler's own memory, and a response belongs to the handler until it is written.
+//!
+//! The kernel's part for an open socket is some 2.5 KiB (`struct sock`, inode, dentry, file, epoll item), and buffers only
+//! while bytes wait in them: at most `net.ipv4.tcp_rmem` and `tcp_wmem`.
+//!
+//! # Why nothing is lost in a drain
+//!
+//! A request that a client has sent whole is in one of four places, and moves only down this list:
+//!
+//! 1. *Behind a handshake that is not complete on this side.* The [gate](crate::engine::gate) is closed first, then the
+//!    longest round trip of the connections that are open is waited for (250 ms at most) before a receiver may call
+//!    itself settled. Handshakes that end behind the gate are accepted, and their filter is lifted.
+//! 2. *In the accept queue.* A receiver is settled when `accept` has said, after that time, that the queue is empty. It
+//!    counts as unsettled from before each `accept` until after the connection is counted.
+//! 3. *In the receive buffer of a connection.* Connections are counted until they are closed. An idle one is closed by us
+//!    when it has been silent for `keepalive_min`, and only after a `recv` that found nothing.
+//! 4. *In an inbox, or in flight.* Its connection is open, hence counted.
+//!
+//! The engine is quiescent when every receiver is settled and no connection is open. The listening socket is closed after
+//! that. Where it is handed over instead, places 1 and 2 are for its next holder: receivers stop accepting and are
+//! settled at once.
+//!
+//! Whose packets arrive with a TTL of 255 passes the closed gate: such a connection is accepted, answered with
+//! `Connection: close`, and keeps the engine from being quiescent until the grace is over.
+//!
+//! What remains is HTTP's own: a client that has been silent for `keepalive_min` and speaks in the very moment that its
+//! connection is closed. Its request was not read, and it sees a reset or an end of stream before any byte of a response,
+//! so that it can repeat what is idempotent (RFC 9112, section 9.3.1).
+//!
+//! A Unix socket has no gate. `shutdown` on the listening socket refuses new connections at once, and leaves those that
+//! are queued to be accepted (`net/unix/af_unix.c`, `unix_stream_connect`).
+
+mod accept;
+mod body;
+mod chunked;
+mod closing;
+mod connection;
+mod drain;
+mod exchange;
+mod mailbox;
+mod parse;
+mod read;
+mod receiver;
+mod slots;
+mod timers;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use connection::Home;
+pub(crate) use exchange::{Client, Exchange};
+pub(crate) use parse::Headers;
+use receiver::Receiver;
+
+use crate::engine::gate::AcceptGate;
+use crate::engine::{
+    CloseReason, ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState,
+};
+use crate::http::encode::{self, ResponseContext};
+use crate::http::head::Version;
+use crate::http::request_id::request_id;
+use crate::http::response::Response;
+use crate::sync::lock;
+
+/// Names of the receivers' threads; there are at most as many receivers.
+const NAMES: [&str; 8] =
+    ["receiver-1", "receiver-2", "receiver-3", "receiver-4", "receiver-5", "receiver-6", "receiver-7", "receiver-8"];
+
+/// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
+const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What all receivers share.
+struct Common {
+    listener: OwnedFd,
+    settings: Settings,
+    events: Events,
+    stats: ConnStats,
+    stop_state: StopState,
+    /// The listening socket outlives this process, once accepting has stopped.
+    handed_over: AtomicBool,
+    /// Set before the gate is closed: connections may carry its filter.
+    gate_closed: AtomicBool,
+    interrupted: AtomicBool,
+    /// Connections of all receivers.
+    open: AtomicUsize,
+    /// A receiver cannot accept because as many connections are open as may be.
+    room_wanted: AtomicBool,
+    /// When bytes that are no request were last logged, and how many of them there were since.
+    unparsable: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Common {
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
+    fn is_gate_closed(&self) -> bool {
+        self.gate_closed.load(Ordering::Acquire)
+    }
+
+    /// The number of this stop and how accepting has stopped, if it has.
+    fn stop(&self) -> Option<(u64, Ending)> {
+        let number = self.stop_state.stop_number()?;
+        let ending = if self.handed_over.load(Ordering::SeqCst) { Ending::HandOver } else { Ending::Filter };
+        Some((number, ending))
+    }
+
+    /// Counts and logs a connection that sent what is no request.
+    fn count_unparsable(&self, why: CloseReason, peer: Peer, reason: &str) {
+        self.stats.count_close(why);
+        let mut state = lock(&self.unparsable);
+        state.1 += 1;
+        if state.0.is_none_or(|last| last.elapsed() >= UNPARSABLE_LOG_INTERVAL) {
+            let others = match std::mem::take(&mut state.1) {
+                1 => String::new(),
+                count => format!(" ({} more since the last such line)", count - 1),
+            };
+            state.0 = Some(Instant::now());
+            drop(state);
+            log::info!("{peer} sent no HTTP request: {reason}{others}");
+        }
+    }
+}
+
+/// The engine.
+pub(crate) struct Engine {
+    common: Arc<Common>,
+    gate: AcceptGate,
+    mailboxes: Vec<Arc<Home>>,
+    /// Receivers that were made and whose threads were not.
+    receivers: Mutex<Vec<Receiver>>,
+}
+
+impl Engine {
+    /// An engine that does not receive yet.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or the socket refuses an option.
+    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+        let own: OwnedFd = listener.try_clone()?.into();
+        rustix::io::ioctl_fionbio(&own, true)?;
+        let common = Arc::new(Common {
+            listener: own,
+            settings,
+            events,
+            stats: ConnStats::default(),
+            stop_state: StopState::default(),
+            handed_over: AtomicBool::new(false),
+            gate_closed: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+            room_wanted: AtomicBool::new(false),
+            unparsable: Mutex::default(),
+        });
+        let mailboxes: io::Result<Vec<_>> =
+            (0..receiver_count()).map(|_| Home::new(Arc::clone(&common)).map(Arc::new)).collect();
+        Ok(Engine { common, gate: AcceptGate::new(listener)?, mailboxes: mailboxes?, receivers: Mutex::default() })
+    }
+
+    /// Makes the receivers.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub(crate) fn start(self: &Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
+        let receiver = |mailbox: &Arc<Home>| Receiver::new(Arc::clone(self), Arc::clone(mailbox), Arc::clone(serve));
+        let receivers: io::Result<Vec<_>> = self.mailboxes.iter().map(receiver).collect();
+        *lock(&self.receivers) = receivers?;
+        Ok(())
+    }
+
+    /// The receivers' threads, once.
+    pub(crate) fn threads(self: &Arc<Self>) -> Vec<EngineThread> {
+        let receivers = std::mem::take(&mut *lock(&self.receivers));
+        let thread = |(receiver, name): (Receiver, &'static str)| {
+            let engine = Arc::clone(self);
+            EngineThread {
+                name,
+                run: Box::new(move || receiver.run()),
+                interrupt: Box::new(move || engine.interrupt()),
+            }
+        };
+        receivers.into_iter().zip(NAMES).map(thread).collect()
+    }
+
+    fn interrupt(&self) {
+        self.common.interrupted.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.gate.address()
+    }
+
+    pub(crate) fn gate(&self) -> &AcceptGate {
+        &self.gate
+    }
+
+    pub(crate) fn stop_state(&self) -> &StopState {
+        &self.common.stop_state
+    }
+
+    pub(crate) fn stop_accepting(&self, ending: Ending) {
+        self.common.stop_state.stop_accepting();
+        self.common.handed_over.store(ending == Ending::HandOver, Ordering::SeqCst);
+        if ending == Ending::Filter {
+            self.common.gate_closed.store(true, Ordering::Release);
+            if let Err(error) = self.gate.settle(true) {
+                log::warn!("cannot stop accepting ({error}): some new connections may be reset");
+            }
+        }
+        self.common.stop_state.accepting_stopped();
+        self.wake();
+    }
+
+    pub(crate) fn resume_accepting(&self) {
+        self.common.stop_state.resume_accepting();
+        self.wake();
+    }
+
+    pub(crate) fn is_quiescent(&self) -> bool {
+        let Some((number, _)) = self.common.stop() else { return false };
+        self.mailboxes.iter().all(|mailbox| mailbox.settled.load(Ordering::SeqCst) == number)
+            && self.mailboxes.iter().all(|mailbox| mailbox.open.load(Ordering::SeqCst) == 0)
+    }
+
+    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
+        let flights = self.mailboxes.iter().flat_map(|mailbox| mailbox.flights());
+        flights.into_iter().any(|flight| self.common.stop_state.predates_drain(flight.since))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.mailboxes.iter().map(|mailbox| mailbox.in_flight()).sum()
+    }
+
+    /// Requests behind another one of their connection: they are not parsed before their turn.
+    #[allow(clippy::unused_self, reason = "the waist asks every engine")]
+    pub(crate) fn pipelined(&self) -> usize {
+        0
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.common.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn census(&self) -> ConnCensus {
+        let (busy, open) = (self.in_flight(), self.connections());
+        let closing: usize = self.mailboxes.iter().map(|mailbox| mailbox.lingering.load(Ordering::Relaxed)).sum();
+        ConnCensus { busy, idle: open.saturating_sub(busy + closing), closing, aborted: 0 }
+    }
+
+    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
+        let flights = self.mailboxes.iter().flat_map(|mailbox| mailbox.flights());
+        let mut flights: Vec<_> = flights
+            .map(|flight| InFlight {
+                request_line: flight.request_line,
+                peer: flight.peer,
+                since: flight.since,
+                pipelined: 0,
+            })
+            .collect();
+        flights.sort_by_key(|flight| flight.since);
+        flights
+    }
+
+    pub(crate) fn stats(&self) -> &ConnStats {
+        &self.common.stats
+    }
+
+    /// Turns of the loop that every receiver has made: it stands still if one of them does.
+    pub(crate) fn ticks(&self) -> u64 {
+        self.mailboxes.iter().map(|mailbox| mailbox.ticks.load(Ordering::Relaxed)).min().unwrap_or(0)
+    }
+
+    pub(crate) fn wake(&self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.notify());
+    }
+
+    /// Nothing is left to release: the listening socket is closed with the engine.
+    #[allow(clippy::unused_self, reason = "the waist tells every engine")]
+    pub(crate) fn finish(&self, _socket_is_shared: bool) {}
+
+    /// A receiver with so many connections fewer than this one that it should get the next, if there is one.
+    fn lighter_receiver(&self, own: &Home, imbalance: usize) -> Option<&Home> {
+        if self.mailboxes.len() == 1 {
+            return None;
+        }
+        let load = |mailbox: &Home| mailbox.open.load(Ordering::Relaxed);
+        let lightest = self.mailboxes.iter().min_by_key(|mailbox| load(mailbox))?;
+        let limit = load(lightest) + imbalance.max(load(lightest) / 8);
+        (load(own) >= limit).then_some(lightest)
+    }
+
+    /// Whether a receiver has no room for new connections, and none to close.
+    fn needs_room(&self) -> bool {
+        self.common.room_wanted.load(Ordering::Relaxed)
+    }
+
+    /// A receiver has no room for new connections, and none to close.
+    fn want_room(&self) {
+        self.common.room_wanted.store(true, Ordering::SeqCst);
+        if self.mailboxes.len() > 1 {
+            self.wake();
+        }
+    }
+
+    /// A connection has been closed.
+    fn connection_closed(&self) {
+        let common = &self.common;
+        let open = common.open.fetch_sub(1, Ordering::SeqCst) - 1;
+        let max = common.settings.max_connections;
+        if common.room_wanted.load(Ordering::SeqCst)
+            && open < max - max / 8
+            && common.room_wanted.swap(false, Ordering::SeqCst)
+        {
+            self.wake();
+        }
+    }
+}
+
+/// Receivers that are worth having: more only help where inline handlers and the kernel's work for them keep one busy.
+fn receiver_count() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, NAMES.len())
+}
+
+/// A response of the engine itself, to what is not served: whole, and the last of its connection.
+fn plain_response(status: u16, reason: &'static str) -> Vec<u8> {
+    let id = request_id(std::iter::empty());
+    let context =
+        ResponseContext { version: Version::Http11, head_only: false, close: true, keep_alive: false, request_id: &id };
+    let mut bytes = Vec::new();
+    encode::encode(&Response::error(status, reason), &context, &mut bytes);
+    bytes
+}

@@ -1,0 +1,124 @@
+//! Reading a body from its connection, and waiting for a client.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::body::Step;
+use super::connection::{Connection, Inbox, Socket};
+use crate::engine::progress::Budget;
+
+/// What a client that waits for it is sent before its body is read (RFC 9110, section 10.1.1).
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Reads the body; waits for the client if `budget` is given. Zero at its end.
+pub(super) fn read(connection: &mut Connection, into: &mut [u8], budget: Option<&mut Budget>) -> io::Result<usize> {
+    let Some(inbox) = &mut connection.inbox else { return Ok(0) };
+    if let Some(kind) = inbox.body.failed {
+        return Err(kind.into());
+    }
+    if into.is_empty() || inbox.body.is_complete() {
+        return Ok(0);
+    }
+    let result = read_on(inbox, &connection.socket, into, budget);
+    match &result {
+        // To be tried again.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => inbox.body.failed = Some(error.kind()),
+        Ok(_) => {}
+    }
+    result
+}
+
+fn read_on(inbox: &mut Inbox, socket: &Socket, into: &mut [u8], budget: Option<&mut Budget>) -> io::Result<usize> {
+    let mut wait = Wait { socket, budget };
+    loop {
+        let mut body = std::mem::take(&mut inbox.body);
+        let step = body.step(inbox.unread(), into);
+        inbox.body = body;
+        let (used, step) = step?;
+        inbox.consume(used);
+        let received = match step {
+            Step::Complete => return Ok(0),
+            Step::Copied(count) => return Ok(count),
+            Step::Data(most) => wait.receive(&mut inbox.body.expects_continue, || socket.receive(&mut into[..most])),
+            Step::Any => {
+                let mut expects = std::mem::take(&mut inbox.body.expects_continue);
+                let received = wait.receive(&mut expects, || inbox.receive(socket));
+                inbox.body.expects_continue = expects;
+                received
+            }
+        };
+        match received? {
+            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early")),
+            count => {
+                if let Step::Data(_) = step {
+                    inbox.body.took(count);
+                    return Ok(count);
+                }
+            }
+        }
+    }
+}
+
+/// Waiting for a client to send.
+struct Wait<'a> {
+    socket: &'a Socket,
+    budget: Option<&'a mut Budget>,
+}
+
+impl Wait<'_> {
+    fn receive(&mut self, expects: &mut bool, mut receive: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            match receive() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let Some(budget) = &mut self.budget else { return Err(error) };
+                    if std::mem::take(expects) {
+                        let _ = self.socket.send(CONTINUE)?; // the first bytes of a response: there is room
+                    }
+                    wait(self.socket, PollFlags::IN, budget, true)?;
+                }
+                result => {
+                    if let (Some(budget), Ok(count)) = (&mut self.budget, &result) {
+                        budget.spend(Duration::ZERO, *count as u64);
+                    }
+                    return result;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the socket is ready, for as long as the client may keep us waiting. With `pauses_handler` this time is not
+/// the handler's.
+///
+/// # Errors
+///
+/// `TimedOut`: it is not ready in time.
+pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pauses_handler: bool) -> io::Result<()> {
+    let began = Instant::now();
+    if pauses_handler {
+        socket.turn(|turn| turn.blocked_since = Some(began));
+    }
+    let limit = Timespec::try_from(budget.left()).ok(); // none: longer than the kernel counts
+    let result = loop {
+        match poll(&mut [PollFd::new(socket.fd(), flags)], limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result,
+        }
+    };
+    let blocked = began.elapsed();
+    budget.spend(blocked, 0);
+    if pauses_handler {
+        socket.turn(|turn| {
+            turn.blocked_since = None;
+            turn.blocked += blocked;
+        });
+    }
+    match result {
+        Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no progress")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

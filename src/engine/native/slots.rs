@@ -1,0 +1,187 @@
+//! The connections of one receiver: a slot for each, and two queues of slots in the order in which their time runs out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::connection::{Connection, Socket};
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// Slots that are kept when no connection is left; more are given back.
+const MAX_RETAINED: usize = 1024;
+
+/// A connection's place. Its number is used again; its generation tells the connections of one number apart.
+pub(super) struct Slot {
+    pub(super) generation: u32,
+    pub(super) state: State,
+    pub(super) interest: Interest,
+    /// Since when it is in this state.
+    pub(super) since: Instant,
+    /// Its deadline in [`Timers`](super::timers::Timers), if it has one.
+    pub(super) timer: Option<Instant>,
+    pub(super) socket: Option<Arc<Socket>>,
+    queue: Option<Queue>,
+    previous: u32,
+    next: u32,
+}
+
+/// What a connection does.
+pub(super) enum State {
+    Free,
+    /// Waits for a head.
+    Idle(Box<Connection>),
+    /// Has received more than was served in one go.
+    Ready(Box<Connection>),
+    /// Its request is in flight: served at this moment, or by a worker, which has the connection.
+    Busy,
+    /// Its response waits for the client to read.
+    Writing(Box<Connection>),
+    /// Its last response was sent; what the client still sends is thrown away.
+    Lingering(Box<Connection>),
+}
+
+/// What the epoll set reports of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// It is not in the set.
+    Unregistered,
+    /// Input, for as long as there is some.
+    Read,
+    /// Room for output, for as long as there is some.
+    Write,
+    /// Nothing but a reset, once.
+    Nothing,
+}
+
+/// Queues of slots whose time is the same for all, so that their order is that in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Waits for a head: least recently used first.
+    Idle,
+    Lingering,
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    first: u32,
+    last: u32,
+}
+
+/// The slots.
+pub(super) struct Slots {
+    all: Vec<Slot>,
+    free: u32,
+    used: usize,
+    /// Of the next connection.
+    generation: u32,
+    queues: [Ends; 2],
+}
+
+impl Slots {
+    pub(super) fn new() -> Slots {
+        let empty = Ends { first: NONE, last: NONE };
+        Slots { all: Vec::new(), free: NONE, used: 0, generation: 0, queues: [empty; 2] }
+    }
+
+    /// Takes a slot for a new connection; it is [`State::Busy`] until it is said otherwise.
+    pub(super) fn insert(&mut self, now: Instant, socket: Arc<Socket>) -> u32 {
+        self.generation = self.generation.wrapping_add(1);
+        self.used += 1;
+        let slot = Slot {
+            generation: self.generation,
+            state: State::Busy,
+            interest: Interest::Unregistered,
+            since: now,
+            timer: None,
+            socket: Some(socket),
+            queue: None,
+            previous: NONE,
+            next: NONE,
+        };
+        if self.free == NONE {
+            self.all.push(slot);
+            return u32::try_from(self.all.len() - 1).unwrap_or(NONE); // as many descriptors cannot be open
+        }
+        let number = self.free;
+        self.free = self.all[number as usize].next;
+        self.all[number as usize] = slot;
+        number
+    }
+
+    /// Frees a slot.
+    pub(super) fn remove(&mut self, number: u32) {
+        self.dequeue(number);
+        self.used -= 1;
+        if self.used == 0 && self.all.len() > MAX_RETAINED {
+            self.all = Vec::new();
+            self.free = NONE;
+            return;
+        }
+        let slot = &mut self.all[number as usize];
+        slot.state = State::Free;
+        slot.socket = None;
+        slot.next = self.free;
+        self.free = number;
+    }
+
+    /// The key of a connection's events.
+    pub(super) fn key(&self, number: u32) -> u64 {
+        u64::from(self.all[number as usize].generation) << 32 | u64::from(number)
+    }
+
+    /// The slot of a key, if the connection is still the same.
+    pub(super) fn find(&self, key: u64) -> Option<u32> {
+        let number = u32::try_from(key & u64::from(u32::MAX)).unwrap_or(NONE);
+        let slot = self.all.get(number as usize)?;
+        let is_same = u64::from(slot.generation) == key >> 32 && !matches!(slot.state, State::Free);
+        is_same.then_some(number)
+    }
+
+    pub(super) fn get(&mut self, number: u32) -> &mut Slot {
+        &mut self.all[number as usize]
+    }
+
+    /// Puts a slot at the end of a queue, whichever it was in.
+    pub(super) fn enqueue(&mut self, number: u32, queue: Queue) {
+        if self.queues[queue as usize].last == number {
+            return;
+        }
+        self.dequeue(number);
+        let last = std::mem::replace(&mut self.queues[queue as usize].last, number);
+        let slot = &mut self.all[number as usize];
+        (slot.queue, slot.previous, slot.next) = (Some(queue), last, NONE);
+        match self.all.get_mut(last as usize) {
+            Some(before) => before.next = number,
+            None => self.queues[queue as usize].first = number,
+        }
+    }
+
+    /// Takes a slot out of its queue.
+    pub(super) fn dequeue(&mut self, number: u32) {
+        let slot = &mut self.all[number as usize];
+        let Some(queue) = slot.queue.take() else { return };
+        let (previous, next) = (slot.previous, slot.next);
+        let ends = &mut self.queues[queue as usize];
+        match self.all.get_mut(previous as usize) {
+            Some(before) => before.next = next,
+            None => ends.first = next,
+        }
+        match self.all.get_mut(next as usize) {
+            Some(after) => after.previous = previous,
+            None => ends.last = previous,
+        }
+    }
+
+    /// The slot that has been in a queue for the longest, and since when.
+    pub(super) fn first(&self, queue: Queue) -> Option<(u32, Instant)> {
+        let number = self.queues[queue as usize].first;
+        self.all.get(number as usize).map(|slot| (number, slot.since))
+    }
+
+    /// The slots of all connections.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        let used = self.all.iter().enumerate().filter(|(_, slot)| !matches!(slot.state, State::Free));
+        used.filter_map(|(number, _)| u32::try_from(number).ok())
+    }
+}

@@ -1,0 +1,69 @@
+//! Writing a response: by a worker, which waits for the client, or by a receiver, which does not.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use super::connection::{Connection, Socket};
+use super::read::wait;
+use crate::engine::progress::Budget;
+
+/// Writes for as long as the client makes progress.
+pub(super) struct BlockingWriter<'a> {
+    socket: &'a Socket,
+    budget: Budget,
+}
+
+impl BlockingWriter<'_> {
+    /// `timeout`: time that the client may stall.
+    pub(super) fn new(socket: &Socket, timeout: Duration) -> BlockingWriter<'_> {
+        BlockingWriter { socket, budget: Budget::new(timeout) }
+    }
+}
+
+impl Write for BlockingWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.send(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait(self.socket, PollFlags::OUT, &mut self.budget, false)?;
+                }
+                Ok(count) => {
+                    self.budget.spend(Duration::ZERO, count as u64);
+                    return Ok(count);
+                }
+                error => return error,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what the kernel takes at once, and leaves the rest in the connection's outbox, which its receiver sends when
+/// there is room. Only for responses in memory.
+pub(super) struct OutboxWriter<'a>(pub(super) &'a mut Connection);
+
+impl Write for OutboxWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = if self.0.outbox.is_empty() {
+            match self.0.socket.send(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                result => result?,
+            }
+        } else {
+            0
+        };
+        if sent < bytes.len() {
+            self.0.outbox.extend_from_slice(&bytes[sent..]);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

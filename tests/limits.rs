@@ -565,14 +565,12 @@ mod tiny_http {
         with_few_descriptors_it_refuses_to_start_or_serves;
         #[ignore = "50 to 200 MB: an allocation fails in a crowd of 150"]
         with_little_address_space_it_refuses_to_start_or_serves;
-        #[ignore = "an allocation of all that is left of a body ends the process"]
         no_announced_length_that_a_handler_reads_ends_the_process;
         #[ignore = "none is counted, none is said"]
         what_cannot_be_parsed_is_counted_and_said;
         durations_without_an_end_are_no_panic;
         #[cfg(feature = "json")]
         deep_and_many_are_bounded;
-        #[ignore = "3 of 4: the accept thread of tiny_http logs an error"]
         a_clean_stop_logs_no_error_of_the_engine;
     }
 }

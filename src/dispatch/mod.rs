@@ -173,9 +173,10 @@ impl Dispatch {
             request_line: (&request_line.0, &request_line.1),
             status: sent.status,
             bytes: sent.bytes,
-            cut: sent.error.as_ref().map(|error| match error {
-                SendError::Client(_) => Cut::Client,
-                SendError::Reader(_) | SendError::Panic(_) => Cut::Reader,
+            cut: sent.error.as_ref().and_then(|error| match error {
+                SendError::Client(_) => Some(Cut::Client),
+                SendError::Reader(_) | SendError::Panic(_) => Some(Cut::Reader),
+                SendError::Late => None, // the 503 is whole
             }),
             duration: since.elapsed(),
             peer,
@@ -192,6 +193,10 @@ impl Dispatch {
         let Some(error) = &sent.error else { return };
         let what = format!("the response of {} to {peer} (id {id}) was cut after {} bytes", route.pattern, sent.bytes);
         match error {
+            SendError::Late => {
+                let pattern = &route.pattern;
+                log::warn!("the handler of {pattern} for {peer} (id {id}) was late: the client has got a 503");
+            }
             SendError::Client(error) => log::debug!("{what}: {error}"),
             SendError::Reader(reason) => log::error!("{what}: its reader failed: {reason}"),
             SendError::Panic(message) => {

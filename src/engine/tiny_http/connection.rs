@@ -67,9 +67,9 @@ pub(super) struct Inner {
     claimed: bool,
     /// The body of the request in flight did not come in time.
     body_expired: bool,
-    /// A request was dropped without a response: nothing on this connection is answered any more, since a later response
-    /// would pass for that of the dropped request.
-    pub(super) sealed: bool,
+    /// When a request was dropped without a response: nothing on this connection is answered any more, since a later
+    /// response would pass for that of the dropped request.
+    sealed: Option<Instant>,
 }
 
 impl Connection {
@@ -97,7 +97,7 @@ impl Connection {
                 throttled: false,
                 claimed: false,
                 body_expired: false,
-                sealed: false,
+                sealed: None,
             }),
         }
     }
@@ -115,7 +115,7 @@ impl Connection {
     pub(super) fn has_busy_predecessor(&self) -> bool {
         self.predecessor.as_ref().is_some_and(|earlier| {
             let state = earlier.state();
-            state.busy || state.sealed
+            state.busy || state.is_sealed()
         })
     }
 
@@ -226,6 +226,16 @@ impl Connection {
         }
     }
 
+    /// Resets the connection: its client sees an error, never a regular end.
+    pub(super) fn reset(&self) {
+        if let Some(socket) = self.socket() {
+            // A disconnect of a connected socket sends a reset, whatever duplicates of it exist (tcp_disconnect,
+            // net/ipv4/tcp.c).
+            let _ = rustix::net::connect_unspec(&*socket); // fails if the peer has left
+        }
+        self.shut_down(Shutdown::Both);
+    }
+
     /// Shuts the input of an idle connection down. What `tiny_http` has read before is still answered.
     pub(crate) fn shutdown_read(&self) {
         let socket = {
@@ -303,7 +313,7 @@ impl Connection {
 
     /// A request was dropped without a response.
     pub(super) fn seal(&self) {
-        self.state().sealed = true;
+        self.state().seal();
     }
 
     /// Whether the input has ended, by the client's will or by ours.
@@ -338,6 +348,21 @@ impl Inner {
         if self.pipelined.capacity() > PIPELINE_LOW {
             self.pipelined = VecDeque::new();
         }
+    }
+
+    pub(super) fn seal(&mut self) {
+        self.sealed.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
+    /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
+    /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
+    /// found that connection.
+    pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
+        self.busy || self.sealed.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
     }
 
     pub(super) fn is_throttled(&self) -> bool {

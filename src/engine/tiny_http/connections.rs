@@ -109,7 +109,7 @@ impl ConnectionTable {
             }))
         };
         let mut state = connection.state();
-        let stale = state.sealed
+        let stale = state.is_sealed()
             || !state.conn_state.accepts_requests()
             // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
             || (state.busy && !certain && (state.socket.is_none() || state.is_tcp_closed()));
@@ -153,7 +153,9 @@ impl ConnectionTable {
                 state.conn_state = ConnState::Closing { since: state.since };
             }
             let rest: Vec<_> = state.pipelined.drain(..).collect();
-            state.sealed |= !rest.is_empty();
+            if !rest.is_empty() {
+                state.seal();
+            }
             drop(state);
             self.pipelined.fetch_sub(rest.len(), Ordering::Relaxed);
             self.counts.discarded.fetch_add(rest.len() as u64, Ordering::Relaxed);
@@ -175,13 +177,13 @@ impl ConnectionTable {
         AfterResponse::Idle
     }
 
-    /// Removes a connection of which `tiny_http` closes its end by itself, or has closed it. While a request is in flight
-    /// it stays, without a socket: the request may be of a newer connection of the same peer.
+    /// Removes a connection of which `tiny_http` closes its end by itself, or has closed it. It may stay for a
+    /// while, without a socket.
     pub(crate) fn forget(&self, connection: &Arc<Connection>) {
         let mut by_peer = lock(&self.by_peer);
         {
             let mut state = connection.state();
-            if state.busy {
+            if state.outlives_socket(None) {
                 state.socket = None;
                 return;
             }
@@ -191,12 +193,12 @@ impl ConnectionTable {
         }
     }
 
-    /// Removes idle connections that were opened before `since` and whose socket was never found: it was closed before
-    /// any scan.
-    pub(crate) fn forget_gone(&self, since: Instant) {
+    /// Removes idle connections that were opened before `since` and whose socket the scan that began at `scanned` has not
+    /// found: it is closed.
+    pub(crate) fn forget_gone(&self, since: Instant, scanned: Instant) {
         lock(&self.by_peer).retain(|_, connection| {
             let state = connection.state();
-            state.busy || state.socket.is_some() || connection.opened > since
+            state.outlives_socket(Some(scanned)) || state.socket.is_some() || connection.opened > since
         });
     }
 
@@ -228,7 +230,7 @@ impl ConnectionTable {
                     true
                 }
             };
-            sealed |= state.sealed;
+            sealed |= state.is_sealed();
             if !newer {
                 state.socket = Some(Arc::clone(&socket));
                 let said_close = !state.busy && matches!(state.conn_state, ConnState::Closing { .. });
@@ -244,7 +246,7 @@ impl ConnectionTable {
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessor));
         if sealed {
-            connection.state().sealed = true;
+            connection.seal();
             self.count_close(CloseReason::Ambiguous);
             connection.shut_down(Shutdown::Both);
         }

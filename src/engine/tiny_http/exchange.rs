@@ -70,6 +70,7 @@ impl Exchange {
             }
             Admission::Stale(connection, request) => {
                 connection.seal();
+                shared.monitor.note_request(true); // a scan soon finds the connection that it may be of
                 shared.connections.counts.discarded.fetch_add(1, Ordering::Relaxed);
                 unread_body::discard_closing(shared, &connection, request, None);
             }

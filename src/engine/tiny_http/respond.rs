@@ -70,8 +70,8 @@ impl Exchange {
                 last = false;
             }
             Some(_) => {
-                shared.socket_of(&connection); // without it nothing can be shut down
-                connection.shut_down(Shutdown::Both);
+                shared.socket_of(&connection); // without it nothing can be reset
+                connection.reset();
             }
             None if last && !quirks.engine_closes => {
                 // The FIN goes out before tiny_http's own thread can add a response of its own to it. If all is well it
@@ -94,7 +94,7 @@ impl Exchange {
         let body_left = self.remaining();
         let Exchange { shared, connection, raw, .. } = self;
         unread_body::discard_closing(&shared, &connection, raw, body_left);
-        let sent = Sent { status: 503, bytes: 0, close: true, error: None };
+        let sent = Sent { status: 503, bytes: 0, close: true, error: Some(SendError::Late) };
         (sent, complete(shared, connection, true, false))
     }
 

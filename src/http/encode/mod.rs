@@ -63,6 +63,8 @@ pub(crate) enum SendError {
     Reader(String),
     /// The body's reader panicked, while it was read or dropped: the message.
     Panic(String),
+    /// The handler was late: the engine had answered 503 in its place.
+    Late,
 }
 
 /// Most bytes of a body in memory that are copied behind the head, so that one write sends both. Above, a second write
@@ -232,6 +234,7 @@ fn send_stream(
                 told
             }
             SendError::Reader(reason) | SendError::Panic(reason) => io::Error::other(reason),
+            SendError::Late => io::ErrorKind::TimedOut.into(),
         })
     };
     buffer.clear();

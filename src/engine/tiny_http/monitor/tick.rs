@@ -176,7 +176,7 @@ impl Context {
         self.reap(&scan, memory, now);
         if !scan.exhausted {
             // The scan has found what is there, so a connection without a socket is gone.
-            self.connections.forget_gone(now.checked_sub(STALE_AFTER).unwrap_or(now));
+            self.connections.forget_gone(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
         }
         let fresh = self.sockets.take_fresh();
         memory.watched.extend(fresh.sockets);

@@ -151,7 +151,7 @@ pub use crate::{
     engine::{EngineKind, Peer},
     http::{
         body::Body,
-        error::{BodyError, HandlerError},
+        error::{BodyError, HandlerError, ParamError},
         events::{Event, EventWriter},
         response::Response,
         stream::StreamWriter,

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use super::request::Request;
+use super::request::{Context, Request};
 use super::route::{Params, Route};
 use crate::crew::stop::Stop;
 use crate::engine::{Exchange, Peer};
@@ -77,7 +77,9 @@ impl RequestBuilder {
         let RequestBuilder { method, target, headers, body, peer, params } = self;
         let params = Params::new(params.iter().map(|(name, value)| (&**name, value.clone())));
         let exchange = Exchange::in_memory(method, target, headers, body, peer);
-        Request::new(exchange, Route::unmatched(), params, Stop::new(), MAX_BODY)
+        let route = Route::unmatched();
+        let context = Context { route, params, stop: Stop::new(), max_body: MAX_BODY, proxies: None };
+        Request::new(exchange, context)
     }
 }
 

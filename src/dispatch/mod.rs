@@ -13,6 +13,7 @@ pub(crate) mod middleware;
 pub(crate) mod request;
 pub(crate) mod route;
 pub(crate) mod router;
+mod typed;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,11 +22,12 @@ use crate::crew::pool::{Pool, Work};
 use crate::crew::stop::Stop;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::middleware::Around;
-use crate::dispatch::request::{Request, path_of};
+use crate::dispatch::request::{Context, Request, path_of};
 use crate::dispatch::route::{Params, Route};
 use crate::dispatch::router::{RouteMatch, Router};
 use crate::engine::{CloseReason, Exchange, Peer};
 use crate::http::encode::{SendError, Sent};
+use crate::http::forwarded::TrustedProxies;
 use crate::http::head::method_label;
 use crate::http::response::Response;
 use crate::observe::{Cut, DispatchStats, ResponseObserver, ResponseRecord};
@@ -89,6 +91,8 @@ pub(crate) struct Dispatch {
     /// Whether an observer wants each request's method and target, which are copied for it.
     pub(crate) record_request_line: bool,
     pub(crate) max_body: u64,
+    /// The proxies that are believed when they name a client.
+    pub(crate) proxies: Option<Arc<TrustedProxies>>,
     pub(crate) stats: Arc<DispatchStats>,
 }
 
@@ -143,7 +147,8 @@ impl Dispatch {
     }
 
     fn request(&self, exchange: Exchange, route: Route, params: Params, limits: Limits) -> Request {
-        Request::new(exchange, route, params, self.stop.clone(), limits.max_body.unwrap_or(self.max_body))
+        let (max_body, proxies) = (limits.max_body.unwrap_or(self.max_body), self.proxies.clone());
+        Request::new(exchange, Context { route, params, stop: self.stop.clone(), max_body, proxies })
     }
 
     /// Answers where blocking is allowed: on a worker's thread.

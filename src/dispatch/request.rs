@@ -4,12 +4,14 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
 use crate::http::error::{BodyError, mark_broken_body};
+use crate::http::forwarded::TrustedProxies;
 use crate::http::head::Framing;
 use crate::http::request_id::request_id;
 use crate::http::stream::StreamLink;
@@ -22,11 +24,17 @@ const MAX_RESERVED: u64 = 64 * 1024;
 pub struct Request {
     exchange: Exchange,
     id: String,
-    route: Route,
-    params: Params,
-    stop: Stop,
-    max_body: u64,
+    context: Context,
     extensions: Vec<Box<dyn Any + Send + Sync>>,
+}
+
+/// What the service knows of a request.
+pub(crate) struct Context {
+    pub(crate) route: Route,
+    pub(crate) params: Params,
+    pub(crate) stop: Stop,
+    pub(crate) max_body: u64,
+    pub(crate) proxies: Option<Arc<TrustedProxies>>,
 }
 
 /// Tells whether the client of a request is still there. Cheap to clone, and independent of the request: a body's reader
@@ -62,9 +70,9 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    pub(crate) fn new(exchange: Exchange, route: Route, params: Params, stop: Stop, max_body: u64) -> Request {
+    pub(crate) fn new(exchange: Exchange, context: Context) -> Request {
         let id = request_id(exchange.headers());
-        Request { exchange, id, route, params, stop, max_body, extensions: Vec::new() }
+        Request { exchange, id, context, extensions: Vec::new() }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -78,12 +86,16 @@ impl Request {
     /// What a response that is written while it is sent knows of this request.
     pub(crate) fn stream_link(&self) -> StreamLink {
         let client = self.client();
-        StreamLink { stop: Some(self.stop.clone()), is_client_gone: Some(Box::new(move || client.is_gone())) }
+        StreamLink { stop: Some(self.context.stop.clone()), is_client_gone: Some(Box::new(move || client.is_gone())) }
+    }
+
+    pub(crate) fn proxies(&self) -> Option<&TrustedProxies> {
+        self.context.proxies.as_deref()
     }
 
     /// The exchange, the request's id, and its route.
     pub(crate) fn into_parts(self) -> (Exchange, String, Route) {
-        (self.exchange, self.id, self.route)
+        (self.exchange, self.id, self.context.route)
     }
 
     /// The method as it was sent: `GET`.
@@ -120,7 +132,7 @@ impl Request {
     ///
     /// It borrows the request. To hold parameters while the body is read, clone [`params`](Request::params).
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.params.get(name)
+        self.context.params.get(name)
     }
 
     /// All parameters of the route's path, decoded; cheap to clone.
@@ -135,12 +147,12 @@ impl Request {
     /// }
     /// ```
     pub fn params(&self) -> &Params {
-        &self.params
+        &self.context.params
     }
 
     /// The pattern of the route that the request took, as `/hello/{name}`; `*` if it matched no path.
     pub fn route(&self) -> &str {
-        &self.route.pattern
+        &self.context.route.pattern
     }
 
     /// The first header of this name, in any case; none if its value is not UTF-8.
@@ -188,7 +200,7 @@ impl Request {
 
     /// How far a stop of the service has come. See also [`sleep`](Request::sleep).
     pub fn stop(&self) -> &Stop {
-        &self.stop
+        &self.context.stop
     }
 
     /// Sleeps for `span`, or up to the end of the grace period of a service that stops.
@@ -197,7 +209,7 @@ impl Request {
     ///
     /// [`GraceExpired`]: answer now. It turns into a 503.
     pub fn sleep(&self, span: Duration) -> Result<(), GraceExpired> {
-        self.stop.sleep(span)
+        self.context.stop.sleep(span)
     }
 
     /// The body's announced length in bytes; 0 if there is no body, none if it is chunked.
@@ -224,7 +236,7 @@ impl Request {
     ///
     /// [`BodyError`], which turns into a fitting response.
     pub fn bytes(&mut self) -> Result<Vec<u8>, BodyError> {
-        self.bytes_up_to(self.max_body)
+        self.bytes_up_to(self.context.max_body)
     }
 
     /// The whole body, if it has at most `limit` bytes.

@@ -21,6 +21,44 @@ pub enum BodyError {
     Broken(io::Error),
     /// It is not what was asked for: not UTF-8, or not JSON of the expected form.
     Malformed(String),
+    /// It is of another content type than this one.
+    WrongType(&'static str),
+}
+
+/// A parameter or query that is not what was asked for. It turns into a response: 404 or 400, with the reason.
+#[derive(Debug)]
+pub struct ParamError {
+    status: u16,
+    reason: String,
+}
+
+impl ParamError {
+    pub(crate) fn not_found(reason: impl Into<String>) -> ParamError {
+        ParamError { status: 404, reason: reason.into() }
+    }
+
+    #[cfg(feature = "serde")]
+    pub(crate) fn bad_request(reason: impl Into<String>) -> ParamError {
+        ParamError { status: 400, reason: reason.into() }
+    }
+
+    fn to_response(&self) -> Response {
+        Response::error(self.status, self.reason.clone())
+    }
+}
+
+impl fmt::Display for ParamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl Error for ParamError {}
+
+impl From<ParamError> for Response {
+    fn from(error: ParamError) -> Response {
+        error.to_response()
+    }
 }
 
 impl fmt::Display for BodyError {
@@ -28,6 +66,7 @@ impl fmt::Display for BodyError {
         match self {
             BodyError::TooLarge => f.write_str("the body is too large"),
             BodyError::Broken(error) => error.fmt(f),
+            BodyError::WrongType(expected) => write!(f, "the body is not {expected}"),
             BodyError::Malformed(reason) => write!(f, "the body is malformed: {reason}"),
         }
     }
@@ -40,6 +79,7 @@ impl BodyError {
         match self {
             BodyError::TooLarge => Response::error(413, "the body is too large"),
             BodyError::Broken(error) => broken_body(error.kind() == io::ErrorKind::TimedOut, error.to_string()),
+            BodyError::WrongType(expected) => Response::error(415, format!("the body is not {expected}")),
             BodyError::Malformed(reason) => Response::error(422, reason.clone()),
         }
     }
@@ -142,6 +182,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 /// The response of an error that has one of its own.
 fn response_of(error: &(dyn Error + 'static)) -> Option<Response> {
     if let Some(error) = error.downcast_ref::<BodyError>() {
+        Some(error.to_response())
+    } else if let Some(error) = error.downcast_ref::<ParamError>() {
         Some(error.to_response())
     } else if let Some(broken) = error.downcast_ref::<BrokenBody>() {
         Some(broken_body(broken.timed_out, broken.to_string()))

@@ -6,8 +6,11 @@ pub(crate) mod date;
 pub(crate) mod encode;
 pub(crate) mod error;
 pub(crate) mod events;
+pub(crate) mod forwarded;
 pub(crate) mod head;
 mod make;
+#[cfg(feature = "serde")]
+pub(crate) mod pairs;
 pub(crate) mod request_id;
 pub(crate) mod response;
 pub(crate) mod status;

@@ -22,6 +22,8 @@ pub enum StartError {
     Inherited(String),
     /// A route is invalid.
     Route(BadRoute),
+    /// A setting cannot be: why.
+    Setting(String),
     /// The system refuses a thread, a descriptor or the like: which one, and the error.
     System(&'static str, io::Error),
 }
@@ -39,6 +41,7 @@ impl fmt::Display for StartError {
             StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
+            StartError::Setting(why) => write!(f, "bad setting: {why}"),
             StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),
         }
     }
@@ -49,7 +52,7 @@ impl std::error::Error for StartError {
         match self {
             StartError::Listen(_, error) | StartError::Unresolved(error) | StartError::System(_, error) => Some(error),
             StartError::Route(error) => Some(error),
-            StartError::AddressInUse(_) | StartError::Inherited(_) => None,
+            StartError::AddressInUse(_) | StartError::Inherited(_) | StartError::Setting(_) => None,
         }
     }
 }

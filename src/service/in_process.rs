@@ -69,6 +69,7 @@ impl Service {
             observers,
             record_request_line,
             max_body: self.config.max_body,
+            proxies: self.proxies.clone(),
             stats: state.dispatch,
         })
     }

@@ -9,6 +9,7 @@ pub(crate) mod run;
 pub(crate) mod settings;
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::admin::AdminRoutes;
 use crate::crew::Crew;
@@ -19,6 +20,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::stop::Stop;
 use crate::dispatch::middleware::Around;
 use crate::dispatch::router::Router;
+use crate::http::forwarded::TrustedProxies;
 use crate::lifecycle::reexec;
 use crate::service::config::Config;
 use crate::service::error::StartError;
@@ -52,6 +54,7 @@ pub struct Service {
     crew: Crew,
     routes: Router,
     around: Around,
+    proxies: Option<Arc<TrustedProxies>>,
     members: Vec<Member>,
     before_drain: Vec<Hook>,
     after_drain: Vec<Hook>,
@@ -85,6 +88,7 @@ impl Service {
             crew: Crew::new(),
             routes: Router::default(),
             around: Around::default(),
+            proxies: None,
             members: Vec::new(),
             before_drain: Vec::new(),
             after_drain: Vec::new(),

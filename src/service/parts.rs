@@ -81,6 +81,7 @@ impl Service {
                 observers,
                 record_request_line,
                 max_body: config.max_body,
+                proxies: self.proxies.clone(),
                 stats: Arc::clone(&state.dispatch),
             })
         };

@@ -1,9 +1,11 @@
 //! The settings of a [`Config`], one by one, on the service that is put together.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::EngineKind;
+use crate::http::forwarded::TrustedProxies;
 use crate::service::Service;
 use crate::service::config::Config;
 use crate::service::error::StartError;
@@ -92,6 +94,31 @@ impl Service {
     /// The largest request body, in bytes, that is read where a handler says no other limit.
     pub fn max_body(self, bytes: u64) -> Service {
         self.with(|config| config.max_body = bytes)
+    }
+
+    /// Believes these proxies when they name the client of a request, so that
+    /// [`client_ip`](crate::Request::client_ip) is its address: those of these addresses or networks (`10.0.0.0/8`), and
+    /// with `unix` those that connect to a Unix socket.
+    ///
+    /// `header` is the one in which they name it, to which each of them appends: `X-Forwarded-For`, `Forwarded` (RFC 7239),
+    /// or one of their own (`X-Real-IP`). Others are never looked at, because a proxy passes on what its client made up.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    ///
+    /// let service = Service::new()
+    ///     .trust_proxies("X-Forwarded-For", ["127.0.0.1", "::1"])
+    ///     .get("/", |request| request.client_ip().map(|ip| ip.to_string()));
+    /// let response = service.handle(Request::get("/").header("X-Forwarded-For", "1.2.3.4, 203.0.113.7"));
+    /// assert_eq!(response.into_text()?, "203.0.113.7"); // the client made up the first
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn trust_proxies<T: AsRef<str>>(mut self, header: &str, proxies: impl IntoIterator<Item = T>) -> Service {
+        match TrustedProxies::new(header, proxies) {
+            Ok(proxies) => self.proxies = Some(Arc::new(proxies)),
+            Err(text) => self.refuse(StartError::Setting(format!("{text:?} is no address and no network"))),
+        }
+        self
     }
 
     fn with(mut self, set: impl FnOnce(&mut Config)) -> Service {

@@ -1,0 +1,164 @@
+//! What a request says, as values: cookies, the client's address, and parameters, queries and forms of any type.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::request::Request;
+#[cfg(feature = "serde")]
+use crate::http::error::BodyError;
+use crate::http::error::ParamError;
+#[cfg(feature = "serde")]
+use crate::http::pairs::from_pairs;
+
+/// # Parts as values
+impl Request {
+    /// A parameter of the route's path, as a number or anything else that can be parsed.
+    ///
+    /// ```
+    /// use allout::{ParamError, Request, Service};
+    ///
+    /// fn double(request: &mut Request) -> Result<String, ParamError> {
+    ///     let n: u64 = request.parse_param("n")?; // no number: 404
+    ///     Ok((2 * n).to_string())
+    /// }
+    /// let service = Service::new().get("/double/{n}", double);
+    /// assert_eq!(service.handle(Request::get("/double/21")).into_text()?, "42");
+    /// assert_eq!(service.handle(Request::get("/double/x")).status(), 404);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There is no such parameter, or it cannot be parsed: 404, since nothing has that path.
+    pub fn parse_param<T: FromStr>(&self, name: &str) -> Result<T, ParamError> {
+        let value = self.param(name).and_then(|value| value.parse().ok());
+        value.ok_or_else(|| ParamError::not_found(format!("{name} is missing or malformed")))
+    }
+
+    /// The cookies that the client sent, in that order: names and values, which are not decoded (RFC 6265, section 4.2.1).
+    pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.headers().filter(|(name, _)| name.eq_ignore_ascii_case("cookie"));
+        let pairs = lines.flat_map(|(_, line)| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        pairs.map(|(name, value)| {
+            let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+            (name.trim_end(), inner.unwrap_or(value))
+        })
+    }
+
+    /// The first cookie of this name.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        self.cookies().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// The address of the client: behind proxies that are [trusted](crate::Service::trust_proxies) the one that they name,
+    /// otherwise that of the [peer](Request::peer). `None` for a client of a Unix socket.
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        let peer = self.peer().ip();
+        match self.proxies() {
+            Some(proxies) => proxies.client_ip(peer, self.exchange().headers()),
+            None => peer,
+        }
+    }
+}
+
+/// # Parts of any type
+#[cfg(feature = "serde")]
+impl Request {
+    /// The parameters of the route's path, by their names.
+    ///
+    /// ```
+    /// use allout::{ParamError, Request, Service};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Page {
+    ///     book: String,
+    ///     number: u32,
+    /// }
+    ///
+    /// fn page(request: &mut Request) -> Result<String, ParamError> {
+    ///     let page: Page = request.params_as()?;
+    ///     Ok(format!("page {} of {}", page.number, page.book))
+    /// }
+    /// let service = Service::new().get("/{book}/{number}", page);
+    /// assert_eq!(service.handle(Request::get("/emma/7")).into_text()?, "page 7 of emma");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// They do not fit the type: 404, since nothing has that path.
+    pub fn params_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ParamError> {
+        let pairs = self.params().iter().map(|(name, value)| (name.into(), value.into()));
+        from_pairs(pairs).map_err(ParamError::not_found)
+    }
+
+    /// The query, by its names: one that comes several times is a sequence, one that is empty is `None` of an option.
+    ///
+    /// ```
+    /// use allout::{ParamError, Request, Service};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Search {
+    ///     q: String,
+    ///     page: Option<u32>,
+    /// }
+    ///
+    /// fn search(request: &mut Request) -> Result<String, ParamError> {
+    ///     let search: Search = request.query_as()?;
+    ///     Ok(format!("{} on page {}", search.q, search.page.unwrap_or(1)))
+    /// }
+    /// let service = Service::new().get("/search", search);
+    /// assert_eq!(service.handle(Request::get("/search?q=a+b")).into_text()?, "a b on page 1");
+    /// assert_eq!(service.handle(Request::get("/search?page=x")).status(), 400);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// It does not fit the type: 400, with the name of what is wrong.
+    pub fn query_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ParamError> {
+        from_pairs(self.query_pairs()).map_err(ParamError::bad_request)
+    }
+
+    /// The whole body as a form (`application/x-www-form-urlencoded`), within the limit of [`bytes`](Request::bytes); read
+    /// as [`query_as`](Request::query_as) reads a query.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`](crate::BodyError), which turns into a fitting response: 415 for another content type.
+    pub fn form<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
+        const FORM: &str = "application/x-www-form-urlencoded";
+        let media_type = self.header("content-type").and_then(|value| value.split(';').next()).unwrap_or_default();
+        if !media_type.trim().eq_ignore_ascii_case(FORM) {
+            return Err(BodyError::WrongType(FORM));
+        }
+        let bytes = self.bytes()?;
+        from_pairs(form_urlencoded::parse(&bytes)).map_err(BodyError::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_are_found_in_all_their_lines() {
+        let request = Request::get("/").header("Cookie", "a=1; b=\"two\" ;c; d=e=f").header("cookie", "a=2;g=").build();
+        let all: Vec<_> = request.cookies().collect();
+        assert_eq!(all, [("a", "1"), ("b", "two"), ("d", "e=f"), ("a", "2"), ("g", "")]);
+        assert_eq!((request.cookie("a"), request.cookie("c")), (Some("1"), None));
+    }
+
+    #[test]
+    fn parameters_are_parsed_or_not_found() {
+        let request = Request::get("/").param("n", "7").build();
+        assert_eq!(request.parse_param::<u8>("n").unwrap(), 7);
+        assert!(request.parse_param::<bool>("n").is_err() && request.parse_param::<u8>("m").is_err());
+    }
+
+    #[test]
+    fn without_trusted_proxies_the_client_is_the_peer() {
+        let request = Request::get("/").header("X-Forwarded-For", "203.0.113.7").header("Forwarded", "for=203.0.113.7");
+        assert_eq!(request.build().client_ip(), Some(IpAddr::from([127, 0, 0, 1])));
+    }
+}

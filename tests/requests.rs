@@ -4,7 +4,9 @@
 
 use std::net::SocketAddr;
 
-use allout::{HandlerError, Peer, Request, Service, StartError};
+#[cfg(feature = "serde")]
+use allout::HandlerError;
+use allout::{Peer, Request, Service, StartError};
 
 fn text(service: &Service, request: impl Into<Request>) -> (u16, String) {
     let response = service.handle(request);

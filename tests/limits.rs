@@ -594,7 +594,6 @@ mod native {
         clients_with_the_highest_ttl_that_pipeline_are_bounded;
         pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;
         pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight;
-        #[ignore = "12 and 16 descriptors: it starts, and answers nobody after a crowd"]
         with_few_descriptors_it_refuses_to_start_or_serves;
         with_little_address_space_it_refuses_to_start_or_serves;
         no_announced_length_that_a_handler_reads_ends_the_process;

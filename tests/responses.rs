@@ -712,7 +712,6 @@ mod native {
         pieces_of_a_known_length_leave_as_they_come;
         a_client_that_has_left_ends_the_reader;
         a_handler_can_ask_whether_its_client_has_left;
-        #[ignore = "the warning does not name the id yet"]
         a_handler_that_is_slower_than_its_timeout_is_a_503;
         a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408;
         a_response_that_keeps_being_read_is_not_cut_and_one_that_is_not_is_ended;

@@ -99,6 +99,7 @@ impl Receiver {
                     if is_full {
                         self.evict(1);
                     }
+                    self.accepting.pause = Duration::ZERO;
                     self.admit(socket, address);
                 }
                 Err(Errno::AGAIN) => break self.on_empty_queue(),
@@ -109,7 +110,11 @@ impl Receiver {
                     return Err(error.into());
                 }
                 // MFILE, NFILE, NOBUFS, NOMEM; and whatever else may last.
-                Err(error) => break self.pause_accepting(error),
+                Err(error) => {
+                    if self.evict(EVICTED_AT_ONCE) == 0 {
+                        break self.pause_accepting(error);
+                    }
+                }
             }
             accepted += 1;
             if accepted == BATCH {
@@ -130,7 +135,6 @@ impl Receiver {
     }
 
     fn pause_accepting(&mut self, error: Errno) {
-        self.evict(EVICTED_AT_ONCE);
         self.stop_listening();
         let pause = (self.accepting.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         if self.accepting.pause.is_zero() {
@@ -162,12 +166,14 @@ impl Receiver {
         if self.accepting.full || self.accepting.paused_until.is_some() { Ok(()) } else { self.start_accepting() }
     }
 
-    /// Closes connections that are idle, least recently used first.
-    pub(super) fn evict(&mut self, count: usize) {
+    /// Closes connections that are idle, least recently used first. Returns how many.
+    pub(super) fn evict(&mut self, count: usize) -> usize {
+        let mut closed = 0;
         for _ in 0..count {
-            let Some((slot, _)) = self.slots.first(Queue::Idle) else { return };
-            self.close_idle(slot, CloseReason::Evicted);
+            let Some((slot, _)) = self.slots.first(Queue::Idle) else { break };
+            closed += usize::from(self.close_idle(slot, CloseReason::Evicted));
         }
+        closed
     }
 
     fn admit(&mut self, socket: OwnedFd, address: Option<SocketAddrAny>) {

@@ -136,7 +136,7 @@ impl Exchange {
             drop(response);
             connection.after = After::Linger;
             connection.give_back();
-            return Sent { status: 503, bytes, close: true, error: None };
+            return Sent { status: 503, bytes, close: true, error: Some(SendError::Late) };
         }
         if head.is_err() {
             connection.home.common.stats.count_close(CloseReason::BadRequest);

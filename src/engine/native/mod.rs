@@ -113,6 +113,9 @@ use crate::sync::lock;
 const NAMES: [&str; 8] =
     ["receiver-1", "receiver-2", "receiver-3", "receiver-4", "receiver-5", "receiver-6", "receiver-7", "receiver-8"];
 
+/// Descriptors that must be left for connections, and for what handlers open.
+const MIN_DESCRIPTORS: usize = 4;
+
 /// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
 const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -209,12 +212,13 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// No descriptor is left.
+    /// Too few descriptors are left to serve anyone.
     pub(crate) fn start(self: &Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
         let receiver = |mailbox: &Arc<Home>| Receiver::new(Arc::clone(self), Arc::clone(mailbox), Arc::clone(serve));
         let receivers: io::Result<Vec<_>> = self.mailboxes.iter().map(receiver).collect();
         *lock(&self.receivers) = receivers?;
-        Ok(())
+        let spare: io::Result<Vec<OwnedFd>> = (0..MIN_DESCRIPTORS).map(|_| self.common.listener.try_clone()).collect();
+        spare.map(drop)
     }
 
     /// The receivers' threads, once.

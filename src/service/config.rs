@@ -25,7 +25,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// What receives requests. Default: [`EngineKind::TinyHttp`].
     pub engine: EngineKind,
-    /// Most workers that may run at once; the pool grows to it under load and shrinks when idle.
+    /// Most workers that may run at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the
+    /// control group does not suffice for them.
     ///
     /// Default 2048: a thousand handlers that wait must not keep the others waiting, and a thread that waits costs some
     /// 10 KiB resident.
@@ -36,7 +37,7 @@ pub struct Config {
     pub queue: usize,
     /// Connections that may be open at once; beyond it the idlest go first.
     ///
-    /// Default 4096, or what the limits on descriptors and threads allow, if that is less.
+    /// Default 4096, or what the limits on descriptors, threads and the memory of the control group allow, if that is less.
     pub max_connections: usize,
     /// How long a drain may take. Default 30 s.
     pub grace: Duration,

@@ -1,5 +1,6 @@
 //! A service: put together, started, run to its end.
 
+mod capacity;
 pub(crate) mod config;
 pub(crate) mod error;
 mod in_process;

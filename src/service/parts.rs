@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::capacity::{Capacity, Limits};
 use super::config::Config;
 use super::{Member, Service};
 use crate::admin::Observed;
@@ -14,7 +15,7 @@ use crate::crew::message::{Command, Stopper};
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::Dispatch;
-use crate::engine::{Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
+use crate::engine::{Engine, Engines, Events, Exchange, Serve, Settings};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec;
@@ -24,7 +25,6 @@ use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
 use crate::service::error::StartError;
 use crate::service::run::Parts;
-use crate::sys::limits;
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System(what, error)
@@ -38,19 +38,19 @@ impl Service {
         }
         let config = self.config;
         let owns_process = signals.is_some();
-        let nofile = limits::raise_nofile_limit();
+        let limits = Limits::of_this_process();
         let sockets = open_sockets(&config, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);
         let stopper = crew.stopper();
-        let capacity = connection_capacity(config.engine, nofile, limits::max_threads());
-        let settings = settings(&config, capacity / sockets.len().max(1));
+        let capacity = Capacity::new(&config, sockets.len(), limits);
+        let settings = settings(&config, capacity.connections);
         let engine = |socket: &ListenSocket| Engine::new(config.engine, &socket.listener, settings, events(&stopper));
         let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
         let engines = Engines::new(engines.map_err(system("the listening socket"))?);
         let listening: Vec<_> =
             engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
-        let pool = Pool::new(config.workers, config.queue, crew.reserve("workers"));
+        let pool = Pool::new(capacity.workers, config.queue, crew.reserve("workers"));
         {
             let pool = Arc::clone(&pool);
             crew.on_interrupt(pool.slot(), move || pool.close());
@@ -96,7 +96,7 @@ impl Service {
         // Last, since requests arrive from here on.
         let roles = listening.iter().map(|(_, role)| *role);
         let watchers = start_engines(&mut crew, &engines, roles, &service, admin.as_ref())?;
-        announce(&config, &listening, state.max_connections, &exposure);
+        announce(&config, &listening, &capacity, &exposure);
 
         let drain = Drain {
             engines,
@@ -132,8 +132,7 @@ fn open_sockets(config: &Config, owns_process: bool) -> Result<Vec<ListenSocket>
     Ok(sockets)
 }
 
-fn settings(config: &Config, capacity: usize) -> Settings {
-    let max_connections = config.max_connections.min(capacity);
+fn settings(config: &Config, max_connections: usize) -> Settings {
     Settings {
         max_connections,
         idle_timeout: config.idle_timeout,
@@ -210,7 +209,7 @@ fn start_engines(
     Ok(slots)
 }
 
-fn announce(config: &Config, listening: &[(SocketAddr, Role)], max_connections: usize, exposure: &[String]) {
+fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capacity, exposure: &[String]) {
     let engine = config.engine.name();
     for (address, role) in listening {
         match role {
@@ -221,22 +220,12 @@ fn announce(config: &Config, listening: &[(SocketAddr, Role)], max_connections: 
     for warning in exposure {
         log::warn!("{warning}");
     }
-    let Config { workers, queue, .. } = config;
-    log::info!("at most {workers} workers, {queue} requests in the queue, {max_connections} connections");
+    let connections = capacity.connections * listening.len();
+    let (workers, queue, bound) = (capacity.workers, config.queue, capacity.bound());
+    log::info!("at most {workers} workers, {queue} requests in the queue, {connections} connections{bound}");
     if !std::path::Path::new("/proc/self").exists() {
         log::warn!(
-            "/proc is not mounted: the limit on threads is unknown, re-exec finds no binary, SIGUSR1 lists no threads"
+            "/proc is not mounted: the limits on threads and memory are unknown, re-exec finds no binary, SIGUSR1 lists no threads"
         );
     }
-}
-
-/// Connections that the descriptors suffice for, one more for each that its handler may open, and some for everything
-/// else. Threads likewise, of which a quarter are for workers.
-fn connection_capacity(engine: EngineKind, descriptors: u64, threads: u64) -> usize {
-    const OTHER_DESCRIPTORS: u64 = 64;
-    const OTHER_THREADS: u64 = 16;
-    let (descriptors_each, threads_each) = engine.cost_of_connection();
-    let by_descriptors = descriptors.saturating_sub(OTHER_DESCRIPTORS) / (descriptors_each + 1);
-    let by_threads = (threads.saturating_sub(OTHER_THREADS) / 4 * 3).checked_div(threads_each).unwrap_or(u64::MAX);
-    usize::try_from(by_descriptors.min(by_threads)).unwrap_or(usize::MAX).max(8)
 }

@@ -1,4 +1,4 @@
-//! Limits of this process on threads and file descriptors.
+//! Limits of this process on threads, file descriptors and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,36 +28,64 @@ pub(crate) fn under_fd_pressure(in_use: u64) -> bool {
 /// count threads, and of `RLIMIT_NPROC`, which counts the threads of all processes of the user and does not hold for
 /// root. How many of these other processes use is not known.
 pub(crate) fn max_threads() -> u64 {
-    let of_cgroup = fs::read_to_string("/proc/self/cgroup").map_or(u64::MAX, |lines| cgroup_limit(&lines));
+    let of_cgroup = THREADS.of_this_process();
     let of_user = getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX);
     if rustix::process::geteuid().is_root() { of_cgroup } else { of_cgroup.min(of_user) }
 }
 
-/// The least limit along the hierarchies that `/proc/self/cgroup` names.
-fn cgroup_limit(lines: &str) -> u64 {
-    lines.lines().filter_map(cgroup_mount).map(|(mount, path)| min_pids_max(mount, path)).min().unwrap_or(u64::MAX)
+/// The most memory, in bytes, that this process may have: the least limit of its cgroup and of the groups above, which
+/// count kernel memory as well. Without a limit it is `u64::MAX`, or in version 1 a number almost as large. How much of it
+/// other processes of the group use is not known.
+pub(crate) fn max_memory() -> u64 {
+    MEMORY.of_this_process()
 }
 
-/// The conventional mount point of the hierarchy of a line of `/proc/self/cgroup`, and the group's path in it, if it can
-/// limit threads: the one of version 2, which has no name, or the one called `pids` of version 1.
-fn cgroup_mount(line: &str) -> Option<(&'static str, &str)> {
-    let mut parts = line.splitn(3, ':').skip(1);
-    let (controllers, path) = (parts.next()?, parts.next()?);
-    match controllers {
-        "" => Some(("/sys/fs/cgroup", path)),
-        named if named.split(',').any(|name| name == "pids") => Some(("/sys/fs/cgroup/pids", path)),
-        _ => None,
+/// A limit of control groups.
+struct CgroupLimit {
+    /// Controller of version 1, which names its hierarchy and its mount point.
+    controller: &'static str,
+    /// File of version 1 and file of version 2.
+    files: [&'static str; 2],
+}
+
+const THREADS: CgroupLimit = CgroupLimit { controller: "pids", files: ["pids.max", "pids.max"] };
+const MEMORY: CgroupLimit = CgroupLimit { controller: "memory", files: ["memory.limit_in_bytes", "memory.max"] };
+
+impl CgroupLimit {
+    fn of_this_process(&self) -> u64 {
+        fs::read_to_string("/proc/self/cgroup").map_or(u64::MAX, |lines| self.least(&lines))
+    }
+
+    /// The least limit along the hierarchies that `/proc/self/cgroup` names.
+    fn least(&self, lines: &str) -> u64 {
+        let limits = lines.lines().filter_map(|line| self.locate(line));
+        limits.map(|(mount, path, file)| least_upwards(&mount, path, file)).min().unwrap_or(u64::MAX)
+    }
+
+    /// The conventional mount point of the hierarchy of a line of `/proc/self/cgroup`, the group's path in it, and the
+    /// file with the limit, if the hierarchy can have it: the one of version 2, which has no name, or the one of version
+    /// 1 that has the controller.
+    fn locate<'a>(&self, line: &'a str) -> Option<(PathBuf, &'a str, &'static str)> {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let root = Path::new("/sys/fs/cgroup");
+        match controllers {
+            "" => Some((root.to_owned(), path, self.files[1])),
+            named if named.split(',').any(|name| name == self.controller) => {
+                Some((root.join(self.controller), path, self.files[0]))
+            }
+            _ => None,
+        }
     }
 }
 
-/// The least `pids.max` from the group up to the mount point. In a container the path may be one of the host's that does
-/// not exist here: then the mount point is the group itself.
-fn min_pids_max(mount: &str, path: &str) -> u64 {
-    let mount = Path::new(mount);
+/// The least number in `file` from the group up to the mount point. In a container the path may be one of the host's that
+/// does not exist here: then the mount point is the group itself.
+fn least_upwards(mount: &Path, path: &str, file: &str) -> u64 {
     let mut group: PathBuf = mount.join(path.trim_start_matches('/'));
     let mut least = u64::MAX;
     loop {
-        let limit = fs::read_to_string(group.join("pids.max")).ok().and_then(|text| text.trim().parse().ok());
+        let limit = fs::read_to_string(group.join(file)).ok().and_then(|text| text.trim().parse().ok());
         least = least.min(limit.unwrap_or(u64::MAX)); // "max" is no number, and no limit
         if group == mount || !group.pop() {
             return least;
@@ -70,12 +98,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_hierarchies_that_limit_threads_are_asked() {
-        assert_eq!(cgroup_mount("0::/system.slice/a.service"), Some(("/sys/fs/cgroup", "/system.slice/a.service")));
-        assert_eq!(cgroup_mount("8:pids:/a"), Some(("/sys/fs/cgroup/pids", "/a")));
-        assert_eq!(cgroup_mount("8:cpu,pids:/a:b"), Some(("/sys/fs/cgroup/pids", "/a:b")));
-        assert_eq!(cgroup_mount("4:memory:/a"), None);
-        assert_eq!(cgroup_mount(""), None);
+    fn only_hierarchies_that_have_the_limit_are_asked() {
+        let located = |limit: &CgroupLimit, line| {
+            limit.locate(line).map(|(mount, path, file)| format!("{} {path} {file}", mount.display()))
+        };
+        for (limit, line, expected) in [
+            (&THREADS, "0::/system.slice/a.service", Some("/sys/fs/cgroup /system.slice/a.service pids.max")),
+            (&THREADS, "8:pids:/a", Some("/sys/fs/cgroup/pids /a pids.max")),
+            (&THREADS, "8:cpu,pids:/a:b", Some("/sys/fs/cgroup/pids /a:b pids.max")),
+            (&THREADS, "4:memory:/a", None),
+            (&THREADS, "", None),
+            (&MEMORY, "4:memory:/a", Some("/sys/fs/cgroup/memory /a memory.limit_in_bytes")),
+            (&MEMORY, "0::/a", Some("/sys/fs/cgroup /a memory.max")),
+            (&MEMORY, "8:pids:/a", None),
+        ] {
+            assert_eq!(located(limit, line).as_deref(), expected, "{line}");
+        }
     }
 
     #[test]
@@ -86,7 +124,7 @@ mod tests {
         fs::write(group.join("pids.max"), "max\n").unwrap();
         fs::write(mount.join("above/pids.max"), "70\n").unwrap();
         fs::write(mount.join("pids.max"), "100\n").unwrap();
-        let least = |path| min_pids_max(mount.to_str().unwrap(), path);
+        let least = |path| least_upwards(&mount, path, "pids.max");
         assert_eq!((least("/above/group"), least("/"), least("/not/here")), (70, 100, 100));
         fs::remove_dir_all(&mount).unwrap();
     }

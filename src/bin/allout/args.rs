@@ -100,8 +100,8 @@ pub struct Args {
     pub queue: usize,
 
     /// Open connections for each --listen, 1 or more, if the limits on
-    /// descriptors and threads allow as many; beyond it the least recently
-    /// used connections are closed first
+    /// descriptors, threads and memory allow as many; beyond it the least
+    /// recently used connections are closed first
     #[arg(long, env = "ALLOUT_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
     pub max_connections: usize,

@@ -1,0 +1,162 @@
+//! How many connections and workers the limits of the process allow.
+
+use std::fmt;
+
+use super::config::Config;
+use crate::sys::limits;
+
+/// Descriptors for everything but connections: sockets, the log, epoll, duplicates.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// Threads for everything but connections and workers.
+const OTHER_THREADS: u64 = 16;
+/// Memory for everything but connections and workers, in bytes. An idle process is charged 0.8 MiB (native, glibc) to
+/// 1.1 MiB (tiny-http); the rest is for metrics, the log and the pages of the binary.
+const OTHER_MEMORY: u64 = 4 * 1024 * 1024;
+/// Memory that a worker is charged, in bytes: its stacks, in the program and in the kernel, and its share of the heap.
+/// Measured with 500 workers that wait: 46 KiB (glibc, Linux 6.18); the rest is for what a handler puts on its stack.
+const MEMORY_OF_WORKER: u64 = 56 * 1024;
+/// Fewest connections and workers, whatever the limits are: below it nothing works.
+const MIN_CONNECTIONS: u64 = 8;
+const MIN_WORKERS: u64 = 4;
+
+/// Limits of the process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) descriptors: u64,
+    pub(super) threads: u64,
+    /// In bytes.
+    pub(super) memory: u64,
+}
+
+impl Limits {
+    /// Those in force, once the soft limit on descriptors has been raised.
+    pub(super) fn of_this_process() -> Limits {
+        Limits {
+            descriptors: limits::raise_nofile_limit(),
+            threads: limits::max_threads(),
+            memory: limits::max_memory(),
+        }
+    }
+}
+
+/// What the service may have at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Capacity {
+    /// For each listening socket.
+    pub(super) connections: usize,
+    pub(super) workers: usize,
+    /// What keeps them below the configuration.
+    bound: Option<Bound>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    Descriptors(u64),
+    Threads(u64),
+    Memory(u64),
+}
+
+/// `limit on memory: 32 MiB`
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Descriptors(limit) => write!(f, "limit on descriptors: {limit}"),
+            Bound::Threads(limit) => write!(f, "limit on threads: {limit}"),
+            Bound::Memory(limit) => write!(f, "limit on memory: {} MiB", limit >> 20),
+        }
+    }
+}
+
+impl Capacity {
+    /// The numbers of `config`, for so many listening sockets, or fewer if the limits allow no more.
+    ///
+    /// Each connection has its descriptors and one more, which its handler may open. Of the threads a quarter are for
+    /// workers. Of the memory a half is for connections and a quarter for workers; the rest is for bodies, and for socket
+    /// buffers, which cgroups of version 2 charge as well.
+    pub(super) fn new(config: &Config, sockets: usize, limits: Limits) -> Capacity {
+        let cost = config.engine.cost_of_connection();
+        let memory = limits.memory.saturating_sub(OTHER_MEMORY);
+        let by_threads = (limits.threads.saturating_sub(OTHER_THREADS) / 4 * 3).checked_div(cost.threads);
+        let (connections, bound) = [
+            (
+                limits.descriptors.saturating_sub(OTHER_DESCRIPTORS) / (cost.descriptors + 1),
+                Bound::Descriptors(limits.descriptors),
+            ),
+            (by_threads.unwrap_or(u64::MAX), Bound::Threads(limits.threads)),
+            (memory / 2 / cost.memory, Bound::Memory(limits.memory)),
+        ]
+        .into_iter()
+        .min_by_key(|(connections, _)| *connections)
+        .unwrap_or((u64::MAX, Bound::Memory(u64::MAX)));
+        let each = count(connections.max(MIN_CONNECTIONS)) / sockets.max(1);
+        let workers = count((memory / 4 / MEMORY_OF_WORKER).max(MIN_WORKERS));
+        let bound = if each < config.max_connections {
+            Some(bound)
+        } else if workers < config.workers {
+            Some(Bound::Memory(limits.memory))
+        } else {
+            None
+        };
+        Capacity { connections: config.max_connections.min(each), workers: config.workers.min(workers), bound }
+    }
+
+    /// What bounds it, for the end of a line of the log: empty, or ` (limit on memory: 32 MiB)`.
+    pub(super) fn bound(&self) -> String {
+        self.bound.map(|bound| format!(" ({bound})")).unwrap_or_default()
+    }
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineKind;
+
+    const NONE: Limits = Limits { descriptors: u64::MAX, threads: u64::MAX, memory: u64::MAX };
+
+    fn capacity(engine: EngineKind, limits: Limits) -> (usize, usize, String) {
+        let config = Config { engine, ..Config::default() };
+        let capacity = Capacity::new(&config, 1, limits);
+        (capacity.connections, capacity.workers, capacity.bound())
+    }
+
+    #[test]
+    fn without_limits_the_configuration_holds() {
+        let config = Config::default();
+        for engine in [EngineKind::TinyHttp, EngineKind::Native] {
+            assert_eq!(capacity(engine, NONE), (config.max_connections, config.workers, String::new()));
+        }
+    }
+
+    #[test]
+    fn the_least_of_the_limits_holds_and_is_named() {
+        let few = Limits { descriptors: 1064, ..NONE };
+        assert_eq!(capacity(EngineKind::TinyHttp, few), (250, 2048, " (limit on descriptors: 1064)".into()));
+        let few = Limits { threads: 416, ..NONE };
+        assert_eq!(capacity(EngineKind::TinyHttp, few), (300, 2048, " (limit on threads: 416)".into()));
+        assert_eq!(capacity(EngineKind::Native, few), (4096, 2048, String::new()), "its connections have no threads");
+        let few = Limits { memory: 32 << 20, ..NONE };
+        let bound = " (limit on memory: 32 MiB)".to_owned();
+        assert_eq!(capacity(EngineKind::TinyHttp, few), (275, 128, bound.clone()));
+        let (connections, workers, named) = capacity(EngineKind::Native, few);
+        assert!(connections >= 1000, "{connections}");
+        assert_eq!((workers, named), (128, bound));
+    }
+
+    #[test]
+    fn nothing_is_left_without_any_connection_or_worker() {
+        let none = Limits { descriptors: 0, threads: 0, memory: 0 };
+        let (connections, workers, _) = capacity(EngineKind::TinyHttp, none);
+        assert_eq!((connections, workers), (8, 4));
+    }
+
+    #[test]
+    fn several_sockets_share_the_capacity() {
+        let config = Config::default();
+        let few = Limits { descriptors: 1064, ..NONE };
+        assert_eq!(Capacity::new(&config, 2, few).connections, 125);
+    }
+}

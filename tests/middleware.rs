@@ -10,6 +10,8 @@ use std::time::Duration;
 use allout::{Body, HandlerError, Request, RequestBuilder, Response, Service, ServiceHandle, channel};
 use http::Connection;
 
+#[path = "common/engine.rs"]
+mod engine;
 #[path = "load/http.rs"]
 mod http;
 
@@ -17,7 +19,7 @@ mod http;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn start(service: Service) -> ServiceHandle {
-    service.listen("127.0.0.1:0").start().expect("a service on a free port starts")
+    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
 }
 
 /// Sends bytes, and reads the whole response up to the end of the connection.

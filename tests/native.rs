@@ -16,6 +16,8 @@ mod hostile;
 mod library;
 #[path = "lifecycle.rs"]
 mod lifecycle;
+#[path = "middleware.rs"]
+mod middleware;
 #[path = "operations.rs"]
 mod operations;
 #[path = "process.rs"]
@@ -34,3 +36,5 @@ mod shutdown;
 mod shutdown_access;
 #[path = "startup.rs"]
 mod startup;
+#[path = "streams.rs"]
+mod streams;

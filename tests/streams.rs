@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use allout::{Response, Service, ServiceHandle, channel};
 
+#[path = "common/engine.rs"]
+mod engine;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/events.rs"]
 mod events;
@@ -16,7 +18,7 @@ mod events;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn start(service: Service) -> ServiceHandle {
-    service.listen("127.0.0.1:0").start().expect("a service on a free port starts")
+    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
 }
 
 fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
@@ -216,6 +218,26 @@ fn a_stream_that_never_ends_is_told_of_a_drain_and_cut_after_the_grace() {
         let whole = reader.join().unwrap().ends_with("\r\n0\r\n\r\n");
         assert_eq!((outcome.code(), whole), (0, mind), "{outcome}");
     }
+}
+
+#[test]
+fn a_stream_that_makes_progress_outlives_the_request_timeout() {
+    let timeout = Duration::from_millis(700);
+    let running = start(Service::new().request_timeout(timeout).get("/", move |_| {
+        Response::stream(move |writer| {
+            let began = Instant::now();
+            while began.elapsed() < timeout * 2 {
+                writer.write_all(b"x")?;
+                writer.flush()?;
+                std::thread::sleep(timeout / 10); // the time that passes is what is tested
+            }
+            Ok(())
+        })
+    }));
+    let mut client = get(running.address(), "/", "Connection: close\r\n");
+    head(&mut client);
+    let (body, _) = rest(&mut client);
+    assert!(body.ends_with("\r\n0\r\n\r\n"), "{body:?}");
 }
 
 /// The next event of a stream, as an `EventSource` understands it: its id and its data.

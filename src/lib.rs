@@ -151,8 +151,9 @@ pub use crate::{
     engine::{EngineKind, Peer},
     http::{
         body::Body,
-        error::{BodyError, HandlerError, ParamError},
+        error::HandlerError,
         events::{Event, EventWriter},
+        fault::{BodyError, StatusError},
         response::Response,
         stream::StreamWriter,
     },

@@ -71,7 +71,24 @@ impl std::fmt::Display for GraceExpired {
     }
 }
 
-impl std::error::Error for GraceExpired {}
+impl std::error::Error for GraceExpired {
+    /// Itself, because what wraps an error may show the sources of that error alone.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&GraceMark)
+    }
+}
+
+/// What tells a [`GraceExpired`] among the sources of another error.
+#[derive(Debug)]
+pub(crate) struct GraceMark;
+
+impl std::fmt::Display for GraceMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopping")
+    }
+}
+
+impl std::error::Error for GraceMark {}
 
 impl Stop {
     pub(crate) fn new() -> Stop {

@@ -7,7 +7,7 @@ use super::middleware::{Call, Way};
 use super::request::Request;
 use super::router::RouteMatch;
 use super::{Dispatch, Reply, Routed};
-use crate::http::error::broken_body;
+use crate::http::fault::truncated_body;
 use crate::http::head::Rejection;
 use crate::http::response::Response;
 use crate::text::panic_message;
@@ -69,9 +69,7 @@ impl Dispatch {
             return response;
         }
         self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        let mut response = broken_body(body.timed_out, String::new());
-        response.take_failure(); // nothing has failed
-        self.dress(request, response)
+        self.dress(request, truncated_body(body.timed_out))
     }
 
     fn reject(&self, request: &Request, rejection: Rejection) -> Response {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
-use crate::http::error::{BodyError, mark_broken_body};
+use crate::http::fault::{BodyError, mark_broken_body};
 use crate::http::forwarded::TrustedProxies;
 use crate::http::head::Framing;
 use crate::http::request_id::request_id;
@@ -264,7 +264,7 @@ impl Request {
     ///
     /// [`BodyError`], which turns into a fitting response.
     pub fn text(&mut self) -> Result<String, BodyError> {
-        String::from_utf8(self.bytes()?).map_err(|_| BodyError::Malformed("no UTF-8".to_owned()))
+        String::from_utf8(self.bytes()?).map_err(|_| BodyError::malformed("no UTF-8"))
     }
 
     /// The whole body as JSON, within the limit of [`bytes`](Request::bytes); at most 128 levels deep.
@@ -274,7 +274,7 @@ impl Request {
     /// [`BodyError`], which turns into a fitting response.
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
-        serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::Malformed(error.to_string()))
+        serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::malformed(error.to_string()))
     }
 
     /// Reads the rest of the body and throws it away, up to `limit` bytes.

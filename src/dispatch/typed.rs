@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use super::request::Request;
 #[cfg(feature = "serde")]
-use crate::http::error::BodyError;
-use crate::http::error::ParamError;
+use crate::http::fault::BodyError;
+use crate::http::fault::StatusError;
 #[cfg(feature = "serde")]
 use crate::http::pairs::from_pairs;
 
@@ -15,9 +15,9 @@ impl Request {
     /// A parameter of the route's path, as a number or anything else that can be parsed.
     ///
     /// ```
-    /// use allout::{ParamError, Request, Service};
+    /// use allout::{StatusError, Request, Service};
     ///
-    /// fn double(request: &mut Request) -> Result<String, ParamError> {
+    /// fn double(request: &mut Request) -> Result<String, StatusError> {
     ///     let n: u64 = request.parse_param("n")?; // no number: 404
     ///     Ok((2 * n).to_string())
     /// }
@@ -30,9 +30,9 @@ impl Request {
     /// # Errors
     ///
     /// There is no such parameter, or it cannot be parsed: 404, since nothing has that path.
-    pub fn parse_param<T: FromStr>(&self, name: &str) -> Result<T, ParamError> {
+    pub fn parse_param<T: FromStr>(&self, name: &str) -> Result<T, StatusError> {
         let value = self.param(name).and_then(|value| value.parse().ok());
-        value.ok_or_else(|| ParamError::not_found(format!("{name} is missing or malformed")))
+        value.ok_or_else(|| StatusError::new(404, format!("{name} is missing or malformed")))
     }
 
     /// The cookies that the client sent, in that order: names and values, which are not decoded (RFC 6265, section 4.2.1).
@@ -67,7 +67,7 @@ impl Request {
     /// The parameters of the route's path, by their names.
     ///
     /// ```
-    /// use allout::{ParamError, Request, Service};
+    /// use allout::{StatusError, Request, Service};
     ///
     /// #[derive(serde::Deserialize)]
     /// struct Page {
@@ -75,7 +75,7 @@ impl Request {
     ///     number: u32,
     /// }
     ///
-    /// fn page(request: &mut Request) -> Result<String, ParamError> {
+    /// fn page(request: &mut Request) -> Result<String, StatusError> {
     ///     let page: Page = request.params_as()?;
     ///     Ok(format!("page {} of {}", page.number, page.book))
     /// }
@@ -87,15 +87,15 @@ impl Request {
     /// # Errors
     ///
     /// They do not fit the type: 404, since nothing has that path.
-    pub fn params_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ParamError> {
+    pub fn params_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, StatusError> {
         let pairs = self.params().iter().map(|(name, value)| (name.into(), value.into()));
-        from_pairs(pairs).map_err(ParamError::not_found)
+        from_pairs(pairs).map_err(|reason| StatusError::new(404, reason))
     }
 
     /// The query, by its names: one that comes several times is a sequence, one that is empty is `None` of an option.
     ///
     /// ```
-    /// use allout::{ParamError, Request, Service};
+    /// use allout::{StatusError, Request, Service};
     ///
     /// #[derive(serde::Deserialize)]
     /// struct Search {
@@ -103,7 +103,7 @@ impl Request {
     ///     page: Option<u32>,
     /// }
     ///
-    /// fn search(request: &mut Request) -> Result<String, ParamError> {
+    /// fn search(request: &mut Request) -> Result<String, StatusError> {
     ///     let search: Search = request.query_as()?;
     ///     Ok(format!("{} on page {}", search.q, search.page.unwrap_or(1)))
     /// }
@@ -116,8 +116,8 @@ impl Request {
     /// # Errors
     ///
     /// It does not fit the type: 400, with the name of what is wrong.
-    pub fn query_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ParamError> {
-        from_pairs(self.query_pairs()).map_err(ParamError::bad_request)
+    pub fn query_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, StatusError> {
+        from_pairs(self.query_pairs()).map_err(|reason| StatusError::new(400, reason))
     }
 
     /// The whole body as a form (`application/x-www-form-urlencoded`), within the limit of [`bytes`](Request::bytes); read
@@ -130,10 +130,10 @@ impl Request {
         const FORM: &str = "application/x-www-form-urlencoded";
         let media_type = self.header("content-type").and_then(|value| value.split(';').next()).unwrap_or_default();
         if !media_type.trim().eq_ignore_ascii_case(FORM) {
-            return Err(BodyError::WrongType(FORM));
+            return Err(BodyError::wrong_type(FORM));
         }
         let bytes = self.bytes()?;
-        from_pairs(form_urlencoded::parse(&bytes)).map_err(BodyError::Malformed)
+        from_pairs(form_urlencoded::parse(&bytes)).map_err(BodyError::malformed)
     }
 }
 

@@ -1,150 +1,22 @@
-//! The errors of a handler, and the responses that they become.
+//! The error of a handler, made by `?` from any other.
 
 use std::error::Error;
-use std::fmt;
-use std::io;
 
-use log::Level;
-
+use super::fault::{Causes, chain, fault_of};
 use super::response::Response;
 use super::status::reason_phrase;
-use crate::crew::stop::GraceExpired;
+use crate::crew::stop::{GraceExpired, GraceMark};
 
-/// Why a body could not be read. It turns into a response: 413, 408, 400 or 422, with a short text.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum BodyError {
-    /// It is larger than the limit.
-    TooLarge,
-    /// It ended early, broke its framing, or stopped coming for longer than the request timeout; then the kind of the error
-    /// is [`TimedOut`](io::ErrorKind::TimedOut).
-    Broken(io::Error),
-    /// It is not what was asked for: not UTF-8, or not JSON of the expected form.
-    Malformed(String),
-    /// It is of another content type than this one.
-    WrongType(&'static str),
-}
-
-/// A parameter or query that is not what was asked for. It turns into a response: 404 or 400, with the reason.
-#[derive(Debug)]
-pub struct ParamError {
-    status: u16,
-    reason: String,
-}
-
-impl ParamError {
-    pub(crate) fn not_found(reason: impl Into<String>) -> ParamError {
-        ParamError { status: 404, reason: reason.into() }
-    }
-
-    #[cfg(feature = "serde")]
-    pub(crate) fn bad_request(reason: impl Into<String>) -> ParamError {
-        ParamError { status: 400, reason: reason.into() }
-    }
-
-    fn to_response(&self) -> Response {
-        Response::error(self.status, self.reason.clone())
-    }
-}
-
-impl fmt::Display for ParamError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
-impl Error for ParamError {}
-
-impl From<ParamError> for Response {
-    fn from(error: ParamError) -> Response {
-        error.to_response()
-    }
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BodyError::TooLarge => f.write_str("the body is too large"),
-            BodyError::Broken(error) => error.fmt(f),
-            BodyError::WrongType(expected) => write!(f, "the body is not {expected}"),
-            BodyError::Malformed(reason) => write!(f, "the body is malformed: {reason}"),
-        }
-    }
-}
-
-impl Error for BodyError {}
-
-impl BodyError {
-    fn to_response(&self) -> Response {
-        match self {
-            BodyError::TooLarge => Response::error(413, "the body is too large"),
-            BodyError::Broken(error) => broken_body(error.kind() == io::ErrorKind::TimedOut, error.to_string()),
-            BodyError::WrongType(expected) => Response::error(415, format!("the body is not {expected}")),
-            BodyError::Malformed(reason) => Response::error(422, reason.clone()),
-        }
-    }
-}
-
-impl From<BodyError> for Response {
-    fn from(error: BodyError) -> Response {
-        error.to_response()
-    }
-}
-
-/// The response to a request whose body broke off. The client is at fault, so that the log has it at the level info.
-pub(crate) fn broken_body(timed_out: bool, reason: String) -> Response {
-    let response = if timed_out {
-        Response::error(408, "the body did not come in time")
-    } else {
-        Response::error(400, "the body broke off")
-    };
-    response.with_failure(Level::Info, reason)
-}
-
-/// What the errors of a body's reader carry, so that they become a 400 or 408 also where `?` turns them into a
-/// [`HandlerError`], alone or as the source of another error.
-#[derive(Debug)]
-struct BrokenBody {
-    timed_out: bool,
-    reason: String,
-}
-
-impl fmt::Display for BrokenBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the body broke off: {}", self.reason)
-    }
-}
-
-impl Error for BrokenBody {}
-
-/// A [`BrokenBody`] inside an `io::Error`. It names the mark as its source, because `io::Error::source`, and the `source` of
-/// errors that wrap an `io::Error` (`serde_json::Error`), begin below the value that the `io::Error` holds.
-#[derive(Debug)]
-struct Marked(BrokenBody);
-
-impl fmt::Display for Marked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Error for Marked {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
-    }
-}
-
-/// The error that a body's reader gives to a handler: of the same kind, and marked as the client's fault.
-pub(crate) fn mark_broken_body(error: &io::Error) -> io::Error {
-    let timed_out = error.kind() == io::ErrorKind::TimedOut;
-    io::Error::new(error.kind(), Marked(BrokenBody { timed_out, reason: error.to_string() }))
-}
-
-/// The error of a handler, made by `?` from any other.
+/// The error of a handler, made by `?` from any other: from all that implement `Error`, from `anyhow::Error`,
+/// `Box<dyn Error + Send + Sync>`, and from text.
 ///
 /// The client is told nothing about it but 500; the log gets it with all its sources, the request and its id.
-/// Errors that have a response of their own keep it, also as the source of another error: [`BodyError`], an `io::Error` from
-/// [`Request::body`](crate::Request::body), [`GraceExpired`], and any [`Response`].
+/// Errors that have a response of their own keep it, also as the source of another error: [`StatusError`], [`BodyError`],
+/// an `io::Error` from [`Request::body`], [`GraceExpired`], and any [`Response`].
+///
+/// [`StatusError`]: crate::StatusError
+/// [`BodyError`]: crate::BodyError
+/// [`Request::body`]: crate::Request::body
 ///
 /// ```
 /// use allout::{HandlerError, Response, Request};
@@ -153,42 +25,56 @@ pub(crate) fn mark_broken_body(error: &io::Error) -> io::Error {
 ///     let name = request.param("name").ok_or(Response::from(404))?; // the client's fault: 404
 ///     let path = std::path::Path::new("notes").join(name);
 ///     let text = request.text()?;                                // the client's fault: 413, 422
-///     std::fs::write(path, text)?;                               // ours: 500, and a line in the log
+///     if text.is_empty() {
+///         Err("nobody writes empty notes")?;                     // ours: 500, and a line in the log
+///     }
+///     std::fs::write(path, text).map_err(|error| HandlerError::new(507, error))?; // 507, and a line in the log
 ///     Ok(201)
 /// }
 /// ```
 #[derive(Debug)]
 pub struct HandlerError(Response);
 
-impl<E: Error + 'static> From<E> for HandlerError {
-    fn from(error: E) -> HandlerError {
-        HandlerError(chain(&error).find_map(response_of).unwrap_or_else(|| {
-            let reason: Vec<String> = chain(&error).map(ToString::to_string).collect();
-            Response::error(500, reason_phrase(500)).with_failure(Level::Error, reason.join(": "))
-        }))
+impl HandlerError {
+    /// An error with this status, whose cause is for the log.
+    pub fn new(status: u16, cause: impl Into<Box<dyn Error + Send + Sync>>) -> HandlerError {
+        HandlerError(Response::from(status).with_cause(cause))
+    }
+
+    /// The status of its response.
+    pub fn status(&self) -> u16 {
+        self.0.status()
+    }
+
+    /// Its response.
+    pub fn response(&self) -> &Response {
+        &self.0
     }
 }
 
-/// An error, its source, the source of that, and so on.
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let error = next?;
-        next = error.source();
-        Some(error)
-    })
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
+    fn from(error: E) -> HandlerError {
+        HandlerError(response_of(&*error.into()))
+    }
 }
 
-/// The response of an error that has one of its own.
-fn response_of(error: &(dyn Error + 'static)) -> Option<Response> {
-    if let Some(error) = error.downcast_ref::<BodyError>() {
-        Some(error.to_response())
-    } else if let Some(error) = error.downcast_ref::<ParamError>() {
-        Some(error.to_response())
-    } else if let Some(broken) = error.downcast_ref::<BrokenBody>() {
-        Some(broken_body(broken.timed_out, broken.to_string()))
-    } else {
-        error.downcast_ref::<GraceExpired>().map(|expired| Response::from(*expired))
+impl Response {
+    /// The same response with a cause, which only the log gets, with the request and its id: at the level `error` for a
+    /// status from 500 on, otherwise `info`.
+    pub fn with_cause(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Response {
+        let cause = cause.into();
+        self.with_failure(&Causes(&*cause))
+    }
+}
+
+/// The response of an error: its own, or a 500.
+fn response_of(error: &(dyn Error + 'static)) -> Response {
+    if let Some(fault) = fault_of(error) {
+        return fault.to_response();
+    }
+    match chain(error).find_map(|error| error.downcast_ref::<GraceMark>()) {
+        Some(_) => Response::from(GraceExpired),
+        None => Response::error(500, reason_phrase(500)).with_failure(&Causes(error)),
     }
 }
 
@@ -201,6 +87,36 @@ impl From<Response> for HandlerError {
 impl From<HandlerError> for Response {
     fn from(error: HandlerError) -> Response {
         error.0
+    }
+}
+
+macro_rules! from_error {
+    ($($error:ty),*) => {
+        $(
+            /// As `?` in a handler makes it: 500, unless the error has a response of its own.
+            impl From<$error> for Response {
+                fn from(error: $error) -> Response {
+                    response_of(error.as_ref())
+                }
+            }
+        )*
+    };
+}
+
+from_error!(Box<dyn Error + Send + Sync>, Box<dyn Error>);
+
+/// As `?` in a handler makes it: 500, unless the error has a response of its own.
+impl From<std::io::Error> for Response {
+    fn from(error: std::io::Error) -> Response {
+        response_of(&error)
+    }
+}
+
+/// As `?` in a handler makes it: 500, unless the error has a response of its own.
+#[cfg(feature = "anyhow")]
+impl From<anyhow::Error> for Response {
+    fn from(error: anyhow::Error) -> Response {
+        response_of(error.as_ref())
     }
 }
 
@@ -228,71 +144,147 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::fault::{BodyError, StatusError, mark_broken_body};
+    use log::Level;
+    use std::{fmt, io};
 
     fn fails<E: Into<HandlerError>>(error: E) -> Response {
         error.into().into()
     }
 
-    fn level(response: &Response) -> Option<Level> {
-        response.failure.as_ref().map(|failure| failure.level)
+    fn logged(response: &Response) -> Option<(Level, &str)> {
+        response.failure.as_ref().map(|failure| (failure.level, failure.reason.as_str()))
     }
 
     fn broken(kind: io::ErrorKind) -> io::Error {
         mark_broken_body(&io::Error::new(kind, "as the test wants it"))
     }
 
-    #[test]
-    fn any_error_is_a_500_that_the_log_has_with_its_sources() {
-        #[derive(Debug)]
-        struct Outer(io::Error);
-        impl fmt::Display for Outer {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("cannot save")
-            }
+    /// An error with another as its source.
+    #[derive(Debug)]
+    struct Outer<E>(E);
+
+    impl<E> fmt::Display for Outer<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("cannot save")
         }
-        impl Error for Outer {
-            fn source(&self) -> Option<&(dyn Error + 'static)> {
-                Some(&self.0)
-            }
+    }
+
+    impl<E: Error + 'static> Error for Outer<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
         }
-        let response = fails(Outer(io::Error::other("the disk is gone")));
-        let failure = response.failure.as_ref().unwrap();
-        assert_eq!((response.status(), failure.level), (500, Level::Error));
-        assert_eq!(failure.reason, "cannot save: the disk is gone");
-        assert_eq!(response.body().as_bytes(), Some(&b"500 Internal Server Error\n"[..]));
+    }
+
+    /// Shows the sources of an error and not the error itself, as what `anyhow` turns into does.
+    #[derive(Debug)]
+    struct Hides<E>(E);
+
+    impl<E: fmt::Display> fmt::Display for Hides<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+
+    impl<E: Error> Error for Hides<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.0.source()
+        }
     }
 
     #[test]
-    fn errors_with_a_response_of_their_own_keep_it() {
-        assert_eq!(fails(BodyError::TooLarge).status(), 413);
-        assert_eq!(fails(BodyError::Malformed("no UTF-8".to_owned())).status(), 422);
-        assert_eq!(fails(GraceExpired).status(), 503);
-        assert_eq!(fails(io::Error::other(GraceExpired)).status(), 500, "its source is not shown by io::Error");
+    fn any_error_is_a_500_that_the_log_has_with_its_sources() {
+        let response = fails(Outer(io::Error::other("the disk is gone")));
+        assert_eq!(response.status(), 500);
+        assert_eq!(logged(&response), Some((Level::Error, "cannot save: the disk is gone")));
+        assert_eq!(response.into_text().unwrap(), "500 Internal Server Error\n");
+        let boxed: Box<dyn Error + Send + Sync> = Box::new(Outer(fmt::Error));
+        for response in [fails("a text"), fails("a text".to_owned()), fails(boxed)] {
+            let reason = response.failure.as_ref().unwrap().reason.as_str();
+            assert!(
+                response.status() == 500 && (reason == "a text" || reason.starts_with("cannot save: ")),
+                "{reason}"
+            );
+        }
+    }
+
+    type Make = fn() -> Box<dyn Error + Send + Sync>;
+
+    #[test]
+    fn errors_with_a_response_of_their_own_keep_it_whatever_wraps_them() {
+        let rows: [(Make, u16); 8] = [
+            (|| BodyError::TooLarge.into(), 413),
+            (|| BodyError::malformed("no UTF-8").into(), 422),
+            (|| GraceExpired.into(), 503),
+            (|| StatusError::new(409, "taken").into(), 409),
+            (|| Hides(BodyError::TooLarge).into(), 413),
+            (|| Hides(BodyError::Broken(broken(io::ErrorKind::TimedOut))).into(), 408),
+            (|| Hides(GraceExpired).into(), 503),
+            (|| Hides(StatusError::new(409, "taken")).into(), 409),
+        ];
+        for (make, status) in rows {
+            assert_eq!(fails(make()).status(), status);
+            assert_eq!(Response::from(make()).status(), status);
+            assert_eq!(Response::from(make() as Box<dyn Error>).status(), status);
+            assert_eq!(
+                fails(io::Error::other(Outer(Hides(io::Error::other(StatusError::new(418, "")))))).status(),
+                418
+            );
+        }
         let response = fails(Response::from(404));
-        assert_eq!((response.status(), level(&response)), (404, None));
+        assert_eq!((response.status(), logged(&response)), (404, None));
+    }
+
+    #[test]
+    fn a_status_and_a_cause_go_together_and_only_the_log_gets_the_cause() {
+        let cause = || io::Error::other("the disk is gone");
+        let conflict = fails(StatusError::new(409, "taken").with_cause(Outer(cause())));
+        assert_eq!(logged(&conflict), Some((Level::Info, "taken: cannot save: the disk is gone")));
+        assert_eq!(conflict.into_text().unwrap(), "409 taken\n");
+        let upstream = fails(HandlerError::new(502, cause()));
+        assert_eq!((upstream.status(), logged(&upstream)), (502, Some((Level::Error, "the disk is gone"))));
+        assert_eq!(upstream.into_text().unwrap(), "502 Bad Gateway\n");
+        assert_eq!(logged(&fails(StatusError::new(503, "full"))), Some((Level::Error, "full")));
+        assert_eq!(StatusError::new(200, "").status(), 500);
+        let own = Response::html("<p>").with_status(500).with_cause("a text");
+        assert_eq!(logged(&own), Some((Level::Error, "a text")));
     }
 
     #[test]
     fn a_body_that_breaks_off_is_the_clients_fault_however_it_is_read() {
-        for (kind, status) in [
-            (io::ErrorKind::UnexpectedEof, 400),
-            (io::ErrorKind::InvalidData, 400),
-            (io::ErrorKind::ConnectionReset, 400),
-            (io::ErrorKind::TimedOut, 408),
+        for (kind, status, message) in [
+            (io::ErrorKind::UnexpectedEof, 400, "the body broke off"),
+            (io::ErrorKind::InvalidData, 400, "the body broke off"),
+            (io::ErrorKind::ConnectionReset, 400, "the body broke off"),
+            (io::ErrorKind::TimedOut, 408, "the body did not come in time"),
         ] {
             assert_eq!(broken(kind).kind(), kind);
             let responses = [
                 fails(broken(kind)),
                 fails(BodyError::Broken(broken(kind))),
                 Response::from(BodyError::Broken(broken(kind))),
+                Response::from(broken(kind)),
                 fails(io::Error::other(broken(kind))),
             ];
             for response in responses {
-                assert_eq!((response.status(), level(&response)), (status, Some(Level::Info)), "{kind}");
-                let reason = &response.failure.as_ref().unwrap().reason;
-                assert_eq!(reason, "the body broke off: as the test wants it");
+                let reason = format!("{message}: as the test wants it");
+                assert_eq!((response.status(), logged(&response)), (status, Some((Level::Info, reason.as_str()))));
             }
         }
+    }
+
+    #[cfg(feature = "anyhow")]
+    #[test]
+    fn anyhow_keeps_the_response_too() {
+        let wrapped = |error: anyhow::Error| error.context("cannot save").context("cannot answer");
+        for error in [|| anyhow::Error::from(BodyError::TooLarge), || StatusError::new(413, "").into()] {
+            assert_eq!(fails(error()).status(), 413);
+            assert_eq!(fails(wrapped(error())).status(), 413);
+            assert_eq!(Response::from(wrapped(error())).status(), 413);
+        }
+        let response = fails(wrapped(anyhow::anyhow!("the disk is gone")));
+        let reason = "cannot answer: cannot save: the disk is gone";
+        assert_eq!((response.status(), logged(&response)), (500, Some((Level::Error, reason))));
     }
 
     #[cfg(feature = "json")]

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::sync::Arc;
 
-use log::Level;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::body::Body;
@@ -196,7 +195,7 @@ impl<T: Into<Response>, E: Into<Response>> From<Result<T, E>> for Response {
 fn internal_error(error: &Response) -> Response {
     let text = error.body().as_bytes().map(String::from_utf8_lossy).filter(|text| !text.is_empty());
     let reason = text.unwrap_or(Cow::Borrowed("an error without a status")).into_owned();
-    Response::error(500, reason_phrase(500)).with_failure(Level::Error, reason)
+    Response::error(500, reason_phrase(500)).with_failure(&reason)
 }
 
 /// 404 if there is nothing.

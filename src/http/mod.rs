@@ -6,6 +6,7 @@ pub(crate) mod date;
 pub(crate) mod encode;
 pub(crate) mod error;
 pub(crate) mod events;
+pub(crate) mod fault;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod make;

@@ -255,8 +255,9 @@ impl Response {
     }
 
     /// The same response with a reason for the log.
-    pub(crate) fn with_failure(mut self, level: log::Level, reason: String) -> Response {
-        self.failure = Some(Box::new(Failure { level, reason }));
+    pub(super) fn with_failure(mut self, reason: &dyn fmt::Display) -> Response {
+        let level = if self.status >= 500 { log::Level::Error } else { log::Level::Info };
+        self.failure = Some(Box::new(Failure { level, reason: reason.to_string() }));
         self
     }
 }

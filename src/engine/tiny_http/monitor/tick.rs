@@ -134,6 +134,8 @@ impl Context {
         if memory.scans.rescan.is_due(Reasons { full_tick: full, arriving, ending, draining }, now) {
             self.scan(memory, now);
         }
+        // Another thread's scan may have found sockets whose events were taken at this tick.
+        self.take_up(memory, now);
         let mut again = arriving || memory.leaks.has_orphans();
         again |= self.check_sockets(happened, full, memory, now);
         memory.trim_timer.update(memory.watched.len(), now);
@@ -165,9 +167,7 @@ impl Context {
 
     /// Scans the descriptor table: takes up what is new, and forgets what tiny_http has closed or leaked.
     fn scan(&self, memory: &mut Memory, now: Instant) {
-        let fresh = self.sockets.take_fresh();
-        memory.watched.extend(fresh.sockets);
-        memory.leaks.add_orphans(fresh.orphans, now);
+        self.take_up(memory, now);
         let began = Instant::now();
         let scan = self.sockets.scan();
         memory.scans.rescan.scanned(scan.exhausted, began.elapsed(), now);
@@ -178,10 +178,15 @@ impl Context {
             // The scan has found what is there, so a connection without a socket is gone.
             self.connections.forget_gone(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
         }
+        self.take_up(memory, now);
+        self.check_leaks(&scan, memory, now);
+    }
+
+    /// Watches the sockets that scans have found.
+    fn take_up(&self, memory: &mut Memory, now: Instant) {
         let fresh = self.sockets.take_fresh();
         memory.watched.extend(fresh.sockets);
         memory.leaks.add_orphans(fresh.orphans, now);
-        self.check_leaks(&scan, memory, now);
     }
 
     /// Forgets sockets that tiny_http has closed or leaked.
@@ -255,11 +260,13 @@ impl Context {
             let seen = observe(watched);
             let taken = seen.tcp.bytes_received.saturating_sub(seen.unread);
             let parsed = watched.connection.bytes_parsed();
+            // At a full tick all: the event of a socket may have been taken before it was watched.
+            starved += usize::from(watched.starved.update(seen.unread, seen.tcp.bytes_received));
+            again |= watched.starved.is_suspected();
             if active {
-                starved += usize::from(watched.starved.update(seen.unread, seen.tcp.bytes_received));
                 let requests = watched.connection.requests();
                 watched.backlog.update(Sample { taken, parsed, requests }, queue_empty);
-                again |= watched.starved.is_suspected() || watched.backlog.has_pending();
+                again |= watched.backlog.has_pending();
             }
             watched.accounted.update(!seen.busy, seen.unread, taken, parsed);
             if watched.head.is_exceeded(taken, parsed) && seen.state == ConnState::Open {

@@ -91,7 +91,7 @@ impl AdminRoutes {
         let mut separate = own_router.then(Router::default);
         let admin = separate.as_mut().unwrap_or(&mut service);
         admin.begin_admin_routes();
-        add_health(admin, &state.phase)?;
+        add_health(admin, &state.lifecycle)?;
         let guard = self.shutdown.then(|| Guard::new(self.token, ports));
         add_shutdown(admin, state, stopper, guard)?;
         #[cfg(feature = "metrics")]
@@ -139,10 +139,10 @@ fn add(routes: &mut Router, methods: &[&str], path: &str, inline: bool, handler:
 }
 
 /// Adds `/healthz`, `/readyz` and `/livez`. They are inline: they answer whatever the workers are doing.
-fn add_health(routes: &mut Router, phase: &Arc<Lifecycle>) -> Result<(), BadRoute> {
-    let phase = Arc::clone(phase);
+fn add_health(routes: &mut Router, lifecycle: &Arc<Lifecycle>) -> Result<(), BadRoute> {
+    let lifecycle = Arc::clone(lifecycle);
     let ready: Handler = Arc::new(move |_| {
-        no_store(if phase.is_draining() {
+        no_store(if lifecycle.is_draining() {
             Response::text("draining\n").with_status(503).with_header("Retry-After", "1")
         } else {
             Response::text("ok\n")
@@ -175,7 +175,7 @@ fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &Ser
     let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
-        Passed::Local(peer) => guard.check_process(peer, || state.phase.is_draining()),
+        Passed::Local(peer) => guard.check_process(peer, || state.lifecycle.is_draining()),
     });
     if let Err((status, reason)) = verdict {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
@@ -184,7 +184,7 @@ fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &Ser
     // HEAD has the response of GET and no effect (RFC 9110, section 9.3.2).
     if request.method() != "HEAD" {
         // Before the response is written, so that it says `Connection: close`.
-        state.phase.enter(Phase::DrainDelay);
+        state.lifecycle.enter(Phase::DrainDelay);
         state.engines.announce_close();
         stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
     }

@@ -1,9 +1,9 @@
-//! The gate in front of the listening socket: closed, the kernel ignores new connections, while those that are
-//! established, queued or half open live on.
+//! The accept gate of a listening socket. While it is closed, the kernel drops SYNs; established, queued and half-open
+//! connections are not affected.
 //!
-//! A client whose request for a connection was ignored asks again after a second, and meets an open gate, the next
-//! instance, or a closed port. How the kernel is told: [`ignore_arrivals`]. A connection whose handshake ends behind the
-//! closed gate inherits the deafness, and loses it when the keeper finds it.
+//! A client whose SYN was dropped retransmits it after a second, and meets an open gate, the next instance, or a closed
+//! port. The mechanism is the TTL filter of [`set_min_ttl_filter`]. A connection whose handshake ends while the gate is
+//! closed inherits the filter; the monitor lifts it when it finds the socket.
 
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -95,7 +95,7 @@ impl AcceptGate {
         state.set(&self.listener, closed)
     }
 
-    /// Leaves the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
+    /// Returns control of the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
     pub(crate) fn unsettle(&self) {
         lock(&self.state).settled = false;
     }
@@ -104,56 +104,56 @@ impl AcceptGate {
         lock(&self.state).closed
     }
 
-    /// Says on which descriptor the engine's thread accepts from now on. The thread owns the descriptor, and closes it
-    /// when it ends.
-    pub(crate) fn set_accept_fd(&self, number: RawFd) {
-        self.accept_fd.store(number, Ordering::Release);
+    /// The descriptor on which the engine's thread accepts from now on. The thread owns the descriptor, and closes it when
+    /// it ends.
+    pub(crate) fn set_accept_fd(&self, accept_fd: RawFd) {
+        self.accept_fd.store(accept_fd, Ordering::Release);
     }
 
     /// Whether the engine's accept thread lives: whether its descriptor still holds one of our sockets. The thread closes
     /// it when it ends, also by a panic.
     pub(crate) fn is_accepting(&self) -> bool {
-        let number = self.accept_fd.load(Ordering::Acquire);
-        number < 0
-            || cookie(number)
+        let accept_fd = self.accept_fd.load(Ordering::Acquire);
+        accept_fd < 0
+            || cookie(accept_fd)
                 .is_ok_and(|held| self.accept_cookies.iter().any(|cookie| cookie.load(Ordering::Acquire) == held))
     }
 
-    /// How many connections the kernel holds for us that nobody has accepted.
+    /// Length of the accept queue: connections that are established and not accepted yet.
     pub(crate) fn accept_queue_len(&self) -> u32 {
         let private = self.private_listener();
         tcp_info(private.as_deref().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue)
     }
 
     /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
-    /// whoever has it next. `number` is the descriptor on which tiny_http accepts.
+    /// its next holder. `accept_fd` is the descriptor on which tiny_http accepts.
     ///
-    /// tiny_http takes one more connection at most from the listening socket, the one that it is waiting for. That it has
-    /// gone on is certain once it has accepted a [knock](AcceptGate::knock) at the side door, for it accepts one after the other.
+    /// tiny_http accepts at most one more connection from the listening socket, in the accept call that is blocked. Once it
+    /// has accepted a [knock](AcceptGate::knock) at the private listener, that call is over: accepts are sequential.
     ///
     /// # Errors
     ///
     /// No descriptor is left, or tiny_http has ended by itself.
-    pub(crate) fn redirect_accept(&self, number: RawFd) -> io::Result<()> {
-        let door = TcpListener::bind((to_self(self.address).ip(), 0))?;
-        set_min_ttl_filter(&door, true)?; // it is for ourselves
-        self.accept_cookies[1].store(SockRef::from(&door).cookie()?, Ordering::Release);
-        replace_fd(number, self.accept_cookies[0].load(Ordering::Acquire), &door.try_clone()?.into())?;
-        *lock(&self.private_listener) = Some(Arc::new(door));
+    pub(crate) fn redirect_accept(&self, accept_fd: RawFd) -> io::Result<()> {
+        let private = TcpListener::bind((loopback_addr(self.address).ip(), 0))?;
+        set_min_ttl_filter(&private, true)?; // only we connect to it
+        self.accept_cookies[1].store(SockRef::from(&private).cookie()?, Ordering::Release);
+        replace_fd(accept_fd, self.accept_cookies[0].load(Ordering::Acquire), &private.try_clone()?.into())?;
+        *lock(&self.private_listener) = Some(Arc::new(private));
         self.knock_at(self.address)
     }
 
-    /// Has tiny_http accept from the listening socket again. `number` is the descriptor on which it accepts.
+    /// Has tiny_http accept from the listening socket again. `accept_fd` is the descriptor on which it accepts.
     ///
-    /// Its thread waits on the private socket until a knock there; what is queued there are knocks of ours.
+    /// Its accept call stays blocked on the private listener until a knock there. Only our own knocks are queued there.
     ///
     /// # Errors
     ///
     /// tiny_http has ended by itself.
-    pub(crate) fn restore_accept(&self, number: RawFd) -> io::Result<()> {
+    pub(crate) fn restore_accept(&self, accept_fd: RawFd) -> io::Result<()> {
         let Some(private) = lock(&self.private_listener).take() else { return Ok(()) };
         let cookie = SockRef::from(&*private).cookie()?;
-        replace_fd(number, cookie, &self.listener.try_clone()?.into())?;
+        replace_fd(accept_fd, cookie, &self.listener.try_clone()?.into())?;
         self.knock_at(private.local_addr()?)
     }
 
@@ -161,8 +161,8 @@ impl AcceptGate {
         lock(&self.private_listener).clone()
     }
 
-    /// One short connection to ourselves, which makes tiny_http start a thread. It is reset at once, so that neither end
-    /// keeps anything of it.
+    /// Knocks: connects to our own port, which makes tiny_http start a thread, and resets the connection at once, so that
+    /// neither end keeps state.
     ///
     /// # Errors
     ///
@@ -179,7 +179,7 @@ impl AcceptGate {
     /// It has not within `limit`, or there is no private listener.
     pub(crate) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
         let private = self.private_listener().ok_or(io::ErrorKind::NotConnected)?;
-        let own = self.socket_to_self()?;
+        let own = self.self_socket()?;
         own.connect_timeout(&SockAddr::from(private.local_addr()?), limit)?;
         own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
         own.set_nonblocking(false)?;
@@ -187,30 +187,30 @@ impl AcceptGate {
         (&own).read(&mut [0]).map(|_| ())
     }
 
-    fn knock_at(&self, door: SocketAddr) -> io::Result<()> {
-        let own = self.socket_to_self()?;
+    fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
+        let own = self.self_socket()?;
         own.set_linger(Some(Duration::ZERO))?;
-        match own.connect(&SockAddr::from(to_self(door))) {
+        match own.connect(&SockAddr::from(loopback_addr(address))) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// A connection to ourselves, of the kind that clients have.
+    /// A connection to our own port, as a client would open it.
     ///
     /// # Errors
     ///
     /// There was none within `limit`.
-    pub(crate) fn call(&self, limit: Duration) -> io::Result<TcpStream> {
-        let own = self.socket_to_self()?;
-        own.connect_timeout(&SockAddr::from(to_self(self.address)), limit)?;
+    pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
+        let own = self.self_socket()?;
+        own.connect_timeout(&SockAddr::from(loopback_addr(self.address)), limit)?;
         Ok(own.into())
     }
 
-    fn socket_to_self(&self) -> io::Result<Socket> {
+    fn self_socket(&self) -> io::Result<Socket> {
         let own = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
-        // Our own packets pass the closed gate: they start with all the time to live that there is.
+        // Our own packets pass the closed gate: their TTL is the maximum, 255.
         match self.address {
             SocketAddr::V4(_) => own.set_ttl_v4(255)?,
             SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
@@ -219,8 +219,8 @@ impl AcceptGate {
     }
 }
 
-/// Where to connect to, to reach ourselves at `address`.
-pub(crate) fn to_self(address: SocketAddr) -> SocketAddr {
+/// The address at which this process reaches its own listener at `address`.
+pub(crate) fn loopback_addr(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -239,11 +239,11 @@ mod tests {
     const SOON: Duration = Duration::from_millis(300);
 
     #[test]
-    fn a_closed_gate_lets_in_nobody_but_ourselves_and_opens_again() {
+    fn a_closed_gate_passes_only_own_connections_and_opens_again() {
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             let gate = AcceptGate::new(&listener).unwrap();
-            let address = to_self(listener.local_addr().unwrap());
+            let address = loopback_addr(listener.local_addr().unwrap());
 
             let mut before = TcpStream::connect_timeout(&address, SOON).unwrap();
             gate.set_closed(true).unwrap();
@@ -252,10 +252,10 @@ mod tests {
             assert!(TcpStream::connect_timeout(&address, SOON).is_err(), "{address}: a connection got through");
 
             assert_eq!(gate.accept_queue_len(), 1, "what was queued stays");
-            let (mut held, _) = listener.accept().unwrap();
+            let (mut accepted, _) = listener.accept().unwrap();
             before.write_all(b"x").unwrap();
             let mut byte = [0];
-            held.read_exact(&mut byte).unwrap();
+            accepted.read_exact(&mut byte).unwrap();
 
             for _ in 0..3 {
                 gate.knock().unwrap();
@@ -278,7 +278,7 @@ mod tests {
         let gate = AcceptGate::new(&listener).unwrap();
         let address = listener.local_addr().unwrap();
         let accepting = listener.try_clone().unwrap();
-        let number = accepting.as_raw_fd();
+        let accept_fd = accepting.as_raw_fd();
         let (sender, accepted) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             while let Ok((mut stream, _)) = accepting.accept() {
@@ -293,11 +293,11 @@ mod tests {
         for round in [1, 2] {
             connect(b'a');
             assert_eq!(accepted.recv_timeout(SOON), Ok(b'a'), "round {round}");
-            gate.redirect_accept(number).unwrap();
+            gate.redirect_accept(accept_fd).unwrap();
             connect(b'b');
             assert!(accepted.recv_timeout(SOON).is_err(), "round {round}: accepted while it is another's");
-            gate.restore_accept(number).unwrap();
-            gate.restore_accept(number).unwrap();
+            gate.restore_accept(accept_fd).unwrap();
+            gate.restore_accept(accept_fd).unwrap();
             assert_eq!(accepted.recv_timeout(SOON), Ok(b'b'), "round {round}");
         }
         drop(accepted);

@@ -291,7 +291,7 @@ impl Engine {
     ///
     /// There was none within `limit`.
     pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
-        delegate!(self, engine => engine.gate().call(limit))
+        delegate!(self, engine => engine.gate().connect_self(limit))
     }
 
     /// Passes of the thread that watches connections, so far: it changes while that thread lives.

@@ -86,7 +86,7 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 /// What a drain works on.
 pub(crate) struct Drain {
     pub(crate) engines: Engines,
-    pub(crate) phase: Arc<Lifecycle>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
     /// The threads of the engines: without them quiescence is not detected.
     pub(crate) watchers: Vec<SlotId>,
     /// The worker pool.
@@ -112,7 +112,7 @@ impl Drain {
     /// Runs the drain until all members but the signal thread have stopped. Only a second signal shortens it. True if the
     /// listening socket was left to the next image.
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) -> bool {
-        self.phase.enter(Phase::DrainDelay);
+        self.lifecycle.enter(Phase::DrainDelay);
         self.engines.announce_close();
         log::info!("{}: one out, all out: {}", shutdown.cause, self.summary());
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
@@ -127,7 +127,7 @@ impl Drain {
         }
         let until = shutdown.deadline().max(Instant::now() + JOIN_GRACE / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
-        self.phase.enter(Phase::Stopping);
+        self.lifecycle.enter(Phase::Stopping);
         log::info!(
             "stopping members {} after the first message: {}",
             human_duration(shutdown.started.elapsed()),
@@ -159,7 +159,7 @@ impl Drain {
 
     /// Stops accepting, and waits until no connection is left or the deadline has passed.
     fn finish_requests(&self, crew: &mut Crew, shutdown: &mut Shutdown) {
-        self.phase.enter(Phase::Draining);
+        self.lifecycle.enter(Phase::Draining);
         let outlives_us = |engine: usize| self.outlive_us.get(engine).is_some_and(|outlives| *outlives);
         let what = if outlives_us(0) {
             "new connections are left to the next instance"
@@ -195,7 +195,7 @@ impl Drain {
                     continue;
                 }
             }
-            self.phase.enter(Phase::Draining);
+            self.lifecycle.enter(Phase::Draining);
             log::info!("draining: new connections are left to the next image: {}", self.summary());
             return true;
         }
@@ -230,7 +230,7 @@ impl Drain {
             }
             let now = Instant::now();
             if now >= shutdown.soft_deadline() {
-                self.phase.expire();
+                self.lifecycle.expire();
             }
             if now >= until {
                 return End::Over;
@@ -250,7 +250,7 @@ impl Drain {
             log::info!("draining: {}, {} of grace left", self.summary(), human_duration(left));
         }
         crew.wait_event(until.min(progress.next), shutdown);
-        self.phase.set_reexecuting(shutdown.is_reexec());
+        self.lifecycle.set_reexecuting(shutdown.is_reexec());
     }
 
     fn report_abandoned(&self, shutdown: &mut Shutdown) {

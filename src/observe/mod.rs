@@ -93,7 +93,7 @@ impl<W: Work<Id = Peer>> WorkerPool for Pool<W> {
 pub(crate) struct ServiceState {
     pub(crate) engines: Engines,
     pub(crate) pool: Arc<dyn WorkerPool>,
-    pub(crate) phase: Arc<Lifecycle>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) dispatch: Arc<DispatchStats>,
     /// Capacity of the worker queue, in requests.
     pub(crate) queue: usize,

@@ -40,9 +40,9 @@ impl StateDump {
     }
 
     fn phase(&self) -> String {
-        match self.state.phase.phase() {
+        match self.state.lifecycle.phase() {
             phase if phase < Phase::Draining => phase.to_string(),
-            phase => format!("{phase}, draining for {}", human_duration(self.state.phase.draining_for())),
+            phase => format!("{phase}, draining for {}", human_duration(self.state.lifecycle.draining_for())),
         }
     }
 

@@ -44,22 +44,22 @@ impl Service {
 
     /// The routes of the service and all that they need, with nothing that receives.
     fn dispatch(&self) -> Result<Dispatch, String> {
-        if let Some(error) = &self.bad {
+        if let Some(error) = &self.error {
             return Err(error.to_string());
         }
-        let mut nobody = Crew::new();
-        let pool = Pool::new(1, 0, nobody.reserve("workers"));
+        let mut unused = Crew::new();
+        let pool = Pool::new(1, 0, unused.reserve("workers"));
         let state = ServiceState {
             engines: Engines::new(Vec::new()),
             pool: Arc::clone(&pool) as _,
-            phase: Arc::new(Lifecycle::new(self.crew.stop())),
+            lifecycle: Arc::new(Lifecycle::new(self.crew.stop())),
             dispatch: Arc::default(),
             queue: self.config.queue,
             max_connections: self.config.max_connections,
         };
-        let record_request_line = self.operations.access_log;
-        let operations = self.operations.clone();
-        let installed = operations.install(self.routes.clone(), false, &state, &nobody.stopper(), Vec::new());
+        let record_request_line = self.admin.access_log;
+        let admin = self.admin.clone();
+        let installed = admin.install(self.routes.clone(), false, &state, &unused.stopper(), Vec::new());
         let Observed { router, observers } = installed.map_err(|error| StartError::from(error).to_string())?.service;
         Ok(Dispatch {
             router,

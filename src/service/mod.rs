@@ -59,8 +59,8 @@ pub struct Service {
     members: Vec<Member>,
     before_drain: Vec<Hook>,
     after_drain: Vec<Hook>,
-    operations: AdminRoutes,
-    bad: Option<StartError>,
+    admin: AdminRoutes,
+    error: Option<StartError>,
 }
 
 impl fmt::Debug for Service {
@@ -93,14 +93,14 @@ impl Service {
             members: Vec::new(),
             before_drain: Vec::new(),
             after_drain: Vec::new(),
-            operations: AdminRoutes::default(),
-            bad: None,
+            admin: AdminRoutes::default(),
+            error: None,
         }
     }
 
     /// The first thing that is wrong is what keeps the service from starting.
-    pub(crate) fn refuse(&mut self, error: StartError) {
-        self.bad.get_or_insert(error);
+    pub(crate) fn fail(&mut self, error: StartError) {
+        self.error.get_or_insert(error);
     }
 
     /// Adds a member to the crew: a thread of this name (15 bytes at most are kept) that lives and dies with the service.
@@ -170,7 +170,7 @@ impl Service {
 
     /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`).
     pub fn without_admin_routes(mut self) -> Service {
-        self.operations.routes = false;
+        self.admin.routes = false;
         self
     }
 
@@ -183,7 +183,7 @@ impl Service {
     /// that runs as root while the service does not is not told: behind it, use a [token](Service::shutdown_token) or
     /// leave the route out.
     pub fn with_shutdown_route(mut self) -> Service {
-        self.operations.shutdown = true;
+        self.admin.shutdown = true;
         self
     }
 
@@ -192,7 +192,7 @@ impl Service {
     ///
     /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
     pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
-        self.operations.token = Some(token.into());
+        self.admin.token = Some(token.into());
         self.with_shutdown_route()
     }
 
@@ -201,7 +201,7 @@ impl Service {
     ///
     /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
     pub fn access_log(mut self, on: bool) -> Service {
-        self.operations.access_log = on;
+        self.admin.access_log = on;
         self
     }
 
@@ -232,7 +232,7 @@ impl Service {
             Err(error) => return not_started(&StartError::System("signals", error)),
         };
         if reexec::is_preflight() {
-            return self.rehearse();
+            return self.preflight();
         }
         match self.start_parts(Some(signals)) {
             Ok(parts) => parts.run(),
@@ -251,9 +251,9 @@ impl Service {
     }
 
     /// As far as a service gets without touching what the one that is running has.
-    fn rehearse(self) -> Outcome {
-        match self.bad {
-            Some(bad) => not_started(&bad),
+    fn preflight(self) -> Outcome {
+        match self.error {
+            Some(error) => not_started(&error),
             None => Outcome::immediate(Cause::Preflight),
         }
     }

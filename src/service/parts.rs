@@ -8,14 +8,14 @@ use std::time::Instant;
 use super::capacity::{Capacity, Limits};
 use super::config::Config;
 use super::{Member, Service};
-use crate::admin::Observed;
+use crate::admin::{AdminRoutes, Observed};
 use crate::crew::Crew;
 use crate::crew::member::SlotId;
 use crate::crew::message::{Command, Stopper};
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
-use crate::dispatch::Dispatch;
-use crate::engine::{Engine, Engines, Events, Exchange, Serve, Settings};
+use crate::dispatch::{Dispatch, Job};
+use crate::engine::{Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec;
@@ -33,7 +33,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 impl Service {
     /// Starts all parts. With `signals`, the service owns the process: it may take inherited sockets and notify systemd.
     pub(super) fn start_parts(self, signals: Option<SignalSource>) -> Result<Parts, StartError> {
-        if let Some(error) = self.bad {
+        if let Some(error) = self.error {
             return Err(error);
         }
         let config = self.config;
@@ -45,33 +45,24 @@ impl Service {
         let stopper = crew.stopper();
         let capacity = Capacity::new(&config, sockets.len(), limits);
         let settings = settings(&config, capacity.connections);
-        let engine = |socket: &ListenSocket| Engine::new(config.engine, &socket.listener, settings, events(&stopper));
-        let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
-        let engines = Engines::new(engines.map_err(system("the listening socket"))?);
+        let engines = new_engines(config.engine, &sockets, settings, &stopper)?;
         let listening: Vec<_> =
             engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
-        let pool = Pool::new(capacity.workers, config.queue, crew.reserve("workers"));
-        {
-            let pool = Arc::clone(&pool);
-            crew.on_interrupt(pool.slot(), move || pool.close());
-        }
+        let pool = new_pool(capacity.workers, config.queue, &mut crew);
         let state = ServiceState {
             engines: engines.clone(),
             pool: Arc::clone(&pool) as _,
-            phase: Arc::new(Lifecycle::new(crew.stop())),
+            lifecycle: Arc::new(Lifecycle::new(crew.stop())),
             dispatch: Arc::default(),
             queue: config.queue,
             max_connections: settings.max_connections * sockets.len(),
         };
 
-        let record_request_line = self.operations.access_log;
+        let record_request_line = self.admin.access_log;
         let own_router = listening.iter().any(|(_, role)| *role == Role::Admin);
-        let exposure = listening.iter().filter_map(|(address, role)| {
-            self.operations.exposure_warning(*address, !own_router || *role == Role::Admin)
-        });
-        let exposure: Vec<_> = exposure.collect();
+        let exposure = exposure_warnings(&self.admin, &listening, own_router);
         let ports = listening.iter().map(|(address, _)| address.port()).collect();
-        let installed = self.operations.install(self.routes, own_router, &state, &stopper, ports)?;
+        let installed = self.admin.install(self.routes, own_router, &state, &stopper, ports)?;
         let dispatch = |Observed { router, observers }: Observed| {
             Arc::new(Dispatch {
                 router,
@@ -94,13 +85,12 @@ impl Service {
         spawn_members(&mut crew, self.members)?;
         spawn_notifier(&mut crew, owns_process, &state, &config)?;
         // Last, since requests arrive from here on.
-        let roles = listening.iter().map(|(_, role)| *role);
-        let watchers = start_engines(&mut crew, &engines, roles, &service, admin.as_ref())?;
+        let watchers = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
         announce(&config, &listening, &capacity, &exposure);
 
         let drain = Drain {
             engines,
-            phase: state.phase,
+            lifecycle: state.lifecycle,
             watchers,
             workers: pool.slot(),
             delay: config.drain_delay,
@@ -130,6 +120,31 @@ fn open_sockets(config: &Config, owns_process: bool) -> Result<Vec<ListenSocket>
         return Err(StartError::Unresolved(io::Error::new(io::ErrorKind::InvalidInput, "none is given")));
     }
     Ok(sockets)
+}
+
+fn new_engines(
+    kind: EngineKind,
+    sockets: &[ListenSocket],
+    settings: Settings,
+    stopper: &Stopper,
+) -> Result<Engines, StartError> {
+    let engine = |socket: &ListenSocket| Engine::new(kind, &socket.listener, settings, events(stopper));
+    let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
+    Ok(Engines::new(engines.map_err(system("the listening socket"))?))
+}
+
+/// The pool of the workers, closed when the crew stops.
+fn new_pool(workers: usize, queue: usize, crew: &mut Crew) -> Arc<Pool<Job>> {
+    let pool = Pool::new(workers, queue, crew.reserve("workers"));
+    let closed = Arc::clone(&pool);
+    crew.on_interrupt(pool.slot(), move || closed.close());
+    pool
+}
+
+fn exposure_warnings(admin: &AdminRoutes, listening: &[(SocketAddr, Role)], own_router: bool) -> Vec<String> {
+    let warning =
+        |(address, role): &(SocketAddr, Role)| admin.exposure_warning(*address, !own_router || *role == Role::Admin);
+    listening.iter().filter_map(warning).collect()
 }
 
 fn settings(config: &Config, max_connections: usize) -> Settings {
@@ -177,7 +192,7 @@ fn spawn_notifier(
     }
     let notifier = SystemdNotifier {
         engines: state.engines.clone(),
-        phase: Arc::clone(&state.phase),
+        lifecycle: Arc::clone(&state.lifecycle),
         pool: Arc::clone(&state.pool),
         request_timeout: config.request_timeout,
         grace: config.grace,
@@ -188,7 +203,7 @@ fn spawn_notifier(
 fn start_engines(
     crew: &mut Crew,
     engines: &Engines,
-    roles: impl Iterator<Item = Role>,
+    listening: &[(SocketAddr, Role)],
     service: &Arc<Dispatch>,
     admin: Option<&Arc<Dispatch>>,
 ) -> Result<Vec<SlotId>, StartError> {
@@ -197,11 +212,11 @@ fn start_engines(
         Arc::new(move |exchange: Exchange| dispatch.serve(exchange))
     };
     let mut slots = Vec::new();
-    for (number, (engine, role)) in engines.iter().zip(roles).enumerate() {
-        let dispatch = admin.filter(|_| role == Role::Admin).unwrap_or(service);
+    for (index, (engine, (_, role))) in engines.iter().zip(listening).enumerate() {
+        let dispatch = admin.filter(|_| *role == Role::Admin).unwrap_or(service);
         engine.start(serve(dispatch)).map_err(system(engine.name()))?;
         for thread in engine.threads() {
-            let name = if number == 0 { thread.name.to_owned() } else { format!("{}-{}", thread.name, number + 1) };
+            let name = if index == 0 { thread.name.to_owned() } else { format!("{}-{}", thread.name, index + 1) };
             let spawned = crew.spawn_member(&name, Some(thread.interrupt), thread.run);
             slots.push(spawned.map_err(system("a thread of the engine"))?);
         }

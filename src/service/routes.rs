@@ -115,7 +115,7 @@ impl Service {
     /// ```
     pub fn limits(mut self, path: &str, limits: Limits) -> Service {
         if let Err(error) = self.routes.set_limits(path, limits) {
-            self.refuse(StartError::Route(error));
+            self.fail(StartError::Route(error));
         }
         self
     }
@@ -201,7 +201,7 @@ impl Service {
 
     fn add(mut self, method: &str, path: &str, inline: bool, handler: Handler) -> Service {
         if let Err(error) = self.routes.add(method, path, inline, handler) {
-            self.refuse(StartError::Route(error));
+            self.fail(StartError::Route(error));
         }
         self
     }

@@ -76,14 +76,14 @@ impl Parts {
     pub(super) fn run(mut self) -> Outcome {
         let (cause, next_image) = self.wait_for_cause();
         let mut shutdown = Shutdown::new(cause, self.grace);
-        self.drain.phase.set_reexecuting(shutdown.is_reexec());
+        self.drain.lifecycle.set_reexecuting(shutdown.is_reexec());
         let handed_over = self.drain.run(&mut self.crew, &mut shutdown, self.before, self.after);
         if handed_over && let Err(error) = sys::signals::hold(&signals::HANDLED) {
             log::error!("signals during the re-exec may be lost: {error}");
         }
         // Signals that were caught before they were held are handled now.
         self.crew.stop_signal_thread(&mut shutdown);
-        self.drain.phase.enter(Phase::Stopped);
+        self.drain.lifecycle.enter(Phase::Stopped);
         if shutdown.forced_by.is_none() && shutdown.abandoned.is_empty() {
             self.pool.join();
         }

@@ -47,7 +47,7 @@ impl Service {
             Ok(None) => std::io::ErrorKind::AddrNotAvailable.into(),
             Err(error) => error,
         };
-        self.refuse(StartError::Unresolved(error));
+        self.fail(StartError::Unresolved(error));
         None
     }
 
@@ -116,7 +116,7 @@ impl Service {
     pub fn trust_proxies<T: AsRef<str>>(mut self, header: &str, proxies: impl IntoIterator<Item = T>) -> Service {
         match TrustedProxies::new(header, proxies) {
             Ok(proxies) => self.proxies = Some(Arc::new(proxies)),
-            Err(text) => self.refuse(StartError::Setting(format!("{text:?} is no address and no network"))),
+            Err(text) => self.fail(StartError::Setting(format!("{text:?} is no address and no network"))),
         }
         self
     }

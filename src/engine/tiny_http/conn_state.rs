@@ -1,17 +1,34 @@
-//! The states of a connection, and of the request in flight on it.
+//! The state of a connection, and of the request in flight on it.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-/// Whether a connection goes on.
+use super::wire::write_request_line;
+use crate::clock::saturating_add;
+use crate::engine::ConnStats;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::tcp::tcp_info;
+
+/// Pipelined requests below which a throttled connection is resumed: far enough below
+/// [`PIPELINE_HIGH`](super::connection::PIPELINE_HIGH) that the filter is not toggled for each request.
+pub(super) const PIPELINE_LOW: usize = 8;
+
+/// Memory of a request line, in bytes, that an idle connection keeps.
+const MAX_IDLE_LINE: usize = 256;
+
+/// Whether a connection accepts requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnState {
-    /// More requests are welcome.
+    /// Requests are accepted.
     Open,
     /// Its input was shut down while it was idle. A request that `tiny_http` had read by then is still answered.
     ReadShut { since: Instant },
     /// The last response was sent, or soon will be: later requests are discarded.
     Closing { since: Instant },
-    /// Shut down in both directions: `tiny_http` should release it at once.
+    /// Shut down in both directions: `tiny_http` should close it at once.
     Aborted { since: Instant },
 }
 
@@ -24,9 +41,9 @@ impl ConnState {
 /// What the request in flight is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// A handler, or the way to it, until the response starts.
+    /// Queued or in its handler, until the response starts.
     Handling { deadline: Instant },
-    /// Blocked on the client for the body, which has until then to make progress.
+    /// Blocked on the client for the body, which must make progress before the deadline.
     Reading { deadline: Instant },
     /// The response is being written. Each write is bounded by `SO_SNDTIMEO`.
     Writing,
@@ -38,8 +55,121 @@ pub(crate) struct Snapshot {
     pub(crate) busy: bool,
     /// When it became busy, or idle.
     pub(crate) since: Instant,
-    pub(crate) waiting: usize,
-    pub(crate) fate: ConnState,
+    pub(crate) pipelined: usize,
+    pub(crate) conn_state: ConnState,
     /// Of the request in flight.
     pub(crate) activity: Activity,
+}
+
+/// The part of a connection that changes, under its lock.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) socket: Option<Arc<OwnedFd>>,
+    pub(super) busy: bool,
+    pub(super) since: Instant,
+    /// Method and target of the request in flight.
+    pub(super) request_line: String,
+    pub(super) pipelined: VecDeque<tiny_http::Request>,
+    pub(super) conn_state: ConnState,
+    pub(super) activity: Activity,
+    pub(super) unacked_responses: u8,
+    pub(super) throttled: bool,
+    /// The response to the request in flight is claimed: by the request itself, or by its timeout.
+    pub(super) claimed: bool,
+    /// The body of the request in flight did not come in time.
+    pub(super) body_expired: bool,
+    /// When a request was dropped without a response: nothing on this connection is answered any more, since a later
+    /// response would pass for that of the dropped request.
+    sealed: Option<Instant>,
+}
+
+impl Inner {
+    pub(super) fn new(socket: Option<Arc<OwnedFd>>) -> Inner {
+        Inner {
+            socket,
+            busy: false,
+            since: Instant::now(),
+            request_line: String::new(),
+            pipelined: VecDeque::new(),
+            conn_state: ConnState::Open,
+            activity: Activity::Writing,
+            unacked_responses: 0,
+            throttled: false,
+            claimed: false,
+            body_expired: false,
+            sealed: None,
+        }
+    }
+
+    /// Makes `request` the one in flight.
+    pub(super) fn start_request(&mut self, request: &tiny_http::Request, timeout: Duration) {
+        let now = Instant::now();
+        self.busy = true;
+        self.since = now;
+        self.claimed = false;
+        self.body_expired = false;
+        self.activity = Activity::Handling { deadline: saturating_add(now, timeout) };
+        write_request_line(request, &mut self.request_line);
+    }
+
+    /// No request is in flight.
+    pub(super) fn become_idle(&mut self) {
+        self.busy = false;
+        // Memory of one long target or one long pipeline is not kept by an idle connection.
+        if self.request_line.capacity() > MAX_IDLE_LINE {
+            self.request_line = String::new();
+        }
+        if self.pipelined.capacity() > PIPELINE_LOW {
+            self.pipelined = VecDeque::new();
+        }
+    }
+
+    pub(super) fn seal(&mut self) {
+        self.sealed.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
+    /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
+    /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
+    /// found that connection.
+    pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
+        self.busy || self.sealed.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
+    }
+
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled
+    }
+
+    /// Sets the TTL filter: the kernel drops the peer's packets. They are not acknowledged, so the peer retransmits them.
+    pub(super) fn throttle(&mut self, stats: &ConnStats) {
+        if self.throttled || self.conn_state != ConnState::Open {
+            return;
+        }
+        if let Some(socket) = &self.socket {
+            self.throttled = set_min_ttl_filter(&**socket, true).is_ok();
+            if self.throttled {
+                stats.throttled.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn resume_if_short_queue(&mut self) {
+        if self.throttled && self.pipelined.len() < PIPELINE_LOW {
+            self.resume();
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = set_min_ttl_filter(&**socket, false); // it took the same option before
+        }
+        self.throttled = false;
+    }
+
+    pub(super) fn is_tcp_closed(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| tcp_info(&**socket).is_ok_and(|info| info.closed))
+    }
 }

@@ -1,28 +1,21 @@
-//! One connection: whether it goes on, what is in flight on it, and what its client is waited for.
+//! One connection: its state, the request in flight on it, and those that are pipelined behind it.
 
-use std::collections::VecDeque;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use socket2::SockRef;
 
-use super::conn_state::{Activity, ConnState, Snapshot};
-use super::wire::write_request_line;
-use crate::clock::saturating_add;
+use super::conn_state::{Activity, ConnState, Inner, Snapshot};
 use crate::engine::ConnStats;
 use crate::sync::lock;
-use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::{tcp_info, unread_bytes};
 
-/// Requests that may be pipelined behind the one in flight before the kernel is told to take no more of the connection.
-/// A client that pipelines a thousand is answered without being throttled by more than its own responses.
+/// Pipelined requests of a connection above which it is throttled. A client that pipelines a thousand is throttled only
+/// by the pace of its own responses.
 pub(super) const PIPELINE_HIGH: usize = 32;
-
-/// Below this many pipelined requests it is told to go on: low enough that the two are not toggled for each request.
-pub(super) const PIPELINE_LOW: usize = 8;
 
 /// Hard limit on pipelined requests of a connection: above this it stays throttled even if a response needs its ACKs.
 const PIPELINE_MAX: usize = 2048;
@@ -30,9 +23,6 @@ const PIPELINE_MAX: usize = 2048;
 /// Small responses written before asking the kernel (`TCP_INFO`) whether earlier ones were acknowledged. A new socket
 /// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
 const MAX_UNACKED_RESPONSES: u8 = 8;
-
-/// Memory of a request line, in bytes, that an idle connection keeps.
-const MAX_IDLE_LINE: usize = 256;
 
 /// One connection.
 #[derive(Debug)]
@@ -51,27 +41,6 @@ pub(crate) struct Connection {
     state: Mutex<Inner>,
 }
 
-#[derive(Debug)]
-pub(super) struct Inner {
-    pub(super) socket: Option<Arc<OwnedFd>>,
-    pub(super) busy: bool,
-    pub(super) since: Instant,
-    /// Method and target of the request in flight.
-    pub(super) request_line: String,
-    pub(super) pipelined: VecDeque<tiny_http::Request>,
-    pub(super) conn_state: ConnState,
-    activity: Activity,
-    unacked_responses: u8,
-    throttled: bool,
-    /// The response to the request in flight is claimed: by the request itself, or by its timeout.
-    claimed: bool,
-    /// The body of the request in flight did not come in time.
-    body_expired: bool,
-    /// When a request was dropped without a response: nothing on this connection is answered any more, since a later
-    /// response would pass for that of the dropped request.
-    sealed: Option<Instant>,
-}
-
 impl Connection {
     pub(super) fn new(
         peer: SocketAddr,
@@ -85,20 +54,7 @@ impl Connection {
             predecessor,
             bytes_parsed: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            state: Mutex::new(Inner {
-                socket,
-                busy: false,
-                since: now,
-                request_line: String::new(),
-                pipelined: VecDeque::new(),
-                conn_state: ConnState::Open,
-                activity: Activity::Writing,
-                unacked_responses: 0,
-                throttled: false,
-                claimed: false,
-                body_expired: false,
-                sealed: None,
-            }),
+            state: Mutex::new(Inner::new(socket)),
         }
     }
 
@@ -140,8 +96,8 @@ impl Connection {
         Snapshot {
             busy: state.busy,
             since: state.since,
-            waiting: state.pipelined.len(),
-            fate: state.conn_state,
+            pipelined: state.pipelined.len(),
+            conn_state: state.conn_state,
             activity: state.activity,
         }
     }
@@ -188,7 +144,7 @@ impl Connection {
     }
 
     /// Lifts the throttle, because it also drops the peer's ACKs and a response may be blocked on them.
-    pub(crate) fn release(&self) {
+    pub(crate) fn resume(&self) {
         let mut state = self.state();
         if state.throttled && state.pipelined.len() <= PIPELINE_MAX {
             state.resume();
@@ -196,25 +152,34 @@ impl Connection {
     }
 
     /// Lifts the throttle if few requests are pipelined.
-    pub(crate) fn release_if_few_wait(&self) {
+    pub(crate) fn resume_if_short_queue(&self) {
         self.state().resume_if_short_queue();
     }
 
-    /// Has the kernel ignore the peer for a while.
-    pub(crate) fn hold(&self, stats: &ConnStats) {
+    /// Throttles the connection: the kernel drops the peer's packets until it is resumed.
+    pub(crate) fn throttle(&self, stats: &ConnStats) {
         self.state().throttle(stats);
     }
 
-    pub(crate) fn is_held(&self) -> bool {
+    pub(crate) fn is_throttled(&self) -> bool {
         self.state().throttled
     }
 
-    /// Shuts the connection down. With both directions, `tiny_http` releases it at once.
-    pub(crate) fn shut_down(&self, how: Shutdown) {
+    /// Shuts both directions down: `tiny_http` closes the socket at once.
+    pub(crate) fn abort(&self) {
+        self.shut_down(Shutdown::Both);
+    }
+
+    /// Shuts the output down: the client sees the end of the stream after the last response.
+    pub(super) fn shutdown_write(&self) {
+        self.shut_down(Shutdown::Write);
+    }
+
+    fn shut_down(&self, how: Shutdown) {
         let socket = {
             let mut state = self.state();
             if state.throttled {
-                state.resume(); // or the peer's answers to the end would be ignored, and the kernel would keep the socket
+                state.resume(); // else the peer's FIN and ACKs are dropped, and the kernel keeps the socket
             }
             if how != Shutdown::Write && !matches!(state.conn_state, ConnState::Aborted { .. }) {
                 state.conn_state = ConnState::Aborted { since: Instant::now() };
@@ -233,7 +198,7 @@ impl Connection {
             // net/ipv4/tcp.c).
             let _ = rustix::net::connect_unspec(&*socket); // fails if the peer has left
         }
-        self.shut_down(Shutdown::Both);
+        self.abort();
     }
 
     /// Shuts the input of an idle connection down. What `tiny_http` has read before is still answered.
@@ -323,79 +288,5 @@ impl Connection {
             (state.body_expired || matches!(state.conn_state, ConnState::Aborted { .. }), state.socket.clone())
         };
         ended || socket.is_none_or(|socket| tcp_info(&*socket).is_ok_and(|info| info.close_wait || info.closed))
-    }
-}
-
-impl Inner {
-    /// Makes `request` the one in flight.
-    pub(super) fn start_request(&mut self, request: &tiny_http::Request, timeout: Duration) {
-        let now = Instant::now();
-        self.busy = true;
-        self.since = now;
-        self.claimed = false;
-        self.body_expired = false;
-        self.activity = Activity::Handling { deadline: saturating_add(now, timeout) };
-        write_request_line(request, &mut self.request_line);
-    }
-
-    /// No request is in flight.
-    pub(super) fn become_idle(&mut self) {
-        self.busy = false;
-        // What one long target or one long pipeline took must not stay with an idle connection.
-        if self.request_line.capacity() > MAX_IDLE_LINE {
-            self.request_line = String::new();
-        }
-        if self.pipelined.capacity() > PIPELINE_LOW {
-            self.pipelined = VecDeque::new();
-        }
-    }
-
-    pub(super) fn seal(&mut self) {
-        self.sealed.get_or_insert_with(Instant::now);
-    }
-
-    pub(super) fn is_sealed(&self) -> bool {
-        self.sealed.is_some()
-    }
-
-    /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
-    /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
-    /// found that connection.
-    pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
-        self.busy || self.sealed.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
-    }
-
-    pub(super) fn is_throttled(&self) -> bool {
-        self.throttled
-    }
-
-    /// Has the kernel ignore the peer. What it sends meanwhile is not acknowledged, so it retransmits it later.
-    pub(super) fn throttle(&mut self, stats: &ConnStats) {
-        if self.throttled || self.conn_state != ConnState::Open {
-            return;
-        }
-        if let Some(socket) = &self.socket {
-            self.throttled = set_min_ttl_filter(&**socket, true).is_ok();
-            if self.throttled {
-                stats.throttled.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    pub(super) fn resume_if_short_queue(&mut self) {
-        if self.throttled && self.pipelined.len() < PIPELINE_LOW {
-            self.resume();
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(socket) = &self.socket {
-            let _ = set_min_ttl_filter(&**socket, false); // it took the same option before
-        }
-        self.throttled = false;
-    }
-
-    pub(super) fn is_tcp_closed(&self) -> bool {
-        self.socket.as_ref().is_some_and(|socket| tcp_info(&**socket).is_ok_and(|info| info.closed))
     }
 }

@@ -96,7 +96,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Takes in a request. With `certain`, a newer connection of the peer was searched for in vain.
+    /// Admits a request. With `certain`, a newer connection of the peer was searched for in vain.
     pub(crate) fn admit(&self, request: tiny_http::Request, certain: bool) -> Admission {
         let Some(peer) = request.remote_addr().copied() else { return Admission::Foreign(request) };
         let mut new_connection = false;
@@ -130,7 +130,7 @@ impl ConnectionTable {
         if total > PIPELINE_TOTAL_MAX && queued > PIPELINE_HIGH {
             drop(state);
             self.count_close(CloseReason::PipelineOverflow);
-            connection.shut_down(Shutdown::Both); // the queue is discarded when the request in flight ends
+            connection.abort(); // the queue is discarded when the request in flight ends
         } else if queued > PIPELINE_HIGH && !state.is_throttled() {
             state.throttle(&self.counts);
             if !state.is_throttled() {
@@ -177,9 +177,9 @@ impl ConnectionTable {
         AfterResponse::Idle
     }
 
-    /// Removes a connection of which `tiny_http` closes its end by itself, or has closed it. It may stay for a
-    /// while, without a socket.
-    pub(crate) fn forget(&self, connection: &Arc<Connection>) {
+    /// Removes a connection that `tiny_http` has closed, or closes by itself. While a request is in flight on it, it stays,
+    /// without a socket.
+    pub(crate) fn remove(&self, connection: &Arc<Connection>) {
         let mut by_peer = lock(&self.by_peer);
         {
             let mut state = connection.state();
@@ -195,7 +195,7 @@ impl ConnectionTable {
 
     /// Removes idle connections that were opened before `since` and whose socket the scan that began at `scanned` has not
     /// found: it is closed.
-    pub(crate) fn forget_gone(&self, since: Instant, scanned: Instant) {
+    pub(crate) fn remove_stale(&self, since: Instant, scanned: Instant) {
         lock(&self.by_peer).retain(|_, connection| {
             let state = connection.state();
             state.outlives_socket(Some(scanned)) || state.socket.is_some() || connection.opened > since
@@ -204,7 +204,7 @@ impl ConnectionTable {
 
     /// Attaches a socket that was found to the connection of its peer. `orphans`: some sockets were closed before their
     /// peer could be asked for, so that a request in flight may be of one of those.
-    pub(crate) fn adopt(&self, found: DiscoveredSocket, orphans: bool) -> (Arc<Connection>, Arc<OwnedFd>) {
+    pub(crate) fn attach_socket(&self, found: DiscoveredSocket, orphans: bool) -> (Arc<Connection>, Arc<OwnedFd>) {
         let socket = Arc::new(found.socket);
         let mut by_peer = lock(&self.by_peer);
         let mut predecessor = None;
@@ -248,7 +248,7 @@ impl ConnectionTable {
         if sealed {
             connection.seal();
             self.count_close(CloseReason::Ambiguous);
-            connection.shut_down(Shutdown::Both);
+            connection.abort();
         }
         by_peer.insert(found.peer, Arc::clone(&connection));
         (connection, socket)
@@ -268,22 +268,22 @@ impl ConnectionTable {
             })
     }
 
-    /// Requests that are pipelined behind another one.
-    pub(crate) fn waiting(&self) -> usize {
+    /// Requests that are pipelined behind the one in flight of their connection.
+    pub(crate) fn pipelined(&self) -> usize {
         self.pipelined.load(Ordering::Relaxed)
     }
 
-    /// Requests are sent faster than they are received: the monitor alone resumes connections.
-    pub(crate) fn set_flood(&self, on: bool) {
+    /// Throttling, while requests are sent faster than they are received: only the monitor resumes connections.
+    pub(crate) fn set_throttling(&self, on: bool) {
         self.throttling.store(on, Ordering::Relaxed);
     }
 
-    /// `tiny_http`'s queue is empty, or may not be.
-    pub(crate) fn set_all_taken_in(&self, yes: bool) {
+    /// `tiny_http`'s queue is empty (the listener sleeps), or may not be.
+    pub(crate) fn set_engine_queue_empty(&self, yes: bool) {
         self.engine_queue_empty.store(yes, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_all_taken_in(&self) -> bool {
+    pub(crate) fn is_engine_queue_empty(&self) -> bool {
         self.engine_queue_empty.load(Ordering::Relaxed)
     }
 
@@ -293,13 +293,13 @@ impl ConnectionTable {
     }
 
     /// The connection of a peer.
-    pub(crate) fn connection(&self, peer: SocketAddr) -> Option<Arc<Connection>> {
+    pub(crate) fn get(&self, peer: SocketAddr) -> Option<Arc<Connection>> {
         lock(&self.by_peer).get(&peer).cloned()
     }
 
     /// Whether a newer connection of the same peer has taken its place.
     pub(super) fn is_superseded(&self, connection: &Arc<Connection>) -> bool {
-        self.connection(connection.peer).is_some_and(|current| !Arc::ptr_eq(&current, connection))
+        self.get(connection.peer).is_some_and(|current| !Arc::ptr_eq(&current, connection))
     }
 
     /// Connections with a request in flight whose socket is not known.

@@ -66,7 +66,7 @@ impl Exchange {
             // At once: by the next tick of the monitor it would have sent a million.
             Admission::OverLimit(connection) => {
                 shared.monitor.scan_now();
-                connection.hold(&shared.connections.counts);
+                connection.throttle(&shared.connections.counts);
             }
             Admission::Stale(connection, request) => {
                 connection.seal();

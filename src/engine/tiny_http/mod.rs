@@ -95,7 +95,7 @@ impl Engine {
         let receive = Arc::new(receive);
         // The receive loop holds the monitor: held in turn, neither would ever be dropped.
         let on_stalled = Arc::downgrade(&receive);
-        self.shared.monitor.on_dead_engine(move || {
+        self.shared.monitor.on_accept_stalled(move || {
             if let Some(receive) = on_stalled.upgrade() {
                 receive.request_restart();
             }
@@ -176,7 +176,7 @@ impl Engine {
     }
 
     pub(crate) fn pipelined(&self) -> usize {
-        self.shared.connections.waiting()
+        self.shared.connections.pipelined()
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -187,7 +187,7 @@ impl Engine {
         let mut census = ConnCensus::default();
         for connection in self.shared.connections.all() {
             let snapshot = connection.snapshot();
-            *match (snapshot.fate, snapshot.busy) {
+            *match (snapshot.conn_state, snapshot.busy) {
                 (ConnState::Aborted { .. }, _) => &mut census.aborted,
                 (_, true) => &mut census.busy,
                 (ConnState::Closing { .. } | ConnState::ReadShut { .. }, _) => &mut census.closing,
@@ -209,7 +209,7 @@ impl Engine {
                     request_line: connection.request_line(),
                     peer: Peer::Inet(connection.peer),
                     since: snapshot.since,
-                    pipelined: snapshot.waiting,
+                    pipelined: snapshot.pipelined,
                 })
             })
             .collect();

@@ -194,9 +194,9 @@ impl ReceiveLoop {
                 continue;
             }
             let asleep = Instant::now();
-            self.shared.connections.set_all_taken_in(true);
+            self.shared.connections.set_engine_queue_empty(true);
             let received = server.recv();
-            self.shared.connections.set_all_taken_in(false);
+            self.shared.connections.set_engine_queue_empty(false);
             match received {
                 Ok(request) => self.admit(request, run_queue),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http itself has a number.

@@ -79,7 +79,7 @@ impl Exchange {
                 if close {
                     shared.socket_of(&connection);
                 }
-                connection.shut_down(Shutdown::Write);
+                connection.shutdown_write();
             }
             None => {}
         }
@@ -111,7 +111,7 @@ impl Exchange {
         let body_left = self.remaining();
         let Exchange { shared, connection, raw, .. } = self;
         shared.connections.count_close(why);
-        connection.shut_down(Shutdown::Both);
+        connection.abort();
         unread_body::discard_closing(&shared, &connection, raw, body_left);
         complete(shared, connection, true, false)
     }
@@ -145,7 +145,7 @@ fn complete(
                 unread_body::discard_closing(&shared, &connection, raw, None);
             }
             if engine_closes {
-                shared.connections.forget(&connection);
+                shared.connections.remove(&connection);
             }
         }
     }

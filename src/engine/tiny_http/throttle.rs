@@ -1,57 +1,59 @@
-//! Clients that send requests faster than anybody takes them in: how they are noticed, and how they are held back.
+//! Backpressure on clients that send requests faster than the listener receives them: detection and throttling.
 //!
-//! tiny_http reads every connection as fast as it can, and puts all requests into one queue without a bound. A few
-//! clients that pipeline at full speed would have that queue to themselves: everybody else waits behind what they sent.
-//! So the [keeper](crate::engine::tiny_http::monitor) measures how many requests of each connection are on their way, between the kernel and
-//! the listener. When those of all connections are many, it looks more often, and the kernel ignores the clients that
-//! have more than their [`SHARE`] on the way, until that has come. What they send meanwhile they keep, and send again.
+//! tiny_http reads every connection as fast as it can, and puts all requests into one unbounded queue. A few clients that
+//! pipeline at full speed would fill that queue, and every other client would wait behind their requests. So the
+//! [monitor](crate::engine::tiny_http::monitor) estimates the backlog of each connection: requests between the kernel and
+//! the listener. When the sum is large (a flood), it ticks more often and throttles the connections whose backlog exceeds
+//! their [`SHARE`], until that has been received. What their clients send meanwhile is retransmitted later.
 //!
-//! A long head is no flood, however many bytes of it are on their way: it is one request.
+//! A long head is one request, however many bytes it has: it is not counted as many.
 
 use std::time::{Duration, Instant};
 
 use crate::engine::tiny_http::connection::Connection;
 
-/// Requests on their way, of all connections, that make a flood: some 10 ms of work for the listener.
+/// Backlog of all connections, in requests, above which a flood begins: some 10 ms of work for the listener.
 const FLOOD_HIGH: u64 = 2048;
-/// As many may be on their way when somebody who was held is let in.
+/// Backlog of all connections, in requests, up to which throttled connections are resumed.
 const FLOOD_LOW: u64 = FLOOD_HIGH / 4;
-/// For how long a flood lasts after there were many for the last time.
+/// Duration of a flood after the backlog was last above [`FLOOD_HIGH`].
 const COOLDOWN: Duration = Duration::from_secs(1);
-/// Requests of one connection that may be on their way in a flood.
+/// Backlog of one connection, in requests, above which it is throttled in a flood.
 const SHARE: u64 = 64;
-/// What comes at once of a connection that is let in: a receive buffer of small requests.
+/// Requests that arrive at once when a connection is resumed: a receive buffer full of small ones.
 const RESUME_COST: u64 = 128;
-/// How long a request is, and how many are on their way at most, as long as none has come: the beginning of a flood is
-/// noticed, and a few long heads are none.
+/// Length of a request, in bytes, that is assumed before the first one of a connection is received.
 const MIN_REQUEST_BYTES: u64 = 32;
+/// Backlog, in requests, that is assumed at most before then: enough to detect a flood, too few for one long head to
+/// look like one.
 const MAX_UNPARSED: u64 = 128;
-/// Backoff between probes of a throttled connection: first, and maximum.
+/// Backoff before the first probe of a throttled connection; doubled for each further one.
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
+/// Maximum backoff between two probes.
 const MAX_BACKOFF: Duration = Duration::from_secs(16);
-/// The longest in a drain.
+/// Maximum backoff in a drain, which waits for these connections.
 const DRAIN_BACKOFF: Duration = Duration::from_millis(50);
 
-/// What a look at one connection sees, as counted since it was opened.
+/// Counters of one connection since it was opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample {
     /// Bytes that tiny_http has taken from the socket.
     pub(crate) taken: u64,
     /// Bytes of requests and bodies that have arrived from it.
     pub(crate) parsed: u64,
-    /// Requests that have.
+    /// Requests that have arrived from it.
     pub(crate) requests: u64,
 }
 
-/// What is on its way of one connection.
+/// Backlog of one connection: what tiny_http has read and the listener has not received.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
     seen: Sample,
-    /// Bytes of which nothing has come yet. Not exact: nobody tells what the framing took.
+    /// Bytes read and not yet received as requests or bodies. An estimate: the bytes of the framing are not known.
     bytes: u64,
-    /// They may be requests in the queue; if not, they are the beginning of one.
+    /// tiny_http's queue may hold requests, so the bytes may be some; otherwise they are the beginning of one.
     queued: bool,
-    /// How long a request of this client is; 0 as long as none has come.
+    /// Mean length of this client's latest requests, in bytes; 0 before the first.
     length: u64,
     /// While it is throttled: when it was last probed, and the backoff until the next probe.
     last_probe: Option<(Instant, Duration)>,
@@ -59,26 +61,26 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    /// `all_taken_in` says that tiny_http's queue is empty.
-    pub(crate) fn update(&mut self, seen: Sample, all_taken_in: bool) {
+    /// Updates the estimate. `engine_queue_empty`: tiny_http's queue is empty.
+    pub(crate) fn update(&mut self, seen: Sample, engine_queue_empty: bool) {
         let before = std::mem::replace(&mut self.seen, seen);
         let came = seen.taken.saturating_sub(before.taken);
         let arrived = seen.parsed.saturating_sub(before.parsed);
         if let Some(length) = arrived.checked_div(seen.requests.saturating_sub(before.requests)) {
             self.length = length.max(1);
         }
-        // Nothing moves, nothing is in the queue: then what seems to be left is a beginning, or an error in the count.
-        let still = came == 0 && arrived == 0 && all_taken_in;
+        // No progress and an empty queue: the rest is the beginning of a request, or an error of the estimate.
+        let still = came == 0 && arrived == 0 && engine_queue_empty;
         self.bytes = if still { 0 } else { (self.bytes + came).saturating_sub(arrived) };
-        self.queued = !all_taken_in;
+        self.queued = !engine_queue_empty;
     }
 
-    /// Whether another look is worth while without any event.
+    /// Whether it must be checked again without an event on the socket.
     pub(crate) fn has_pending(&self) -> bool {
         self.bytes > 0
     }
 
-    /// Requests on their way, about.
+    /// Backlog in requests, estimated.
     pub(crate) fn estimated_requests(&self) -> u64 {
         if !self.queued {
             return 0;
@@ -86,16 +88,16 @@ impl Backlog {
         self.bytes.checked_div(self.length).unwrap_or((self.bytes / MIN_REQUEST_BYTES).min(MAX_UNPARSED))
     }
 
-    /// Whether it has more than its share of a flood.
+    /// Whether it exceeds its share of a flood.
     pub(crate) fn exceeds_share(&self) -> bool {
         self.estimated_requests() > SHARE
     }
 
-    /// Whether a connection that is held should be resumed for a moment: its client may have begun to read, or have left,
-    /// and what the kernel ignores is also what says so. Each time after twice as long, for all that comes in then must
-    /// be kept; but in a drain, which waits for it, soon.
-    pub(crate) fn should_probe(&mut self, is_held: bool, now: Instant, draining: bool) -> bool {
-        if !is_held {
+    /// Whether a throttled connection should be resumed for a moment. Its client may have begun to read, or have closed,
+    /// and the filter drops the packets that say so. The backoff doubles each time, since all that arrives then must be
+    /// stored; in a drain, which waits for the connection, it is at most [`DRAIN_BACKOFF`].
+    pub(crate) fn should_probe(&mut self, is_throttled: bool, now: Instant, draining: bool) -> bool {
+        if !is_throttled {
             self.last_probe = None;
             return false;
         }
@@ -109,14 +111,14 @@ impl Backlog {
     }
 }
 
-/// Whether there is a flood.
+/// Detects floods.
 #[derive(Debug, Default)]
 pub(crate) struct FloodDetector {
     until: Option<Instant>,
 }
 
 impl FloodDetector {
-    /// Takes in that so many requests are on their way.
+    /// Updates with the backlog of all connections, in requests; true in a flood.
     pub(crate) fn update(&mut self, now: Instant, requests: u64) -> bool {
         if requests > FLOOD_HIGH {
             self.until = Some(now + COOLDOWN);
@@ -130,8 +132,8 @@ impl FloodDetector {
     }
 }
 
-/// Heeds connections again that were held, those first that have waited longest, as long as few requests are on their
-/// way.
+/// Resumes throttled connections whose backlog was received, longest waiting first, as long as the total backlog,
+/// `requests`, is below [`FLOOD_LOW`].
 pub(crate) fn resume_oldest<'a>(
     all: impl Iterator<Item = (&'a mut Backlog, &'a Connection)>,
     now: Instant,
@@ -141,11 +143,11 @@ pub(crate) fn resume_oldest<'a>(
     if room == 0 {
         return;
     }
-    let mut held: Vec<_> =
-        all.filter(|(flow, connection)| flow.estimated_requests() == 0 && connection.is_held()).collect();
-    held.sort_by_key(|(flow, _)| flow.resumed_at);
-    for (flow, connection) in held.into_iter().take(room) {
-        connection.release_if_few_wait();
+    let mut throttled: Vec<_> =
+        all.filter(|(flow, connection)| flow.estimated_requests() == 0 && connection.is_throttled()).collect();
+    throttled.sort_by_key(|(flow, _)| flow.resumed_at);
+    for (flow, connection) in throttled.into_iter().take(room) {
+        connection.resume_if_short_queue();
         flow.resumed_at = Some(now);
     }
 }
@@ -154,16 +156,16 @@ pub(crate) fn resume_oldest<'a>(
 mod tests {
     use super::*;
 
-    fn after(looks: &[(u64, u64, u64)], all_taken_in: bool) -> Backlog {
+    fn after(samples: &[(u64, u64, u64)], engine_queue_empty: bool) -> Backlog {
         let mut flow = Backlog::default();
-        for &(taken, arrived, requests) in looks {
-            flow.update(Sample { taken, parsed: arrived, requests }, all_taken_in);
+        for &(taken, arrived, requests) in samples {
+            flow.update(Sample { taken, parsed: arrived, requests }, engine_queue_empty);
         }
         flow
     }
 
     #[test]
-    fn a_long_head_is_activee_request_and_no_flood() {
+    fn a_long_head_counts_as_one_request() {
         let endless = after(&[(45, 45, 1), (140_000, 45, 1)], true);
         assert!(endless.has_pending() && !endless.exceeds_share());
         let long_ones = after(&[(60_000, 60_000, 1), (119_000, 60_000, 1)], false);
@@ -176,36 +178,36 @@ mod tests {
     }
 
     #[test]
-    fn small_requests_that_nobody_has_taken_in_are_too_much() {
+    fn small_requests_that_were_not_received_exceed_the_share() {
         let flow = after(&[(40_000, 4_000, 100)], false);
         assert_eq!(flow.estimated_requests(), 900);
         assert!(flow.exceeds_share());
     }
 
     #[test]
-    fn a_count_that_does_not_come_out_even_is_forgotten_when_nothing_moves_and_nothing_waits() {
+    fn a_remainder_is_dropped_without_progress_and_with_an_empty_queue() {
         let still = [(40_000, 4_000, 100), (40_000, 4_000, 100)];
         assert!(after(&still, true).estimated_requests() == 0 && !after(&still, true).has_pending());
-        assert!(after(&still, false).exceeds_share(), "nobody had the time to take them in");
+        assert!(after(&still, false).exceeds_share(), "they are still in the queue");
     }
 
     #[test]
-    fn whoever_is_held_is_last_probe_now_and_then_and_ever_more_seldom() {
+    fn a_throttled_connection_is_probed_with_exponential_backoff() {
         let mut flow = Backlog::default();
         let began = Instant::now();
-        let mut last_probe = Vec::new();
+        let mut probes = Vec::new();
         for tenth in 0..76 {
             if flow.should_probe(true, began + Duration::from_millis(100) * tenth, false) {
-                last_probe.push(tenth * 100);
+                probes.push(tenth * 100);
             }
         }
-        assert_eq!(last_probe, [500, 1500, 3500, 7500]);
+        assert_eq!(probes, [500, 1500, 3500, 7500]);
         assert!(flow.should_probe(true, began + Duration::from_millis(7500) + DRAIN_BACKOFF, true), "a drain waits");
-        assert!(!flow.should_probe(false, began + MAX_BACKOFF * 2, false), "nobody is held");
+        assert!(!flow.should_probe(false, began + MAX_BACKOFF * 2, false), "it is not throttled");
     }
 
     #[test]
-    fn a_flood_ends_a_while_after_there_were_many_for_the_last_time() {
+    fn a_flood_ends_after_its_cooldown() {
         let (mut flood, began) = (FloodDetector::default(), Instant::now());
         assert!(!flood.update(began, FLOOD_HIGH));
         assert!(flood.update(began, FLOOD_HIGH + 1));

@@ -11,7 +11,6 @@
 #![allow(unsafe_code)] // denied everywhere else; see `zero_remaining`
 
 use std::io::Read;
-use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::connection::Connection;
@@ -44,7 +43,7 @@ pub(super) fn discard_closing(
         return;
     }
     // The drop would read from the request's own socket, and wait there: every socket that it may be is shut down.
-    connection.shut_down(Shutdown::Both);
+    connection.abort();
     shared.monitor.abort_peer(connection.peer);
     let left = body_left.or(raw.body_length().map(|length| length as u64));
     discard(raw, left.unwrap_or(0)); // of a chunked body nothing is allocated
@@ -144,6 +143,7 @@ fn copy_by_kernel(object: *const u8, size: usize) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::net::Shutdown;
     use std::net::TcpStream;
     use std::time::Duration;
 

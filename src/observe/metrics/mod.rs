@@ -113,7 +113,7 @@ impl Metrics {
         self.collect_requests(families);
         self.collect_workers(families);
         self.collect_connections(families);
-        let now = self.state.phase.phase();
+        let now = self.state.lifecycle.phase();
         let phases = PHASES.map(|(phase, name)| (name, f64::from(u8::from(phase == now))));
         families.gauges("allout_phase", "1 for the phase that the service is in.", "phase", phases);
         let labels = vec![

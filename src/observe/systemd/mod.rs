@@ -51,7 +51,7 @@ const EXIT_ALLOWANCE: Duration = Duration::from_secs(5);
 /// The member, and the parts that it reads.
 pub(crate) struct SystemdNotifier {
     pub(crate) engines: Engines,
-    pub(crate) phase: Arc<Lifecycle>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) pool: Arc<dyn WorkerPool>,
     pub(crate) request_timeout: Duration,
     pub(crate) grace: Duration,
@@ -69,7 +69,7 @@ impl SystemdNotifier {
         let mut checks = Checks {
             engines: self.engines.clone(),
             pool: Arc::clone(&self.pool),
-            stop: self.phase.stop().clone(),
+            stop: self.lifecycle.stop().clone(),
             request_timeout: self.request_timeout,
             ticks: vec![None; self.engines.iter().count()],
             unreachable: WarnOnce::default(),
@@ -79,7 +79,7 @@ impl SystemdNotifier {
             if let Some(period) = socket.watchdog {
                 self.serve(period, &mut socket, &mut checks);
             } else {
-                let _ = self.phase.stop().draining().recv();
+                let _ = self.lifecycle.stop().draining().recv();
             }
         }
         self.drain(&mut socket);
@@ -89,7 +89,7 @@ impl SystemdNotifier {
     fn start(&self, socket: &mut NotifySocket, checks: &Checks) -> bool {
         let warned = WarnOnce::default();
         while let Err(why) = checks.check_http(FIRST_ANSWER) {
-            if self.phase.stop().wait_draining(START_RETRY) {
+            if self.lifecycle.stop().wait_draining(START_RETRY) {
                 return false;
             }
             if warned.is_first() {
@@ -104,7 +104,7 @@ impl SystemdNotifier {
     fn serve(&self, period: Duration, socket: &mut NotifySocket, checks: &mut Checks) {
         let failing = WarnOnce::default();
         let mut next = Instant::now() + period / 2;
-        while !self.phase.stop().wait_draining(next.saturating_duration_since(Instant::now())) {
+        while !self.lifecycle.stop().wait_draining(next.saturating_duration_since(Instant::now())) {
             let status = self.serving(true); // counted before the checks open a connection
             match checks.check_all(period / 8) {
                 Ok(()) => {
@@ -114,7 +114,7 @@ impl SystemdNotifier {
                     }
                     next = Instant::now() + period / 2;
                 }
-                Err(_) if self.phase.is_draining() => {} // the drain interrupted it
+                Err(_) if self.lifecycle.is_draining() => {} // the drain interrupted it
                 Err(why) => {
                     if failing.is_first() {
                         log::warn!("watchdog not fed: {why}");
@@ -131,7 +131,7 @@ impl SystemdNotifier {
         let began = Instant::now();
         let left = || self.grace.saturating_sub(began.elapsed());
         // In a datagram of its own: it starts the timeout that the next one extends.
-        let mut reexecuting = self.phase.is_reexecuting();
+        let mut reexecuting = self.lifecycle.is_reexecuting();
         if reexecuting {
             // MONOTONIC_USEC is required since systemd 253, to tell overlapping reloads apart.
             let now = NotifyState::monotonic_usec_now().ok();
@@ -139,19 +139,19 @@ impl SystemdNotifier {
         } else {
             socket.notify(&[NotifyState::Stopping]);
         }
-        while self.phase.phase() < Phase::Stopping {
+        while self.lifecycle.phase() < Phase::Stopping {
             // A stop that comes during a re-exec replaces it.
-            if reexecuting && !self.phase.is_reexecuting() {
+            if reexecuting && !self.lifecycle.is_reexecuting() {
                 reexecuting = false;
                 socket.notify(&[NotifyState::Stopping]);
             }
             if !left().is_zero() {
                 socket.extend_timeout(left().min(EXTENSION) + EXIT_ALLOWANCE, &self.draining(left()));
             }
-            self.phase.stop().wait_timeout(PROGRESS_INTERVAL);
+            self.lifecycle.stop().wait_timeout(PROGRESS_INTERVAL);
         }
         // The last notification: this member stops now, too.
-        let word = if self.phase.is_reexecuting() { "re-executing" } else { "stopped" };
+        let word = if self.lifecycle.is_reexecuting() { "re-executing" } else { "stopped" };
         let status = match self.engines.in_flight() {
             0 => format!("{word}: every request was answered"),
             n => format!("{word}: {} abandoned", pluralize(n, "request")),

@@ -20,7 +20,7 @@ pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: 
     let (line, peer) = (connection.request_line(), connection.peer);
     log::warn!("the handler of {line} from {peer} has exceeded its request timeout: answering 503");
     stats.count_close(CloseReason::RequestTimeout);
-    let Some(socket) = sockets.prove(peer) else { return connection.shut_down(Shutdown::Both) };
+    let Some(socket) = sockets.prove(peer) else { return connection.abort() };
     let context = ResponseContext {
         version: Version::Http11,
         head_only: line.starts_with("HEAD "),

@@ -1,4 +1,4 @@
-//! Connections that tiny_http never lets go of: each keeps a thread and two descriptors for good.
+//! Connections that tiny_http never closes: each keeps a thread and two descriptors for good.
 //!
 //! A request line that says HTTP/2.0 or 3.0 (an h2c preface, for one) makes tiny_http's thread wait for a writer that it
 //! holds itself (`client.rs`, `next`). No request ever arrives of it. What can be seen is the socket: in the descriptor
@@ -61,25 +61,26 @@ impl Leaks {
         self.unreported += 1;
     }
 
-    /// Forgets sockets that are in the table no more; calls `forget` with each. Then judges the orphans that are.
+    /// Removes sockets that are closed (not in the descriptor table any more), calling `remove` for each; then judges the
+    /// remaining orphans.
     /// `unattached` requests are in flight on connections whose socket is not known: as many orphans may be theirs.
     pub(super) fn update(
         &mut self,
-        is_held: impl Fn(u64) -> bool,
-        mut forget: impl FnMut(u64),
+        is_open: impl Fn(u64) -> bool,
+        mut remove: impl FnMut(u64),
         unattached: usize,
         limit: u64,
         now: Instant,
     ) -> Findings {
-        let mut gone = |cookie: &u64| {
-            let held = is_held(*cookie);
-            if !held {
-                forget(*cookie);
+        let mut is_open = |cookie: &u64| {
+            let open = is_open(*cookie);
+            if !open {
+                remove(*cookie);
             }
-            held
+            open
         };
-        self.orphans.retain(|cookie, _| gone(cookie));
-        self.leaked.retain(&mut gone);
+        self.orphans.retain(|cookie, _| is_open(cookie));
+        self.leaked.retain(&mut is_open);
 
         let age = |orphan: &Orphan| now.saturating_duration_since(orphan.found);
         let suspects = self.orphans.values().filter(|orphan| age(orphan) >= FAST_LEAK_AFTER).count();
@@ -151,14 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_tiny_http_lets_go_of_is_forgotten() {
+    fn a_socket_that_tiny_http_closes_is_removed() {
         let (mut leaks, began) = (Leaks::default(), Instant::now());
         leaks.add_orphans([7, 8], began);
         leaks.add_leaked(9);
-        let mut forgotten = Vec::new();
-        leaks.update(|cookie| cookie == 8, |cookie| forgotten.push(cookie), 0, LIMIT, began);
-        forgotten.sort_unstable();
-        assert_eq!(forgotten, [7, 9]);
+        let mut removed = Vec::new();
+        leaks.update(|cookie| cookie == 8, |cookie| removed.push(cookie), 0, LIMIT, began);
+        removed.sort_unstable();
+        assert_eq!(removed, [7, 9]);
         assert!(leaks.has_orphans() && leaks.present() == 0);
     }
 

@@ -43,7 +43,7 @@ mod unparsable;
 mod wakeup;
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -97,7 +97,7 @@ impl Monitor {
 
     /// Says how to have tiny_http started anew when its accept thread has ended. Must not block. Only the first call
     /// counts.
-    pub(crate) fn on_dead_engine(&self, restart: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn on_accept_stalled(&self, restart: impl Fn() + Send + Sync + 'static) {
         let _ = self.context.on_accept_stopped.set(Box::new(restart));
     }
 
@@ -163,8 +163,8 @@ impl Monitor {
     /// Shuts down every socket of a peer, found by a scan.
     pub(crate) fn abort_peer(&self, peer: SocketAddr) {
         self.context.sockets.scan();
-        if let Some(connection) = self.context.connections.connection(peer) {
-            connection.shut_down(Shutdown::Both);
+        if let Some(connection) = self.context.connections.get(peer) {
+            connection.abort();
         }
     }
 

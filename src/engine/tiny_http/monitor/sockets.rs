@@ -132,7 +132,7 @@ impl SocketTable {
                 let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
             }
             let cookie = found.cookie;
-            let (connection, socket) = self.connections.adopt(found, orphans);
+            let (connection, socket) = self.connections.attach_socket(found, orphans);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             // Fails only without memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
@@ -158,7 +158,7 @@ impl SocketTable {
             return false;
         }
         self.scan();
-        let found = self.connections.connection(connection.peer).is_some_and(|other| !Arc::ptr_eq(&other, connection));
+        let found = self.connections.get(connection.peer).is_some_and(|other| !Arc::ptr_eq(&other, connection));
         lock(&self.known).last_search = (!found).then(Instant::now);
         found
     }
@@ -183,7 +183,7 @@ impl SocketTable {
                 _ => return None,
             }
         };
-        let socket = self.connections.connection(peer)?.socket()?;
+        let socket = self.connections.get(peer)?.socket()?;
         (SockRef::from(&*socket).cookie().ok()? == proven).then_some(socket)
     }
 
@@ -198,7 +198,7 @@ impl SocketTable {
     }
 
     /// Forgets a watched socket. With `keep_cookie` it is not found anew.
-    pub(super) fn forget(&self, cookie: u64, watched: WatchedSocket, keep_cookie: bool) {
+    pub(super) fn remove(&self, cookie: u64, watched: WatchedSocket, keep_cookie: bool) {
         let mut known = lock(&self.known);
         known.retired.push(watched.socket);
         if !keep_cookie {

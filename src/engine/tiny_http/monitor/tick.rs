@@ -1,7 +1,6 @@
 //! One tick of the monitor: what it observes, and what it does about it.
 
 use std::collections::HashSet;
-use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ use crate::engine::{CloseReason, Events, Settings, StopState};
 use crate::sys::limits::under_fd_pressure;
 use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
 
-/// A connection of which a request has arrived, and of which a scan finds no socket so long after, is gone.
+/// Age of a connection without a socket above which a scan removes it: its socket is closed.
 const STALE_AFTER: Duration = Duration::from_millis(20);
 
 /// What the monitor watches, and whom it tells.
@@ -39,7 +38,7 @@ pub(super) struct Context {
     pub(super) stop_state: Arc<StopState>,
     pub(super) settings: Settings,
     pub(super) events: Arc<Events>,
-    /// Has tiny_http started anew.
+    /// Restarts tiny_http.
     pub(super) on_accept_stopped: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -75,12 +74,12 @@ struct Logs {
 }
 
 impl Memory {
-    /// To be called when the monitor leaves.
+    /// Call when the monitor stops.
     pub(super) fn finish(&mut self) {
         // Otherwise the kernel would keep these sockets in FIN_WAIT after this process is gone: the filter drops the
         // peers' acknowledgements as well.
         for watched in self.watched.values() {
-            watched.connection.release();
+            watched.connection.resume();
         }
         self.lingering.discard_all();
     }
@@ -165,7 +164,7 @@ impl Context {
         memory.quiescence.accept_path_is_empty(stopped_for, self.gate.accept_queue_len(), now)
     }
 
-    /// Scans the descriptor table: takes up what is new, and forgets what tiny_http has closed or leaked.
+    /// Scans the descriptor table: adds new sockets, and removes those that tiny_http has closed or leaked.
     fn scan(&self, memory: &mut Memory, now: Instant) {
         self.take_up(memory, now);
         let began = Instant::now();
@@ -176,7 +175,7 @@ impl Context {
         self.reap(&scan, memory, now);
         if !scan.exhausted {
             // The scan has found what is there, so a connection without a socket is gone.
-            self.connections.forget_gone(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
+            self.connections.remove_stale(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
         }
         self.take_up(memory, now);
         self.check_leaks(&scan, memory, now);
@@ -189,14 +188,14 @@ impl Context {
         memory.leaks.add_orphans(fresh.orphans, now);
     }
 
-    /// Forgets sockets that tiny_http has closed or leaked.
+    /// Removes sockets that tiny_http has closed or leaked.
     fn reap(&self, scan: &FdScan, memory: &mut Memory, now: Instant) {
         let Memory { watched, leaks, logs, .. } = memory;
         let draining = self.stop_state.accept_stopped().is_some();
         let gone = watched.extract_if(|cookie, watched| {
             !scan.cookies.contains(cookie) || {
                 let seen = watched.connection.snapshot();
-                !seen.busy && timeouts::is_leaked(seen.fate, seen.since, watched.closed_at, draining, now)
+                !seen.busy && timeouts::is_leaked(seen.conn_state, seen.since, watched.closed_at, draining, now)
             }
         });
         for (cookie, watched) in gone {
@@ -204,7 +203,7 @@ impl Context {
             if leaked {
                 log::debug!("tiny_http has leaked the connection of {}", watched.connection.peer);
                 leaks.add_leaked(cookie);
-            } else if watched.connection.snapshot().fate == ConnState::Open
+            } else if watched.connection.snapshot().conn_state == ConnState::Open
                 && let Ok(info) = tcp_info(&*watched.socket)
                 && watched.accounted.is_unparsable(
                     info,
@@ -215,8 +214,8 @@ impl Context {
                 self.connections.count_close(CloseReason::Unparsable);
                 logs.unparsable.log(watched.connection.peer, now);
             }
-            self.connections.forget(&watched.connection);
-            self.sockets.forget(cookie, watched, leaked);
+            self.connections.remove(&watched.connection);
+            self.sockets.remove(cookie, watched, leaked);
         }
     }
 
@@ -248,7 +247,7 @@ impl Context {
     /// Checks each socket on which something happened, and at a full tick all.
     fn check_sockets(&self, happened: &Happened, full: bool, memory: &mut Memory, now: Instant) -> bool {
         let draining = self.stop_state.accept_stopped().and(self.stop_state.announced());
-        let queue_empty = self.connections.is_all_taken_in();
+        let queue_empty = self.connections.is_engine_queue_empty();
         let mut starved = 0;
         let mut again = false;
         for (cookie, watched) in &mut memory.watched {
@@ -290,16 +289,16 @@ impl Context {
     fn check_throttle(&self, full: bool, draining: bool, memory: &mut Memory, now: Instant) {
         let total = memory.watched.values().map(|watched| watched.backlog.estimated_requests()).sum();
         let flood = memory.throttle.update(now, total);
-        self.connections.set_flood(flood);
+        self.connections.set_throttling(flood);
         if !flood && !full {
             return;
         }
         for WatchedSocket { connection, backlog, .. } in memory.watched.values_mut() {
             if flood && backlog.exceeds_share() {
-                connection.hold(&self.connections.counts);
+                connection.throttle(&self.connections.counts);
             }
-            if full && backlog.should_probe(connection.is_held(), now, draining) {
-                connection.release();
+            if full && backlog.should_probe(connection.is_throttled(), now, draining) {
+                connection.resume();
             }
         }
         if flood {
@@ -332,7 +331,7 @@ impl Context {
             self.connections.count_close(why);
             log::debug!("{} is closed: {why:?}", connection.peer);
         }
-        connection.shut_down(Shutdown::Both);
+        connection.abort();
     }
 
     /// Closes idle connections when there are too many, and the gate while that is not enough.
@@ -350,12 +349,14 @@ impl Context {
         }
         let all: Vec<_> = self.connections.all().into_iter().map(|one| (one.snapshot(), one)).collect();
         usage.all = all.len();
-        usage.open = all.iter().filter(|(seen, _)| seen.fate == ConnState::Open).count();
+        usage.open = all.iter().filter(|(seen, _)| seen.conn_state == ConnState::Open).count();
         let excess = memory.capacity.excess(usage, now);
         let mut idle = Vec::new();
         if excess > 0 {
             let has_input = |one: &Connection| one.socket().is_none_or(|socket| unread_bytes(&*socket) > 0);
-            idle.extend(all.iter().filter(|(seen, one)| !seen.busy && seen.fate == ConnState::Open && !has_input(one)));
+            idle.extend(
+                all.iter().filter(|(seen, one)| !seen.busy && seen.conn_state == ConnState::Open && !has_input(one)),
+            );
             idle.sort_by_key(|(seen, _)| seen.since);
         }
         let evicted = idle.len().min(excess);
@@ -392,7 +393,7 @@ fn observe(watched: &WatchedSocket) -> Observation {
         // Without its state the socket counts as closed: then the table is scanned.
         tcp: tcp_info(&*watched.socket).unwrap_or(TcpInfo { closed: true, ..TcpInfo::default() }),
         unread: unread_bytes(&*watched.socket),
-        state: snapshot.fate,
+        state: snapshot.conn_state,
         busy: snapshot.busy,
         since: snapshot.since,
         activity: snapshot.activity,

@@ -118,6 +118,56 @@ fn as_process_1_it_reacts_to_signals_and_ends_with_the_right_code() {
     }
 }
 
+/// Processes whose parent this is, and of those the ones that have ended and were not waited for.
+fn children_of(parent: u32) -> (usize, usize) {
+    let stats = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let (mut all, mut zombies) = (0, 0);
+    for stat in stats {
+        // The name, which may have spaces, is in parentheses: proc_pid_stat(5).
+        let mut fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).into_iter().flatten();
+        let state = fields.next();
+        if fields.next().and_then(|pid| pid.parse().ok()) == Some(parent) {
+            all += 1;
+            zombies += usize::from(state == Some("Z"));
+        }
+    }
+    (all, zombies)
+}
+
+#[test]
+#[ignore = "needs root: a process namespace of its own"]
+fn as_process_1_it_waits_for_orphans() {
+    let mut command = Command::new("unshare");
+    command.args(["--fork", "--kill-child", "--pid", "--mount-proc", env!("CARGO_BIN_EXE_allout")]);
+    command.args(["--listen", "127.0.0.1:0"]);
+    let first = |unshare: u32| {
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+        children.trim().parse::<u32>().ok()
+    };
+    let mut shell = Shell::start(command, first);
+    let pid = first(shell.child.id()).expect("it runs");
+    // Each shell ends at once, and its ten children are orphans then; they end when they read the end of a pipe.
+    for _ in 0..5 {
+        let mut orphans = Command::new("nsenter");
+        let script = "for i in 1 2 3 4 5 6 7 8 9 10; do (exec <&3; read -r _) & done";
+        orphans.args(["--target", &pid.to_string(), "--pid", "sh", "-c", &format!("exec 3<&0; {script}")]);
+        let mut shell = orphans.stdin(Stdio::piped()).spawn().expect("nsenter starts");
+        let pipe = shell.stdin.take();
+        // `wait` would close the pipe first: it is held until the orphans are there.
+        assert!(shell.wait().expect("the shell ends").success());
+        wait_until(LIMIT, "ten orphans", || children_of(pid).0 >= 10);
+        drop(pipe);
+        wait_until(LIMIT, "no orphan to be left", || children_of(pid) == (0, 0));
+    }
+    let process = Pid::from_raw(pid.cast_signed()).expect("it runs");
+    // A preflight is a child as well, and is waited for by the re-exec.
+    kill_process(process, Signal::HUP).expect("it can be signalled");
+    shell.answers();
+    kill_process(process, Signal::TERM).expect("it can be signalled");
+    assert_eq!(shell.ends().code(), Some(0));
+}
+
 #[test]
 #[ignore = "needs root: a mount namespace of its own"]
 fn without_proc_it_serves_and_says_what_it_cannot_do() {

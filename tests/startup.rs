@@ -210,6 +210,32 @@ fn rust_log_off_says_nothing() {
 }
 
 #[test]
+fn a_healthcheck_exits_with_0_or_1() {
+    let check = |url: &[&str], env: &[(&str, &str)]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_allout"));
+        let output = command.arg("healthcheck").args(url).envs(env.iter().copied()).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let server = Allout::new().start();
+    let addr = server.addr.to_string();
+    assert_eq!(check(&[&format!("http://{addr}/healthz")], &[]), (Some(0), String::new()));
+    assert_eq!(check(&[], &[("ALLOUT_LISTEN", &addr)]), (Some(0), String::new()));
+    let (code, said) = check(&["ftp://x"], &[]);
+    assert!(code == Some(1) && said.contains("expected http://"), "{said}");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let silent = free.local_addr().expect("a bound socket has an address").to_string();
+    let began = std::time::Instant::now();
+    let (code, said) = check(&[], &[("ALLOUT_ADMIN_LISTEN", &silent)]);
+    assert!(code == Some(1) && said.contains("no answer within 5s"), "{said}");
+    assert!(began.elapsed() < LIMIT);
+    drop(free);
+    let (code, said) = check(&[&format!("http://{silent}/")], &[]);
+    assert!(code == Some(1) && said.contains("refused"), "{said}");
+    let (code, _) = check(&["http://127.0.0.1/", "more"], &[]);
+    assert_eq!(code, Some(1));
+}
+
+#[test]
 fn idle_it_does_not_wake_up() {
     let server = Allout::new().start();
     assert_eq!(server.get("/").status, 200);

@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dispatch", &["crew::pool", "crew::stop", "engine", "http", "observe", "clock", "sync", "text"]),
     ("engine", &["http", "listen", "clock", "sync", "sys", "text"]),
     ("http", &["crew::stop", "clock", "sync", "text"]),
-    ("crew", &["clock", "sync", "sys::signals", "text"]),
+    ("crew", &["clock", "sync", "sys::children", "sys::signals", "text"]),
     ("listen", &["clock", "sync", "sys", "text"]),
     ("sys", &[]),
     ("clock", &[]),

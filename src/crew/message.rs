@@ -25,6 +25,8 @@ pub(crate) enum Message {
     Command { command: Command, at: Instant },
     /// Something that a drain waits for may have changed.
     Recheck,
+    /// A child of this process has ended, which is process 1.
+    ChildEnded,
 }
 
 /// Stops the crew, from any thread.
@@ -48,6 +50,11 @@ impl Stopper {
     pub(crate) fn command(&self, command: Command) {
         // An error means that the crew has stopped already.
         let _ = self.sender.send(Message::Command { command, at: Instant::now() });
+    }
+
+    /// Has the thread that runs the crew wait for orphans.
+    pub(crate) fn child_ended(&self) {
+        let _ = self.sender.send(Message::ChildEnded);
     }
 
     pub(crate) fn recheck(&self) {

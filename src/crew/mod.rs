@@ -34,6 +34,7 @@ use crate::crew::message::{ExitGuard, Message, Stopper};
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::shutdown::Shutdown;
 use crate::crew::stop::Stop;
+use crate::sys::children::reap_orphans;
 
 /// Default grace period: the 30 s of the Go program that allout grew from, and of Kubernetes
 /// (`terminationGracePeriodSeconds`).
@@ -224,6 +225,7 @@ impl Crew {
                 }
                 Some(Message::Command { command, .. }) => return Some(command.into()),
                 Some(Message::Recheck) => {}
+                Some(Message::ChildEnded) => reap_orphans(),
                 // Unreachable while this crew holds a sender itself.
                 None => return Some(Cause::Requested("no member is left".to_owned())),
             }
@@ -242,6 +244,7 @@ impl Crew {
                 }
             }
             Ok(Message::Command { command, at }) => shutdown.receive(command, at),
+            Ok(Message::ChildEnded) => reap_orphans(),
             Ok(Message::Recheck) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }

@@ -8,14 +8,16 @@
 //! | SIGTERM, SIGINT, SIGQUIT | stop |
 //! | SIGHUP | re-exec |
 //! | SIGUSR1 | write the state to the log |
+//! | SIGCHLD | as process 1 alone: wait for orphans |
 
 use std::io;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::crew::Crew;
 use crate::crew::message::{Command, Stopper};
+use crate::sys::children::is_process_1;
 
 /// Signals that stop.
 pub(crate) const STOP: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
@@ -32,7 +34,11 @@ pub(crate) struct SignalSource(Signals);
 ///
 /// The system refuses the pipe or the handlers.
 pub(crate) fn register() -> io::Result<SignalSource> {
-    SignalSource::new(&HANDLED)
+    let mut signals = HANDLED.to_vec();
+    if is_process_1() {
+        signals.push(SIGCHLD);
+    }
+    SignalSource::new(&signals)
 }
 
 impl Crew {
@@ -83,6 +89,7 @@ impl SignalSource {
         let handle = |signal| match signal {
             SIGHUP => stopper.command(Command::Reexec("SIGHUP".to_owned())),
             SIGUSR1 => dump_state(),
+            SIGCHLD => stopper.child_ended(),
             signal => stopper.command(Command::Signal(signal)),
         };
         self.0.forever().for_each(handle);

@@ -202,6 +202,7 @@ impl Preflight {
             binary.keep_open(true)?;
         }
         let child = command.spawn()?;
+        sys::children::set_own(Some(child.id()));
         if script {
             binary.keep_open(false)?;
         }
@@ -229,6 +230,10 @@ impl Drop for Preflight {
     fn drop(&mut self) {
         let _ = self.child.kill(); // fails if it has ended
         let _ = self.child.wait(); // so that no zombie is left
+        sys::children::set_own(None);
+        if sys::children::is_process_1() {
+            sys::children::reap_orphans(); // those that came after it in the kernel's list
+        }
     }
 }
 

@@ -52,7 +52,8 @@ Examples:
                                                 serve everyone, with health, metrics and /shutdown for this machine
   ALLOUT_GRACE=5s allout --log-format json      options from both places
   allout --systemd-unit > /etc/systemd/system/allout.service
-  curl http://127.0.0.1:8088/shutdown";
+  curl http://127.0.0.1:8088/shutdown
+  allout healthcheck http://127.0.0.1:8088/healthz   exit 0 if it answers 2xx, else 1: for images without curl";
 
 /// What the command line and the environment ask for.
 ///

@@ -1,6 +1,7 @@
 //! The program: a small service on the library's public interface, with an option for each setting.
 
 mod args;
+mod healthcheck;
 mod logging;
 mod token;
 mod unit;
@@ -18,6 +19,12 @@ use args::{Args, Unit};
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some((first, rest)) = words.split_first()
+        && first == "healthcheck"
+    {
+        return healthcheck::run(rest);
+    }
     let args = Args::from_process().unwrap_or_else(|error| error.exit());
     #[cfg(feature = "generate")]
     if let Some(what) = args.generate {

@@ -1,4 +1,4 @@
-//! What a service can be told, and what it does when it is told nothing. Each default says where it comes from.
+//! The configuration of a service. Each default says where it comes from.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -23,35 +23,36 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Address of a socket of its own for the admin routes, which are then not served on the others. Default: none.
     pub admin_listen: Option<SocketAddr>,
-    /// What receives requests. Default: [`EngineKind::TinyHttp`].
+    /// The engine on every listening socket. Default: [`EngineKind::TinyHttp`].
     pub engine: EngineKind,
-    /// Most workers that may run at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the
-    /// control group does not suffice for them.
+    /// Most workers at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the control group
+    /// does not suffice for them.
     ///
-    /// Default 2048: a thousand handlers that wait must not keep the others waiting, and a thread that waits costs some
-    /// 10 KiB resident.
+    /// Default 2048: a thousand handlers that block must not delay the others, and a blocked thread costs some 10 KiB of
+    /// resident memory.
     pub workers: usize,
-    /// Requests that may wait for a worker; what comes beyond is shed: 503 at once.
+    /// Requests that may wait for a worker; beyond it requests are shed: answered with 503 at once.
     ///
-    /// Default 1024: with all workers waiting, a queue only adds delay, but a burst of quick requests passes through it.
+    /// Default 1024: if all workers are blocked, a queue only adds delay, but a burst of short requests passes through it.
     pub queue: usize,
-    /// Connections that may be open at once; beyond it the idlest go first.
+    /// Open connections for each listening socket; beyond it the least recently used are closed first.
     ///
     /// Default 4096, or what the limits on descriptors, threads and the memory of the control group allow, if that is less.
     pub max_connections: usize,
-    /// How long a drain may take. Default 30 s.
+    /// Longest time for a drain. Default 30 s.
     pub grace: Duration,
-    /// How long to go on serving normally after the first message, while `/healthz` already says 503. Default 0 s.
+    /// Time to serve on when a drain has begun, while `/healthz` already answers 503. Default 0 s.
     pub drain_delay: Duration,
-    /// How long a drain waits for an idle keep-alive connection to speak once more. Default 50 ms: longer than a client
-    /// in a closed loop takes to ask again, and shorter than anyone notices.
+    /// Minimum keep-alive in a drain: the time that an idle connection has to send one more request, whose response says
+    /// `Connection: close`. Closing it at once could cross a request on its way. Default 50 ms: more than a client in a
+    /// closed loop needs for its next request, and short to wait for.
     pub keepalive_min: Duration,
-    /// A connection must complete its first, or next, request within this. Default 30 s.
+    /// Time for a connection to complete its first, or next, head. Default 30 s.
     pub idle_timeout: Duration,
-    /// A request, its body and its response included, may take this long. Default 60 s.
+    /// Time from dispatch to the start of the response, and for a body that makes no progress. Default 60 s.
     pub request_timeout: Duration,
-    /// The largest request body, in bytes, that is read where nobody says another limit; what a handler leaves unread is
-    /// thrown away up to this length. Default 1 MiB, as nginx has it (`client_max_body_size`).
+    /// Default limit, in bytes, for reading a request body, and for discarding one that a handler leaves unread. Default
+    /// 1 MiB, as nginx has it (`client_max_body_size`).
     pub max_body: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The settings of a [`Config`], one by one, on the service that is put together.
+//! Setters for the fields of [`Config`], on the service.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::service::error::StartError;
 
 /// # Settings
 ///
-/// Each sets the field of [`Config`] that has its name, where the defaults are told, too.
+/// Each sets the field of [`Config`] with its name, which says the default and its reason.
 impl Service {
     /// An address to listen on: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`; of the addresses of a name, the first. The first
     /// call replaces the addresses of the configuration, each further call adds one.
@@ -38,7 +38,7 @@ impl Service {
 
     /// What receives requests.
     pub fn engine(self, kind: EngineKind) -> Service {
-        self.with(|config| config.engine = kind)
+        self.set(|config| config.engine = kind)
     }
 
     fn resolve(&mut self, address: &impl ToSocketAddrs) -> Option<SocketAddr> {
@@ -51,49 +51,49 @@ impl Service {
         None
     }
 
-    /// Most workers that may run at once.
+    /// Most workers at once.
     pub fn workers(self, most: usize) -> Service {
-        self.with(|config| config.workers = most)
+        self.set(|config| config.workers = most)
     }
 
     /// Requests that may wait for a worker.
     pub fn queue(self, most: usize) -> Service {
-        self.with(|config| config.queue = most)
+        self.set(|config| config.queue = most)
     }
 
-    /// Connections that may be open at once.
+    /// Open connections for each listening socket.
     pub fn max_connections(self, most: usize) -> Service {
-        self.with(|config| config.max_connections = most)
+        self.set(|config| config.max_connections = most)
     }
 
-    /// How long a drain may take.
+    /// Longest time for a drain.
     pub fn grace(self, grace: Duration) -> Service {
-        self.with(|config| config.grace = grace)
+        self.set(|config| config.grace = grace)
     }
 
-    /// How long to go on serving after the first message.
+    /// Time to serve on when a drain has begun.
     pub fn drain_delay(self, delay: Duration) -> Service {
-        self.with(|config| config.drain_delay = delay)
+        self.set(|config| config.drain_delay = delay)
     }
 
-    /// How long a drain waits for an idle connection to speak once more.
+    /// Minimum keep-alive in a drain.
     pub fn keepalive_min(self, keepalive_min: Duration) -> Service {
-        self.with(|config| config.keepalive_min = keepalive_min)
+        self.set(|config| config.keepalive_min = keepalive_min)
     }
 
-    /// How long a connection may take to complete its first, or next, request.
+    /// Time for a connection to complete its first, or next, head.
     pub fn idle_timeout(self, timeout: Duration) -> Service {
-        self.with(|config| config.idle_timeout = timeout)
+        self.set(|config| config.idle_timeout = timeout)
     }
 
-    /// How long a request, its body and its response included, may take.
+    /// Time for a handler, and for a body that makes no progress.
     pub fn request_timeout(self, timeout: Duration) -> Service {
-        self.with(|config| config.request_timeout = timeout)
+        self.set(|config| config.request_timeout = timeout)
     }
 
-    /// The largest request body, in bytes, that is read where a handler says no other limit.
+    /// Default limit of a request body, in bytes.
     pub fn max_body(self, bytes: u64) -> Service {
-        self.with(|config| config.max_body = bytes)
+        self.set(|config| config.max_body = bytes)
     }
 
     /// Believes these proxies when they name the client of a request, so that
@@ -121,7 +121,7 @@ impl Service {
         self
     }
 
-    fn with(mut self, set: impl FnOnce(&mut Config)) -> Service {
+    fn set(mut self, set: impl FnOnce(&mut Config)) -> Service {
         set(&mut self.config);
         self
     }

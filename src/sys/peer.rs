@@ -186,7 +186,7 @@ mod tests {
 
             drop(client); // its socket waits for the other end to be closed, and has no owner
             let closed = find_sockets(peer, &[port]).unwrap().peers;
-            assert_eq!(closed.iter().map(|socket| socket.inode).collect::<Vec<_>>(), [0], "{closed:?}");
+            assert!(!closed.is_empty() && closed.iter().all(|socket| socket.inode == 0), "{closed:?}");
         }
     }
 

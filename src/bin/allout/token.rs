@@ -1,4 +1,4 @@
-//! The shutdown token: where it comes from, and what it may be.
+//! The shutdown token: read from a file or an option, and checked at the start.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use crate::args::Args;
 
-/// More than any token has; whoever names another kind of file learns it at once.
-const LONGEST: u64 = 4096;
+/// Longest token, in bytes: more than any token has, and a limit for files that hold something else.
+const MAX_TOKEN: u64 = 4096;
 
-/// The token that was asked for, if any. The file goes first: it is the better place.
+/// The token, if there is one. The file takes precedence over the option, which every user can read in `ps`.
 ///
 /// # Errors
 ///
-/// It cannot be read, or no request could ever carry it. That is said now, and not when somebody tries to use it.
+/// It cannot be read, or no header can carry it.
 pub fn load(args: &Args) -> Result<Option<String>, String> {
     if let Some(path) = &args.shutdown_token_file {
         let token = read(path).map_err(|why| format!("--shutdown-token-file {}: {why}", path.display()))?;
@@ -28,9 +28,9 @@ pub fn load(args: &Args) -> Result<Option<String>, String> {
 fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    file.take(MAX_TOKEN + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     let text = String::from_utf8(bytes).map_err(|_| UNFIT.to_owned())?;
-    // What editors and `echo` add.
+    // The line end that editors and `echo` add.
     let text = text.strip_suffix('\n').unwrap_or(&text);
     checked(text.strip_suffix('\r').unwrap_or(text))
 }
@@ -41,8 +41,8 @@ fn checked(token: &str) -> Result<String, String> {
     if token.is_empty() {
         return Err("the token is empty".to_owned());
     }
-    if token.len() as u64 > LONGEST {
-        return Err(format!("a token has {LONGEST} characters at most"));
+    if token.len() as u64 > MAX_TOKEN {
+        return Err(format!("a token has {MAX_TOKEN} characters at most"));
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(UNFIT.to_owned());

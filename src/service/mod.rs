@@ -145,7 +145,7 @@ impl Service {
     /// # use allout::Service;
     /// let service = Service::new();
     /// let stopper = service.stopper();
-    /// let service = service.post("/enough", move |_| stopper.stop("somebody has had enough"));
+    /// let service = service.post("/enough", move |_| stopper.stop("a client has had enough"));
     /// ```
     pub fn stopper(&self) -> Stopper {
         self.crew.stopper()

@@ -70,9 +70,9 @@ impl Service {
         self.add(method, path, false, erase(handler))
     }
 
-    /// As [`route`](Service::route), for a handler that is *quick*: it never waits, for nothing and nobody, and is done
-    /// in microseconds. It runs where the request was received, which saves a hop between threads. While a quick handler
-    /// runs nothing else is received; one that waits holds up the whole service.
+    /// As [`route`](Service::route), for a handler that never blocks and returns within microseconds. It
+    /// runs on the thread that received the request, which saves a hop between threads. While it runs nothing else is
+    /// received: an inline handler that blocks delays the whole service.
     pub fn inline_route<R: Into<Response>>(
         self,
         method: &str,
@@ -91,7 +91,7 @@ impl Service {
         self
     }
 
-    /// As [`fallback`](Service::fallback), for a handler that is [quick](Service::inline_route).
+    /// As [`fallback`](Service::fallback), for a handler that runs [inline](Service::inline_route).
     pub fn inline_fallback<R: Into<Response>>(
         mut self,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,

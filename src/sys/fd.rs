@@ -53,8 +53,8 @@ pub(crate) fn replace_fd(number: RawFd, expected: u64, by: &OwnedFd) -> io::Resu
         return Err(io::ErrorKind::NotFound.into());
     }
     // SAFETY: `dup3` wants to own the number, since it closes what was there. The file there is a listening socket that
-    // this crate made and gave to tiny_http, which calls nothing but `accept` on it, and closes the number when its accept
-    // thread ends: with the file that is there then. The owner made here is never dropped, so nothing is closed twice.
+    // this crate made and gave to an accept thread, which calls nothing but `accept` on it, and closes the number when it
+    // ends: with the file that is there then. The owner made here is never dropped, so nothing is closed twice.
     let mut target = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
     rustix::io::dup3(by, &mut target, rustix::io::DupFlags::CLOEXEC)?;
     Ok(())

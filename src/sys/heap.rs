@@ -1,7 +1,7 @@
-//! The heap: returns to the system what glibc keeps.
+//! The heap: returns free pages to the system.
 //!
-//! Each connection of tiny_http has a thread, and glibc keeps what a thread freed in an arena. Without this, an idle
-//! service would keep the memory that a thousand former connections used.
+//! glibc keeps memory that a thread has freed in an arena. With a thread for each connection, an idle service would keep
+//! the memory of a thousand former connections.
 
 /// Returns all free pages of all arenas to the system (`malloc_trim(3)`).
 ///

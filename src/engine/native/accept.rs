@@ -1,4 +1,4 @@
-//! Accepting: who takes new connections, and when nobody does.
+//! Accepting new connections, and when it pauses.
 //!
 //! All receivers wait for the one listening socket, of which the kernel wakes one at a time (`EPOLLEXCLUSIVE`). One that
 //! has many more connections than another passes new ones on.

@@ -82,7 +82,7 @@ impl ChunkDecoder {
     ///
     /// # Errors
     ///
-    /// [`Malformed`]: nobody can tell where the body ends.
+    /// [`Malformed`]: the end of the body is unknown.
     pub(super) fn skip_framing(&mut self, bytes: &[u8]) -> Result<(usize, Next), Malformed> {
         for (at, byte) in bytes.iter().enumerate() {
             match self.state {

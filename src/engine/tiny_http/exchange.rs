@@ -1,4 +1,4 @@
-//! One request of `tiny_http`: admitted when it is its turn; its head and its body.
+//! One request of `tiny_http`: its admission, its head and its body.
 
 use std::io;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ pub(crate) struct Exchange {
     pub(super) rejection: Option<Rejection>,
     pub(super) quirks: Quirks,
     body: BodyProgress,
-    /// When the handler must have started its response.
+    /// Deadline for the handler to start its response.
     deadline: Instant,
-    /// The time that the client has for the body.
+    /// Time budget of the client for the body.
     budget: Budget,
 }
 
@@ -42,7 +42,7 @@ struct BodyProgress {
 }
 
 impl Exchange {
-    /// Takes in a request that has arrived. None if it is not its turn, or is never going to be.
+    /// Admits a request that was received. `None` if it is queued or discarded.
     pub(crate) fn admit(shared: &Arc<Shared>, request: tiny_http::Request) -> Option<Exchange> {
         match shared.connections.admit(request, false) {
             // A client may come back from the port of a connection that was closed before anything was noticed.
@@ -63,7 +63,7 @@ impl Exchange {
                 return Some(Exchange::new(Arc::clone(shared), connection, request));
             }
             Admission::Queued => shared.monitor.note_request(false),
-            // At once: by the next tick of the monitor it would have sent a million.
+            // Now: before the monitor's next tick the client may send a million more.
             Admission::OverLimit(connection) => {
                 shared.monitor.scan_now();
                 connection.throttle(&shared.connections.counts);
@@ -81,7 +81,7 @@ impl Exchange {
 
     pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>, raw: tiny_http::Request) -> Exchange {
         let (head, quirks, rejection) = match quirks::validate_request(&raw) {
-            // tiny_http would allocate all of it at its end.
+            // Dropping the request would allocate the whole length.
             Ok((head, quirks)) if matches!(head.framing, Framing::Length(length) if !unread_body::is_allocatable(length)) => {
                 (head, quirks, Some(Rejection { status: 413, reason: "the body is too large" }))
             }

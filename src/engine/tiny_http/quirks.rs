@@ -1,7 +1,7 @@
-//! What tiny_http makes of a request's head, beyond or against the RFCs: by its own rules, to the letter
-//! (`new_request` in its request.rs, `ClientConnection::next` in its client.rs).
+//! tiny_http's own rules for a request's head, beyond or against the RFCs, as in its source (`new_request` in request.rs,
+//! `ClientConnection::next` in client.rs).
 //!
-//! What it hides: it trims each line of a head with `str::trim`, so that a folded line (obs-fold) reaches this code as a
+//! Hidden from this code: it trims each line of a head with `str::trim`, so that a folded line (obs-fold) reaches this code as a
 //! header of its own, and a vertical tab or form feed at either end of a value is gone. Neither lets a second request in:
 //! a connection closes after a chunked body.
 
@@ -11,7 +11,7 @@ use crate::http::validate::validate;
 /// Longest body, in bytes, that tiny_http reads together with the head, unless the client expects `100 Continue`.
 const BUFFERED_BODY_MAX: u64 = 1024;
 
-/// What tiny_http does about one request.
+/// tiny_http's behaviour for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quirks {
     /// tiny_http reads nothing more of the connection after this request, and closes its end by itself.
@@ -36,7 +36,7 @@ pub(crate) fn validate_request(request: &tiny_http::Request) -> Result<(RequestH
     apply(head, headers(request))
 }
 
-/// Adds what tiny_http makes of a valid head.
+/// Adds tiny_http's behaviour to a valid head.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ fn apply<'a>(
     Ok((head, Quirks { engine_closes, body_buffered }))
 }
 
-/// The framing that tiny_http has given to the body of a rejected request, which must be disposed of by it.
+/// The framing that tiny_http has given to the body of a rejected request: the body must be discarded by it.
 pub(crate) fn of_rejected(request: &tiny_http::Request) -> (RequestHead, Quirks) {
     let has = |name: &'static str| request.headers().iter().any(|header| header.field.equiv(name));
     let framing = match request.body_length() {
@@ -74,7 +74,7 @@ pub(crate) fn of_rejected(request: &tiny_http::Request) -> (RequestHead, Quirks)
         None => Framing::None,
     };
     let version = if *request.http_version() == (1, 0) { Version::Http10 } else { Version::Http11 };
-    // What tiny_http makes of these depends on their values and on which comes first: neither is relied on.
+    // tiny_http's behaviour depends on their values and order: neither is relied on.
     let body_buffered = is_buffered(framing, !has("Expect") && !has("Connection"));
     let head = RequestHead { version, framing, close: true, keep_alive: false, expect_continue: false };
     (head, Quirks { engine_closes: false, body_buffered })

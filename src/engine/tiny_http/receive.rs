@@ -1,8 +1,8 @@
-//! The listener: receives requests from `tiny_http` and serves, or passes on, each.
+//! The receive loop: takes requests from `tiny_http`'s queue and serves them. Its thread is the member `listener`.
 //!
-//! It receives what has arrived, up to [`RECEIVE_BATCH`], before it serves the next, so that requests which wait are
-//! queued where they belong: on their connection, one exchange of each at a time. It blocks only when nothing has arrived
-//! and the run queue is empty; where requests come quickly it spins for a moment first (see [`SpinWait`]).
+//! It receives up to [`RECEIVE_BATCH`] requests before it serves the next, so that pipelined requests are queued on their
+//! connection: one exchange of each connection is served at a time. It blocks only when `tiny_http`'s queue and the run
+//! queue are empty; where requests arrive in quick succession it spins first (see [`SpinWait`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,16 +28,16 @@ const RECEIVE_BATCH: usize = 64;
 /// Time for tiny_http's accept thread to accept a connection of our own at the end.
 const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
 
-/// Exchanges whose turn it is, one of each connection at most: served in order, so that no connection holds up another.
+/// Exchanges to be served, in order, at most one of each connection, so that no connection delays another.
 pub(super) type RunQueue = VecDeque<crate::engine::Exchange>;
 
-/// The listener's state, shared by its own thread, the threads of retired servers, and those who stop it.
+/// The listener's state, shared by its own thread, the threads of retired servers, and the threads that stop it.
 pub(crate) struct ReceiveLoop {
     pub(super) shared: Arc<Shared>,
     pub(super) gate: Arc<AcceptGate>,
-    /// Empty once the engine is finished: it holds the routes, which hold the engine.
+    /// Serves an exchange. Empty once the engine is finished: it holds the routes, which hold the engine.
     pub(super) serve: Mutex<Option<Arc<Serve>>>,
-    /// Empty once the engine is finished.
+    /// The current server. Empty once the engine is finished.
     pub(super) current: Mutex<Option<RunningServer>>,
     pub(super) stopping: AtomicBool,
     /// `tiny_http` no longer accepts from the listening socket.
@@ -81,8 +81,8 @@ impl ReceiveLoop {
         }
     }
 
-    /// Makes `tiny_http` accept no more, so that what the kernel queues from here on is left to the next holder of the
-    /// listening socket.
+    /// Makes `tiny_http` stop accepting: connections that the kernel queues from here on are left to the next holder of
+    /// the listening socket.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl ReceiveLoop {
         let result = accept_fd.map_or(Ok(()), |accept_fd| self.gate.restore_accept(accept_fd));
         self.handed_over.store(false, Ordering::Release);
         if let Err(error) = result {
-            log::debug!("the accept thread has ended meanwhile: {error}");
+            log::debug!("tiny_http's accept thread has ended meanwhile: {error}");
             self.request_restart();
         }
     }
@@ -111,7 +111,7 @@ impl ReceiveLoop {
         self.unblock();
     }
 
-    /// Makes the listener start `tiny_http` anew: its accept thread has ended.
+    /// Makes the listener restart `tiny_http`, whose accept thread has ended.
     pub(crate) fn request_restart(&self) {
         self.restart_wanted.store(true, Ordering::Release);
         self.unblock();
@@ -122,7 +122,7 @@ impl ReceiveLoop {
         lock(&self.serve).take();
         let Some(running) = lock(&self.current).take() else { return };
         if socket_is_shared {
-            // Dropping the server would connect to a port that is another holder's by now.
+            // Dropping the server would connect to a port that belongs to another holder by now.
             std::mem::forget(running);
         } else {
             self.end_accept_thread(running);
@@ -214,11 +214,11 @@ pub(super) fn serve_all(serve: &Serve, run_queue: &mut RunQueue) {
     }
 }
 
-/// Whether to wait for the next request awake or asleep.
+/// Decides whether to spin or to sleep until the next request.
 ///
-/// A sleep and a wake-up cost more than an inline response, so where requests come one by one in quick succession, the
-/// listener spins. It sleeps where they come seldom, and where they come in crowds: one sleep costs a crowd next to
-/// nothing, and the threads that bring the next one need the core.
+/// A sleep and a wake-up cost more than an inline response, so the listener spins where requests arrive one by one in
+/// quick succession. It sleeps where they are rare, and where they arrive in batches: one sleep costs little for a batch,
+/// and the threads that read the next batch need the core.
 #[derive(Default)]
 struct SpinWait {
     started: Option<Instant>,
@@ -226,13 +226,13 @@ struct SpinWait {
     served: usize,
 }
 
-/// Longest spin: about the cost of a sleep and a wake-up, so that spinning in vain costs twice as much at most.
+/// Maximum spin: about the cost of a sleep and a wake-up, so that spinning in vain costs twice as much at most.
 const SPIN_FOR: Duration = Duration::from_micros(50);
 
-/// Length of a sleep below which requests come in quick succession.
+/// Sleep, shorter than which requests count as arriving in quick succession.
 const SPIN_IF_SLEPT_LESS: Duration = Duration::from_micros(200);
 
-/// Exchanges served between two sleeps from which on requests come in crowds.
+/// Exchanges served between two sleeps at which requests count as arriving in batches.
 const BATCH_TRAFFIC: usize = 8;
 
 impl SpinWait {
@@ -248,7 +248,7 @@ impl SpinWait {
         match self.started {
             None => {
                 self.started = Some(Instant::now());
-                true // once in any case: it costs next to nothing
+                true // one yield in any case: it costs next to nothing
             }
             Some(started) => self.worthwhile && self.served < BATCH_TRAFFIC && started.elapsed() < SPIN_FOR,
         }

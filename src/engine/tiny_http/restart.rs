@@ -1,7 +1,6 @@
-//! The listener from its start to its end: it receives, and starts a new `tiny_http` server on the same socket after the
-//! accept thread of the former one has ended.
+//! The restart of `tiny_http` on the same socket after its accept thread has ended, and the thread that receives.
 //!
-//! The connections of the former server live on; what they send is received by a thread of its own, `old-listener`, which
+//! Connections of the retired server live on. Their requests are received by a thread of its own, `old-listener`, which
 //! the listener owns and joins.
 
 use std::io;
@@ -19,13 +18,13 @@ use crate::engine::Serve;
 use crate::sync::{WarnOnce, lock};
 use crate::sys::limits::nofile_limit;
 
-/// Wait before the next try, when descriptors or threads are short.
+/// Delay before the next try to restart, when descriptors or threads are short.
 const RESTART_RETRY: Duration = Duration::from_millis(100);
 
 /// Descriptors that a connection costs: two for `tiny_http`, one for the monitor.
 const FDS_PER_CONNECTION: u64 = 3;
 
-/// Descriptors that must be free beside those of the connections that wait.
+/// Descriptors that must be free beside those for the accept queue.
 const SPARE_FDS: u64 = 16;
 
 impl ReceiveLoop {
@@ -43,7 +42,7 @@ impl ReceiveLoop {
             let end = self.receive(&server, &*serve, &mut run_queue, &self.stopping, &self.restart_wanted);
             match end {
                 ReceiveEnd::Stopped => break Ok(()),
-                // It is not started anew; the requests of its connections are received as before.
+                // It is not restarted; requests of its connections are received as before.
                 ReceiveEnd::Failed(_) | ReceiveEnd::RestartWanted if self.handed_over.load(Ordering::Acquire) => {
                     continue;
                 }
@@ -66,7 +65,7 @@ impl ReceiveLoop {
         result
     }
 
-    /// Starts a new server, once there are descriptors and a thread for it; None if the listener is stopped before.
+    /// Starts a new server, once there are descriptors and a thread for it. `None` if the listener is stopped before.
     pub(super) fn restart_server(
         self: &Arc<Self>,
         old: &Arc<Server>,
@@ -104,7 +103,7 @@ impl ReceiveLoop {
 
     /// A server, once there are descriptors for the connections in the accept queue: it accepts all of them at once.
     fn try_start_server(&self) -> io::Result<RunningServer> {
-        // More may wait there than can ever be held, most of them closed by now: those are accepted in several goes.
+        // The queue may be longer than the descriptor limit allows: then it is accepted in several rounds.
         let waiting = u64::from(self.gate.accept_queue_len());
         let needed = (SPARE_FDS + FDS_PER_CONNECTION * waiting).min(nofile_limit() / 2);
         let spare: io::Result<Vec<_>> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();

@@ -1,13 +1,12 @@
-//! tiny_http, as far as it can be held: one `Server` on the listening socket, and what to do about its ways.
+//! One `tiny_http::Server` on the listening socket: its start, its end, and its panics.
 //!
-//! What must be known of it (measured on 0.12.0; the version is pinned):
+//! Facts about it (measured on 0.12.0; the version is pinned):
 //!
-//! * Its accept thread ends for good on any error of `accept`, and panics, without telling anyone, when a descriptor or
-//!   a thread is missing. So an engine can die under us; a new one on the same socket takes over, and the connections
-//!   of the old one live on.
-//! * Its threads have no names. They inherit that of the thread that makes the server: `connection`.
-//! * Dropping a `Server` connects to its own port to wake the accept thread, so the port must be closed by then, or the
-//!   server must not be dropped.
+//! * Its accept thread ends for good on any error of `accept`, and panics, without an event, when a descriptor or a
+//!   thread is missing. A new server on the same socket then takes over; the connections of the old one live on.
+//! * Its threads set no names. They inherit that of the thread that makes the server: `connection`.
+//! * Dropping a `Server` connects to its own port to wake the accept thread. So the port must be closed before, or the
+//!   server must be leaked.
 
 use std::cell::Cell;
 use std::io;
@@ -79,9 +78,8 @@ pub(super) fn without_panic_message(f: impl FnOnce()) {
     EXPECTED.set(false);
 }
 
-/// Installs a panic hook that leaves out the panics of `tiny_http`'s own threads: they are its way to say that a peer has
-/// left, or that a descriptor or a thread is missing. What follows from them is noticed, handled and counted elsewhere.
-/// Other panics go to the hook that was installed before.
+/// Installs a panic hook that silences `tiny_http`'s own threads, which panic when a peer has left, or when a descriptor or
+/// a thread is missing. The consequences are detected, handled and counted elsewhere. Other panics go to the previous hook.
 fn silence_server_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -18,11 +18,11 @@ pub(crate) const RECEIVE_BUFFER: usize = 4 * 1024;
 /// scaling that the small buffer at the start rules out.
 const BODY_BUFFER: usize = 64 * 1024;
 
-/// Silence after which the kernel probes the peer. Idle connections end earlier; this is for requests in flight whose
-/// client's machine is gone.
+/// Idle time of a socket before the kernel sends keep-alive probes (`TCP_KEEPIDLE`). Idle connections are closed earlier;
+/// this detects a client machine that is gone while its request is in flight.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
-/// Sets what connections inherit from the listening socket.
+/// Sets the options that connections inherit from the listening socket.
 ///
 /// # Errors
 ///

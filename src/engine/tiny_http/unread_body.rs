@@ -1,7 +1,7 @@
-//! Requests whose body was not read to its end, and how they are dropped.
+//! Dropping requests whose body was not read to its end.
 //!
-//! `tiny_http` reads a body to its end when the request is dropped, into a buffer that it makes as large as all that is
-//! left (`util/equal_reader.rs`). The read ends at once if the read side of the socket is shut down; the buffer is never
+//! `tiny_http` reads a body to its end when the request is dropped, into a buffer as large as the rest of
+//! the body (`util/equal_reader.rs`). The read ends at once if the read side of the socket is shut down; the buffer is never
 //! touched then, and freed at once. A length that the allocator refuses would end the process: such a request is rejected
 //! before its body is read, and dropped here in one of two ways:
 //!
@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::connection::Connection;
 use super::{Shared, quirks, server};
 
-/// Length, in bytes, that any system which runs this at all allocates.
+/// Length, in bytes, that every system which runs this allocates.
 const ALWAYS_ALLOCATABLE: u64 = 1024 * 1024;
 
 /// Least length, in bytes, that [`zero_remaining`] looks for: no buffer of `tiny_http` is as large, so that no other

@@ -1,4 +1,4 @@
-//! What a request of `tiny_http` was on the wire: its first line for the log, and its length.
+//! A request of `tiny_http` as it was on the wire: its first line, for the log, and its length.
 
 /// Longest target, in bytes, that the log names.
 const MAX_LOGGED_TARGET: usize = 200;
@@ -24,7 +24,7 @@ fn push_visible(line: &mut String, text: &str) {
     }
 }
 
-/// About the bytes that a client sent for a request, without a long body.
+/// Bytes that a client sent for a request, estimated, without a long body.
 pub(super) fn estimated_wire_len(request: &tiny_http::Request) -> u64 {
     let line = request.method().as_str().len() + request.url().len() + "  HTTP/1.1\r\n\r\n".len();
     let headers = request.headers().iter();

@@ -17,6 +17,7 @@ use socket2::SockRef;
 
 use super::head_limit::HeadLimit;
 use super::starvation::Starved;
+use super::timeouts::Observation;
 use super::unparsable::Accounted;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::connection::Connection;
@@ -25,6 +26,7 @@ use crate::engine::tiny_http::discover::{self, FdScan};
 use crate::engine::tiny_http::throttle::Backlog;
 use crate::sync::lock;
 use crate::sys::min_ttl::{has_min_ttl_filter, set_min_ttl_filter};
+use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
 
 /// Events taken from the kernel in one call.
 const EPOLL_BATCH: usize = 256;
@@ -46,6 +48,25 @@ pub(super) struct WatchedSocket {
     pub(super) unfiltered_at: Option<Instant>,
     /// When it was first seen to be closed.
     pub(super) closed_at: Option<Instant>,
+}
+
+impl WatchedSocket {
+    /// The state of the socket and of its connection, for [`timeouts::check`](super::timeouts::check).
+    pub(super) fn observe(&self) -> Observation {
+        let snapshot = self.connection.snapshot();
+        Observation {
+            // Without its state the socket counts as closed: then the table is scanned.
+            tcp: tcp_info(&*self.socket).unwrap_or(TcpInfo { closed: true, ..TcpInfo::default() }),
+            unread: unread_bytes(&*self.socket),
+            state: snapshot.conn_state,
+            busy: snapshot.busy,
+            since: snapshot.since,
+            activity: snapshot.activity,
+            body_expired: self.connection.body_deadline_passed(),
+            head_start: self.head.head_start(),
+            unfiltered_at: self.unfiltered_at,
+        }
+    }
 }
 
 /// By `SO_COOKIE`.

@@ -15,7 +15,7 @@ use super::quiescence::{Quiescence, Step};
 use super::schedule::IDLE_TICK;
 use super::sockets::{Reasons, Rescan, SocketTable, Watched, WatchedSocket};
 use super::starvation::Unstarve;
-use super::timeouts::{self, Observation, Verdict};
+use super::timeouts::{self, Verdict};
 use super::unparsable::UnparsableLog;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::conn_state::ConnState;
@@ -25,7 +25,7 @@ use crate::engine::tiny_http::discover::FdScan;
 use crate::engine::tiny_http::throttle::{self, FloodDetector, Sample};
 use crate::engine::{CloseReason, Events, Settings, StopState};
 use crate::sys::limits::under_fd_pressure;
-use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
+use crate::sys::tcp::{tcp_info, unread_bytes};
 
 /// Age of a connection without a socket above which a scan removes it: its socket is closed.
 const STALE_AFTER: Duration = Duration::from_millis(20);
@@ -256,7 +256,7 @@ impl Context {
             if !active && !full {
                 continue;
             }
-            let seen = observe(watched);
+            let seen = watched.observe();
             let taken = seen.tcp.bytes_received.saturating_sub(seen.unread);
             let parsed = watched.connection.bytes_parsed();
             // At a full tick all: the event of a socket may have been taken before it was watched.
@@ -384,21 +384,5 @@ impl Context {
             }
             Step::Done => true,
         }
-    }
-}
-
-fn observe(watched: &WatchedSocket) -> Observation {
-    let snapshot = watched.connection.snapshot();
-    Observation {
-        // Without its state the socket counts as closed: then the table is scanned.
-        tcp: tcp_info(&*watched.socket).unwrap_or(TcpInfo { closed: true, ..TcpInfo::default() }),
-        unread: unread_bytes(&*watched.socket),
-        state: snapshot.conn_state,
-        busy: snapshot.busy,
-        since: snapshot.since,
-        activity: snapshot.activity,
-        body_expired: watched.connection.body_deadline_passed(),
-        head_start: watched.head.head_start(),
-        unfiltered_at: watched.unfiltered_at,
     }
 }

@@ -109,7 +109,8 @@
 //! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
 //!   and logged, and leads to a re-exec before threads or descriptors run out.
 //! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes after a
-//!   chunked body. Folded header lines and control characters at the ends of values are not seen.
+//!   chunked body. A folded header line counts as a header of its own, so that a proxy in front must unfold or refuse it.
+//!   Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
 //!   apart. A client that resets a connection and comes back from the same port may be closed once without an answer.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended.

@@ -1,9 +1,10 @@
 //! tiny_http's own rules for a request's head, beyond or against the RFCs, as in its source (`new_request` in request.rs,
 //! `ClientConnection::next` in client.rs).
 //!
-//! Hidden from this code: it trims each line of a head with `str::trim`, so that a folded line (obs-fold) reaches this code as a
-//! header of its own, and a vertical tab or form feed at either end of a value is gone. Neither lets a second request in:
-//! a connection closes after a chunked body.
+//! Hidden from this code: tiny_http trims each line of a head with `str::trim`. A folded line (obs-fold) arrives here as a
+//! header of its own, and a vertical tab or form feed at either end of a value is gone. Behind `Transfer-Encoding` neither
+//! lets a second request in: the connection closes after a chunked body. A folded `Content-Length` does, if a proxy in
+//! front takes it for the end of the value before: lib.rs lists it under Limitations.
 
 use crate::http::head::{Framing, Rejection, RequestHead, Version};
 use crate::http::validate::validate;

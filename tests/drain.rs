@@ -155,7 +155,7 @@ fn pipelined_behind_a_slow_request_is_answered_too() {
 }
 
 #[test]
-fn a_drain_delay_loses_nothing_and_refuses_nobody_meanwhile() {
+fn a_drain_delay_loses_nothing_and_accepts_every_connection_meanwhile() {
     let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close] {
         let delay = Duration::from_secs(1);
@@ -260,7 +260,7 @@ fn idle_connections_do_not_delay_the_exit_after_the_last_response() {
 }
 
 #[test]
-fn a_request_on_an_idle_connection_within_the_linger_is_answered() {
+fn a_request_on_an_idle_connection_within_the_minimum_keep_alive_is_answered() {
     let _alone = alone();
     let mut server = Allout::new().args(["--keepalive-min", "10s"]).start();
     let mut idle: Vec<_> = (0..8)

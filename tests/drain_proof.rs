@@ -1,5 +1,5 @@
-//! The steps of the argument that nothing is lost (see `drain.rs`) which are the program's own, each made to matter: what
-//! takes an instant otherwise is held open here. The kernel's steps are in `kernel.rs`.
+//! The steps of the argument that nothing is lost (see `drain.rs`) which are the program's own: each of them usually takes
+//! an instant, and is stretched here until it matters. The kernel's steps are in `kernel.rs`.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Several times the linger.
+/// Several times the minimum keep-alive of a drain.
 const LONG: Duration = Duration::from_millis(400);
 
 fn config() -> Config {
@@ -70,7 +70,7 @@ fn a_request_that_tiny_http_has_read_is_answered_though_its_connection_seemed_id
     let mut holder = held.connect();
     holder.send(request("/hold").as_bytes()).expect("sending");
     held.holding.recv_timeout(LIMIT).expect("the listener holds");
-    // Read by tiny_http at once, received by the listener when the linger is long over.
+    // Read by tiny_http at once, received by the listener long after the minimum keep-alive.
     idle.send(request("/").as_bytes()).expect("sending");
     let stopper = held.service.stopper();
     stopper.stop("a test");
@@ -82,7 +82,7 @@ fn a_request_that_tiny_http_has_read_is_answered_though_its_connection_seemed_id
 }
 
 #[test]
-fn a_connection_that_nobody_has_accepted_or_spoken_on_yet_is_answered() {
+fn a_connection_not_accepted_and_silent_so_far_is_answered() {
     let held = Held::start();
     let mut holder = held.connect();
     holder.send(request("/hold").as_bytes()).expect("sending");

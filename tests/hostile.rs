@@ -102,7 +102,7 @@ fn bursts_of_a_thousand_every_second_for_a_minute() {
 }
 
 #[test]
-fn silent_and_trickling_clients_are_closed_in_time_and_hurt_nobody() {
+fn silent_and_trickling_clients_are_closed_in_time_and_delay_no_others() {
     let server = allout().args(["--idle-timeout", "2s"]).start();
     let began = Instant::now();
     let mut silent = connections(&server, 100);
@@ -190,7 +190,7 @@ fn an_endless_size_of_a_chunk_is_bounded() {
 }
 
 #[test]
-fn bodies_that_never_come_hurt_nobody_and_are_closed_in_time() {
+fn bodies_that_never_come_delay_no_others_and_are_closed_in_time() {
     let server = allout().args(["--request-timeout", "3s"]).start();
     let began = Instant::now();
     let mut posts = connections(&server, 64);
@@ -210,7 +210,7 @@ fn bodies_that_never_come_hurt_nobody_and_are_closed_in_time() {
 
 /// Each of these made tiny_http's reader wait on the thread that receives for everyone.
 #[test]
-fn short_bodies_that_are_not_in_memory_hold_up_nobody() {
+fn short_bodies_that_are_not_in_memory_delay_no_others() {
     let server = allout().start();
     let rows = [
         ("for an upgrade", "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nContent-Length: 10\r\n\r\n"),
@@ -272,7 +272,7 @@ fn many_pipelined_requests_behind_a_slow_one_are_answered_within_bounded_memory(
 }
 
 #[test]
-fn clients_that_never_read_hurt_nobody_and_are_closed_in_time() {
+fn clients_that_never_read_delay_no_others_and_are_closed_in_time() {
     let server = allout().args(["--request-timeout", "2s"]).start();
     // As many as fill the buffers of both ends.
     thread::scope(|scope| {
@@ -308,15 +308,15 @@ fn what_a_crowd_took_is_given_back_when_it_has_left() {
     assert_sound(server);
 }
 
-/// How often clients have been held back so far.
-fn held(server: &Serving) -> u64 {
+/// Times that a connection was throttled so far.
+fn throttled(server: &Serving) -> u64 {
     let metrics = server.get("/metrics").text();
     let line = metrics.lines().find_map(|line| line.strip_prefix("allout_connections_throttled_total "));
     line.and_then(|number| number.trim().parse().ok()).expect("the metric is there")
 }
 
 #[test]
-fn a_drain_does_not_wait_for_clients_that_were_held_back_and_have_left() {
+fn a_drain_does_not_wait_for_throttled_clients_that_have_left() {
     let mut server = allout().start();
     let flood = GET.repeat(2000);
     thread::scope(|scope| {
@@ -329,13 +329,13 @@ fn a_drain_does_not_wait_for_clients_that_were_held_back_and_have_left() {
             });
         }
     });
-    assert!(common::engine::NATIVE || held(&server) > 0, "16 clients that never read are held back");
+    assert!(common::engine::NATIVE || throttled(&server) > 0, "16 clients that never read are held back");
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
 }
 
 #[test]
-fn long_heads_are_not_held_back_however_many_come_at_once() {
+fn long_heads_are_not_throttled_however_many_come_at_once() {
     let server = allout().start();
     let lines = format!("X-Long: {}\r\n", "a".repeat(15 * 1024)).repeat(4);
     let long = format!("GET / HTTP/1.1\r\nHost: allout.test\r\n{lines}\r\n");
@@ -352,7 +352,7 @@ fn long_heads_are_not_held_back_however_many_come_at_once() {
             });
         }
     });
-    assert_eq!(held(&server), 0, "a long head is no flood");
+    assert_eq!(throttled(&server), 0, "a long head is no flood");
     assert_sound(server);
 }
 
@@ -383,7 +383,7 @@ fn a_thousand_slow_requests_run_at_once() {
 }
 
 #[test]
-fn the_idlest_connections_go_and_one_in_flight_never() {
+fn the_least_recently_used_connections_are_evicted_and_none_in_flight() {
     let server = allout().args(["--max-connections", "30", "--timeout-delay", "2s"]).start();
     let mut busy = server.connect();
     busy.say(SLOW);
@@ -398,7 +398,7 @@ fn the_idlest_connections_go_and_one_in_flight_never() {
 }
 
 #[test]
-fn whoever_waits_at_the_gate_comes_in_when_those_in_flight_have_become_idle() {
+fn a_connection_at_the_closed_gate_is_accepted_once_others_have_become_idle() {
     let server = allout().args(["--max-connections", "16", "--timeout-delay", "500ms"]).start();
     let mut all: Vec<_> = (0..17)
         .map(|_| {

@@ -103,7 +103,7 @@ fn the_filter_leaves_the_queue_alone() {
     let (listener, addr) = listener();
     let mut queued = TcpStream::connect(addr).expect("connecting");
     SockRef::from(&listener).attach_filter(&drops_new_connections()).expect("a filter");
-    // Sent after the filter came, on a connection that nobody has accepted yet.
+    // Sent after the filter came, on a connection that is not accepted yet.
     queued.write_all(b"request").expect("the kernel takes it");
     let mut accepted = accept(&listener, LIMIT).expect("it was queued");
     assert_eq!(hear(&mut accepted).expect("the request"), "request");
@@ -189,7 +189,7 @@ fn what_came_before_the_end_of_input_is_given_out_before_it() {
     let mut accepted = accept(&listener, LIMIT).expect("it was queued");
     client.write_all(b"before").expect("the kernel takes it");
     accepted.shutdown(Shutdown::Read).expect("it is connected");
-    // Also what comes after the end, as long as nobody has seen the end.
+    // Also what comes after the end, as long as the end was not read.
     client.write_all(b", after").expect("the kernel takes it");
     assert_eq!(hear(&mut accepted).expect("both"), "before, after");
     assert_eq!(hear(&mut accepted).expect("the end"), "");
@@ -205,7 +205,7 @@ fn a_descriptor_replaced_under_an_accept_gives_one_more_connection_and_then_the_
     let number = accepting.as_raw_fd();
     let thread = std::thread::spawn(move || {
         let first = accepting.accept().expect("of the old one").1;
-        let second = accepting.accept().expect("of the side door").1;
+        let second = accepting.accept().expect("of the private listener").1;
         (first, second)
     });
     std::thread::sleep(Duration::from_millis(50)); // most probably it waits by now; the outcome is the same if not
@@ -217,7 +217,7 @@ fn a_descriptor_replaced_under_an_accept_gives_one_more_connection_and_then_the_
     let second = TcpStream::connect(side_addr).expect("connecting");
     let accepted = thread.join().expect("it accepts twice");
     assert_eq!(accepted, (first.local_addr().expect("bound"), second.local_addr().expect("bound")));
-    // What came to the old one since waits for whoever has it next.
+    // What came to the old one since waits for its next holder.
     let next = accept(&old, LIMIT).expect("it is in the queue");
     assert_eq!(next.peer_addr().expect("connected"), queued.local_addr().expect("bound"));
 }

@@ -133,7 +133,7 @@ fn shutdown_lets_other_requests_finish() {
 
 #[test]
 fn a_connection_from_before_hears_that_it_drains() {
-    // A long linger: the drain waits for these connections to speak once more. The request in flight keeps it going.
+    // A long minimum keep-alive: the drain waits for these connections to send one more request. The request in flight keeps it going.
     let mut server = Allout::new().args(["--keepalive-min", "10s", "--timeout-delay", "3s"]).start();
     // A response of 200 that already carries `close` takes its connection with it, so there are some to spare.
     let mut spare: Vec<_> = (0..8).map(|_| idle(&server)).collect();
@@ -228,7 +228,7 @@ fn a_client_that_never_reads_is_abandoned_and_named() {
     is_abandoned(&mut server, &connection, "GET", "/never-read");
 }
 
-/// A connection full of requests whose responses nobody reads, until nothing more goes in.
+/// A connection filled with requests whose responses are not read, until the send buffer is full.
 fn never_reads(server: &Serving) -> Connection {
     let socket = Socket::new(Domain::for_address(server.addr), Type::STREAM, None).expect("a socket");
     // Before connecting: the window follows from it.
@@ -391,7 +391,7 @@ fn threads_have_names() {
             let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
             Some((task.file_name().to_string_lossy().into_owned(), name.trim().to_owned()))
         };
-        // The first thread bears the program's name, and so does every one that nobody named. The HTTP library's own
+        // The first thread bears the program's name, and so does every thread without a name. The HTTP library's own
         // threads are not ours to name; ours must be more than one.
         tasks.flatten().filter_map(comm).filter(|(_, name)| name != "allout").count()
     };

@@ -1,5 +1,5 @@
-//! No request, and no number of them, ends the process, makes it grow without bound, or keeps others from being
-//! answered; what is lost inside the engine is counted and said.
+//! Limits: no request, and no number of them, ends the process, makes it grow without bound, or keeps others from being
+//! answered; connections that the engine leaks are counted and logged.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -88,7 +88,7 @@ fn over_and_over(threads: usize, span: Duration, client: impl Fn() + Sync) -> us
 }
 
 /// Item 3: reset sockets are never found, and the engine was taken for dead although its accept thread lived.
-fn clients_that_connect_ask_and_reset_for_seconds_harm_nobody(engine: &str) {
+fn clients_that_connect_ask_and_reset_for_seconds_do_no_harm(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
     let count = over_and_over(1, Duration::from_secs(9), || {
@@ -554,7 +554,7 @@ mod tiny_http {
     }
 
     each! {
-        clients_that_connect_ask_and_reset_for_seconds_harm_nobody;
+        clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         what_clients_of_http_2_leak_is_counted_and_said;
         clients_of_http_2_do_not_use_up_the_descriptors;
         #[ignore = "755 MB in 5 s, and others are not answered"]
@@ -589,7 +589,7 @@ mod native {
     }
 
     each! {
-        clients_that_connect_ask_and_reset_for_seconds_harm_nobody;
+        clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         clients_of_http_2_do_not_use_up_the_descriptors;
         clients_with_the_highest_ttl_that_pipeline_are_bounded;
         pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;

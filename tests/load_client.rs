@@ -1,4 +1,4 @@
-//! The load client tells the truth: each fate that a request can meet is met here on purpose, and counted.
+//! The load client counts correctly: each outcome that a request can have is provoked here, and counted.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -72,7 +72,7 @@ fn counts(report: &Report) -> [u64; 5] {
 }
 
 #[test]
-fn nobody_listens() {
+fn no_listener() {
     let addr = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
     let report = run(Load { clients: 3, ..one(addr, Mode::KeepAlive) });
     assert_eq!(counts(&report), [0, 0, 3, 0, 0]);
@@ -135,7 +135,7 @@ fn a_queue_that_is_dropped_is_a_loss() {
     let addr = listener.local_addr().expect("a bound socket has an address");
     let running = Running::start(one(addr, Mode::KeepAlive), None).expect("the client starts");
     let deadline = Instant::now() + LIMIT;
-    // The request is there when the connection could be read from; nobody needs to accept it to see that.
+    // The request is there when the connection could be read from; it need not be accepted for that.
     while !has_queued_bytes(addr) {
         assert!(Instant::now() < deadline, "waited {LIMIT:?} for a request in the queue");
         thread::sleep(Duration::from_millis(1));

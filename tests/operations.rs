@@ -1,4 +1,4 @@
-//! What an operator relies on: what it counts, what it logs, what it tells of its state.
+//! Operations: metrics, logs, and the state dump.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -250,7 +250,7 @@ fn every_response_is_one_line_of_text() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_nobody() {
+fn a_log_that_is_not_read_blocks_no_request() {
     let mut process = Command::new(env!("CARGO_BIN_EXE_allout"))
         .args(["--listen", "127.0.0.1:0", "--access-log", "on"])
         .env_remove("RUST_LOG")
@@ -261,7 +261,7 @@ fn a_log_that_nobody_reads_holds_up_nobody() {
     let mut first = String::new();
     log.read_line(&mut first).expect("it says where it listens");
     let addr = first.trim().rsplit("http://").next().and_then(|addr| addr.parse().ok()).expect("an address");
-    // From here on nobody reads: 64 KiB of log are some 400 lines.
+    // From here on the log is not read: 64 KiB are some 400 lines.
     let mut connection = Connection::open(addr, LIMIT).expect("it listens");
     for _ in 0..2_000 {
         assert_eq!(connection.ask("GET", "/").status, 200);

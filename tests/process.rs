@@ -1,4 +1,4 @@
-//! Without systemd, or under something that speaks as it does: a shell, a container's process 1, another supervisor.
+//! Other parents than systemd: a shell, a container's process 1, a supervisor that speaks the same protocol.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -187,7 +187,7 @@ fn without_proc_it_serves_and_says_what_it_cannot_do() {
     assert_eq!(log.matches("/proc is not mounted").count(), 1, "{log}");
 }
 
-/// Whoever listens where `NOTIFY_SOCKET` says.
+/// A receiver at `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -335,7 +335,7 @@ fn a_socket_that_was_passed_is_served_and_left_open() {
 }
 
 #[test]
-fn what_was_passed_to_somebody_else_is_left_alone() {
+fn descriptors_passed_to_another_process_are_left_alone() {
     let server = Allout::new().env("LISTEN_FDS", "1").env("LISTEN_PID", "1").start();
     assert_eq!(server.get("/").status, 200);
 }

@@ -1,4 +1,4 @@
-//! SIGHUP: the same process goes on with the binary that is on disk, and nobody is refused or loses a request.
+//! Re-exec on SIGHUP: the process goes on with the binary that is on disk, without a refused connection or a lost request.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -28,7 +28,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> Place {
-        let place = std::env::temp_dir().join(format!("allout-renewal-{name}-{}", std::process::id()));
+        let place = std::env::temp_dir().join(format!("allout-reexec-{name}-{}", std::process::id()));
         fs::create_dir_all(&place).expect("a directory");
         let place = Place(place);
         place.put_copy(env!("CARGO_BIN_EXE_allout"));
@@ -72,11 +72,11 @@ fn times(server: &Serving, part: &str) -> usize {
     server.log().matches(part).count()
 }
 
-/// One renewal, from the signal until the next image serves.
-fn renew(server: &Serving) {
+/// One re-exec, from the signal until the next image serves.
+fn reexec(server: &Serving) {
     let before = times(server, SERVES);
     server.signal(Signal::HUP);
-    wait_until(LIMIT, "the renewal", || times(server, SERVES) > before);
+    wait_until(LIMIT, "the re-exec", || times(server, SERVES) > before);
 }
 
 #[track_caller]
@@ -93,7 +93,7 @@ fn load(server: &Serving, mode: Mode) -> Load {
 }
 
 #[test]
-fn renewals_under_load_are_not_noticed() {
+fn reexecs_under_load_are_not_noticed() {
     let _alone = alone();
     for mode in [Mode::KeepAlive, Mode::Close, Mode::Pipeline(4)] {
         let mut server = Allout::new().start();
@@ -101,7 +101,7 @@ fn renewals_under_load_are_not_noticed() {
         for _ in 0..4 {
             let answered = running.answered();
             wait_until(LIMIT, "some answers", || running.answered() > answered + 64);
-            running.cause(|| renew(&server));
+            running.cause(|| reexec(&server));
         }
         let report = running.finish(None);
         println!("{report}");
@@ -112,7 +112,7 @@ fn renewals_under_load_are_not_noticed() {
 }
 
 #[test]
-fn a_renewal_lets_slow_requests_finish() {
+fn a_reexec_lets_slow_requests_finish() {
     let _alone = alone();
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut slow = server.connect();
@@ -120,7 +120,7 @@ fn a_renewal_lets_slow_requests_finish() {
     server.wait_until_read(&slow);
     server.signal(Signal::HUP);
     server.wait_for_line("re-exec (SIGHUP)", LIMIT);
-    // Who comes meanwhile waits for nobody, and is answered by this image still.
+    // A request meanwhile is not delayed, and is still answered by this image.
     assert_eq!(server.get("/").status, 200);
     assert_eq!(times(&server, SERVES), 1);
     assert_eq!(slow.hear("GET").status, 200);
@@ -140,7 +140,7 @@ fn the_next_image_is_the_binary_on_disk() {
         let newer = fs::metadata(place.binary()).expect("it is there").ino();
         let running = || fs::metadata(format!("/proc/{}/exe", server.id())).expect("it runs").ino();
         assert_ne!(running(), newer);
-        renew(&server);
+        reexec(&server);
         assert_eq!(running(), newer);
         assert_eq!(server.get("/").status, 200);
     }
@@ -158,7 +158,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     let half = &good[..good.len() / 2];
     let attempts: [(&str, &dyn Fn()); 6] = [
         ("ends at once", &|| place.put_copy("/bin/true")),
-        ("refuses its arguments", &|| place.put_script("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
+        ("rejects its arguments", &|| place.put_script("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
         ("is none", &|| place.put_script("not a program\n")),
         ("is cut off", &|| place.put(|path| fs::write(path, half).expect("writing"))),
         ("may not be executed", &|| place.put(|path| fs::write(path, &good).expect("writing"))),
@@ -167,7 +167,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     for (number, (what, put)) in attempts.iter().enumerate() {
         put();
         server.signal(Signal::HUP);
-        wait_until(LIMIT, &format!("the end of a rehearsal: the new binary {what}"), || {
+        wait_until(LIMIT, &format!("the end of a preflight: the new binary {what}"), || {
             times(&server, "re-exec cancelled (SIGHUP)") > number
         });
         assert_eq!(server.get("/").status, 200, "the new binary {what}");
@@ -177,7 +177,7 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     assert_unnoticed(&report);
     // And then a good one.
     place.put_copy(env!("CARGO_BIN_EXE_allout"));
-    renew(&server);
+    reexec(&server);
     assert_eq!(server.get("/").status, 200);
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
@@ -196,7 +196,7 @@ fn a_binary_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it() {
 }
 
 #[test]
-fn hangups_in_quick_succession_are_one_renewal_or_more_and_never_the_end() {
+fn hangups_in_quick_succession_are_at_least_one_reexec_and_never_the_end() {
     let _alone = alone();
     let mut server = Allout::new().start();
     let running = Running::start(load(&server, Mode::Close), Some(server.id())).expect("the clients start");
@@ -208,18 +208,18 @@ fn hangups_in_quick_succession_are_one_renewal_or_more_and_never_the_end() {
     println!("{} images: {report}", times(&server, SERVES));
     assert_unnoticed(&report);
     assert!(times(&server, SERVES) > 1);
-    // It may be in the midst of one.
-    wait_until(LIMIT, "the last renewal to be over", || {
+    // One may be under way.
+    wait_until(LIMIT, "the last re-exec to be over", || {
         times(&server, "re-executing, ") + 1 == times(&server, SERVES) && times(&server, "re-exec cancelled") == 0
     });
     server.signal(Signal::TERM);
     let code = server.wait_exit(LIMIT).code();
-    // A renewal that is not over yet when the signal comes is cut short by it.
+    // A re-exec that is under way when the signal arrives is cut short by it.
     assert!(matches!(code, Some(0 | 143)), "{code:?}");
 }
 
-/// Clients of HTTP/2, which tiny_http loses for good.
-fn wear_out(server: &Serving, how_many: usize) {
+/// Connections of HTTP/2 clients, which tiny_http leaks.
+fn leak(server: &Serving, how_many: usize) {
     for _ in 0..how_many {
         let mut connection = server.connect();
         connection.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
@@ -228,26 +228,26 @@ fn wear_out(server: &Serving, how_many: usize) {
 }
 
 #[test]
-fn a_worn_engine_is_renewed_and_at_most_once_a_minute() {
+fn the_leak_limit_causes_a_reexec_at_most_once_a_minute() {
     let _alone = alone();
-    // The fewest that make it worn.
+    // The lowest leak limit.
     let mut server = Allout::new().args(["--max-connections", "64"]).start();
     let pid = server.id();
-    wear_out(&server, 40);
-    wait_until(LIMIT, "the renewal", || times(&server, SERVES) == 2);
+    leak(&server, 40);
+    wait_until(LIMIT, "the re-exec", || times(&server, SERVES) == 2);
     assert!(server.log().contains("the engine has leaked"));
     assert_eq!((server.id(), server.get("/").status), (pid, 200));
-    wear_out(&server, 40);
-    wait_until(LIMIT, "it to be worn again", || {
-        times(&server, "the engine has leaked") > 2 || worn_since_renewal(&server)
+    leak(&server, 40);
+    wait_until(LIMIT, "the leak limit to be reached again", || {
+        times(&server, "the engine has leaked") > 2 || has_leaked_since_reexec(&server)
     });
-    std::thread::sleep(Duration::from_millis(500)); // many times what a renewal takes
-    assert_eq!(times(&server, SERVES), 2, "renewed again");
+    std::thread::sleep(Duration::from_millis(500)); // many times the duration of a re-exec
+    assert_eq!(times(&server, SERVES), 2, "re-executed again");
     assert_eq!(server.get("/").status, 200);
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
 }
 
-fn worn_since_renewal(server: &Serving) -> bool {
+fn has_leaked_since_reexec(server: &Serving) -> bool {
     server.log().rsplit(SERVES).next().is_some_and(|since| since.contains("the engine has leaked"))
 }

@@ -1,5 +1,5 @@
-//! What RFC 9112 and RFC 9110 say a server must refuse: each is refused, the connection is closed, and nothing of what
-//! follows on it is handled. What follows is a request that names itself, so that its answer could not be missed.
+//! Requests that RFC 9112 and RFC 9110 say a server must reject: each is rejected, the connection is closed, and nothing
+//! behind it is handled. A request that names itself follows each, so that its response would be noticed.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]
 #![allow(clippy::needless_for_each, clippy::format_collect, clippy::items_after_statements, reason = "shorter to read")]
@@ -13,7 +13,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-/// What somebody wants to get in behind a request that is refused.
+/// A request smuggled behind one that is rejected.
 const SMUGGLED: &str = "GET /?user=smuggled HTTP/1.1\r\nHost: allout.test\r\n\r\n";
 
 /// All that comes until the server ends the connection.
@@ -44,7 +44,7 @@ fn assert_rejected(server: &Serving, name: &str, status: u16, raw: &str) {
     let heads = said.matches("HTTP/1.").count();
     let first = said.lines().next().unwrap_or_default();
     assert!(first.starts_with("HTTP/1.") && first.contains(&format!(" {status} ")), "{name}: no {status}: {said:?}");
-    // tiny_http refuses some by itself, without the header; it closes all the same.
+    // tiny_http rejects some by itself, without the header; it closes all the same.
     if said.contains("Server: allout") {
         assert!(said.contains("\r\nConnection: close\r\n"), "{name}: {said}");
         let body = said.split("\r\n\r\n").nth(1).unwrap_or_default();

@@ -69,7 +69,7 @@ fn head_asks_what_shutdown_would_answer_and_no_more() {
 }
 
 #[test]
-fn a_token_lets_in_whoever_has_it() {
+fn a_client_with_the_token_may_stop_the_service() {
     let path = std::env::temp_dir().join(format!("allout-test-token-{}", std::process::id()));
     std::fs::write(&path, "from-the-file\n").expect("a file for the token");
     let file = path.to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! How it starts, and how it says that it cannot.
+//! The start: options, variables, sockets, and the messages when it fails.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -66,7 +66,7 @@ fn start_failures_are_reported_as_json_too() {
 }
 
 #[test]
-fn unusable_arguments_are_refused() {
+fn unusable_arguments_are_rejected() {
     let cases: &[&[&str]] = &[
         &["--nonsense"],
         &["-x"],
@@ -102,7 +102,7 @@ fn unusable_arguments_are_refused() {
 }
 
 #[test]
-fn an_unusable_variable_is_refused_and_named() {
+fn an_unusable_variable_is_rejected_and_named() {
     let cases = [
         ("ALLOUT_GRACE", "nonsense"),
         ("ALLOUT_WORKERS", "many"),
@@ -185,7 +185,7 @@ fn help_names_every_option() {
 
 #[test]
 fn it_serves_from_the_line_that_says_so() {
-    // The line is the promise: whoever has read it gets an answer.
+    // After this line every request is answered.
     for _ in 0..10 {
         let server = Allout::new().start();
         assert_eq!(server.get("/healthz").status, 200);

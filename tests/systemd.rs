@@ -1,4 +1,4 @@
-//! At home under systemd: a real one, process 1 of a machine within the machine, and the unit as it is printed.
+//! Under systemd: a real one, process 1 of a machine within the machine, with the unit as it is printed.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
@@ -420,7 +420,7 @@ fn a_reload_keeps_the_process_and_its_state() {
     machine.run("systemctl start allout");
     let before = machine.show("MainPID,NRestarts");
     machine.run("systemctl reload allout");
-    wait_until(LIMIT, "the renewal", || machine.said("info").matches("listening on http://").count() == 2);
+    wait_until(LIMIT, "the re-exec", || machine.said("info").matches("listening on http://").count() == 2);
     machine.wait_for("ActiveState,SubState", "ActiveState=active SubState=running");
     assert_eq!(get("/").status, 200);
     assert_eq!(machine.show("MainPID,NRestarts"), before);
@@ -465,7 +465,7 @@ fn restarts_with_a_socket_of_systemd_are_not_noticed() {
         }
         assert_unnoticed(&running.finish(None));
     }
-    // Nothing is left on the socket while nobody serves it: the next request starts the service.
+    // The socket is idle while the service is stopped: the next request starts it.
     machine.run("systemctl stop allout.service");
     assert_eq!(get("/").status, 200);
 }
@@ -486,7 +486,7 @@ fn reloads_are_not_noticed() {
             some_more(&running);
             running.cause(|| machine.run("systemctl reload allout").clear());
             let serving = || machine.said("info").matches("listening on http://").count() == reload + 1;
-            wait_until(LIMIT, "the renewal", serving);
+            wait_until(LIMIT, "the re-exec", serving);
         }
         assert_unnoticed(&running.finish(None));
         // Longer than the watchdog's patience.

@@ -12,7 +12,7 @@ fn main() -> io::Result<Outcome> {
     let mut crew = Crew::new().grace(Duration::from_secs(5));
     crew.handle_signals()?; // before any other thread begins
     let (sender, lines) = channel::bounded(100);
-    // A thread that reads a terminal cannot be told to stop. It is no member, so that nobody waits for it.
+    // A thread that reads a terminal cannot be told to stop. It is no member, so the crew does not wait for it.
     std::thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
     count(&mut crew, lines)?;
     Ok(crew.run())

@@ -398,7 +398,7 @@ impl<'a> Client<'a> {
         self.counts
     }
 
-    /// Connects, as often as it takes within the time. An error says that nobody listens any more.
+    /// Connects, as often as it takes within the time. An error says that the port is closed.
     fn connect(&mut self) -> Result<Held, Gone> {
         let load = &self.shared.load;
         loop {
@@ -529,7 +529,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Nobody listens at the address.
+/// No socket listens at the address.
 struct Gone;
 
 fn millis(d: Duration) -> f64 {

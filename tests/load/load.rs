@@ -77,7 +77,7 @@ fn run(plan: Plan) -> std::io::Result<u64> {
         let mut sent = Ok(());
         running.cause(|| sent = rustix::process::kill_process(pid, signal));
         sent?;
-        // A process that goes on under its pid, as after a renewal, has no end to wait for.
+        // A process that goes on under its pid, as after a re-exec, has no end to wait for.
         if ends && signal != Signal::HUP {
             exit_within = Some(until.saturating_duration_since(Instant::now()));
         }

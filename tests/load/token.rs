@@ -285,7 +285,7 @@ impl Mixed {
     pub fn connect_and_ask(&mut self) {
         let opened = connect_from(self.source, self.to);
         let Ok((mut connection, local)) = opened.and_then(|c| c.stream().local_addr().map(|local| (c, local))) else {
-            // The port's former connection has not quite ended, or the server takes nobody in.
+            // The port's former connection has not quite ended, or the server accepts no connection.
             self.source.set_port(0);
             self.fresh_port = true;
             return;

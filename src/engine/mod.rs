@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) keepalive_min: Duration,
     /// Leaked connections at which the engine asks to be replaced.
     pub(crate) leak_limit: u64,
+    /// Receiving threads of the native engine; 0: as many as measured best for this machine.
+    pub(crate) receivers: usize,
     /// Bytes of an unread body that are read and thrown away, so that the connection can go on.
     pub(crate) max_discard: u64,
 }

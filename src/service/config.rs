@@ -25,6 +25,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// The engine on every listening socket. Default: [`EngineKind::TinyHttp`].
     pub engine: EngineKind,
+    /// Threads that receive requests, of the native engine. Default 0: half as many as cores, 1 at least and 16 at most.
+    pub receivers: usize,
     /// Most workers at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the control group
     /// does not suffice for them.
     ///
@@ -62,6 +64,7 @@ impl Default for Config {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8088))],
             admin_listen: None,
             engine: EngineKind::default(),
+            receivers: 0,
             workers: 2048,
             queue: 1024,
             max_connections: 4096,

@@ -154,6 +154,7 @@ fn settings(config: &Config, max_connections: usize) -> Settings {
         request_timeout: config.request_timeout,
         keepalive_min: config.keepalive_min,
         leak_limit: (max_connections as u64 / 4).clamp(16, 1024),
+        receivers: config.receivers,
         max_discard: config.max_body,
     }
 }

@@ -41,6 +41,11 @@ impl Service {
         self.set(|config| config.engine = kind)
     }
 
+    /// Threads that receive requests, of the native engine; 0 chooses for this machine.
+    pub fn receivers(self, count: usize) -> Service {
+        self.set(|config| config.receivers = count)
+    }
+
     fn resolve(&mut self, address: &impl ToSocketAddrs) -> Option<SocketAddr> {
         let error = match address.to_socket_addrs().map(|mut all| all.next()) {
             Ok(Some(address)) => return Some(address),

@@ -94,6 +94,12 @@ pub struct Args {
     #[arg(help_heading = "Capacity", value_parser = parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
     pub workers: usize,
 
+    /// Threads that receive requests, of the native engine; 0 chooses for
+    /// this machine
+    #[arg(long, env = "ALLOUT_RECEIVERS", value_name = "N", default_value = "0")]
+    #[arg(help_heading = "Capacity", value_parser = parse_count, allow_hyphen_values = true, verbatim_doc_comment)]
+    pub receivers: usize,
+
     /// Requests that may wait for a worker; beyond it they are answered with
     /// 503 and Retry-After at once
     #[arg(long, env = "ALLOUT_QUEUE", value_name = "N", default_value = "1024")]

@@ -97,6 +97,7 @@ fn config(args: &Args) -> Config {
     let mut config = Config::default();
     config.listen.clone_from(&args.listen);
     config.engine = args.engine;
+    config.receivers = args.receivers;
     config.admin_listen = args.admin_listen;
     config.workers = args.workers;
     config.queue = args.queue;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::net::Shutdown;
 
+use super::common::plain_response;
 use super::connection::{Answer, Connection};
 use super::receiver::{LINGERING_TIMEOUT, Receiver};
 use super::slots::{Interest, Queue, State};
@@ -159,7 +160,7 @@ impl Receiver {
             if turn.blocked_since.is_some() {
                 return now.checked_add(Duration::from_secs(1)); // the body has a deadline of its own
             }
-            let response = super::plain_response(503, "the request timed out");
+            let response = plain_response(503, "the request timed out");
             let sent = socket.send(&response).unwrap_or(0); // nothing was sent before, so there is room unless the peer has left
             let _ = rustix::net::shutdown(socket.fd(), Shutdown::Write); // as above
             turn.answer = Answer::Timeout(sent as u64);

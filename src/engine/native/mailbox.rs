@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Common;
+use super::common::Common;
 use crate::engine::Peer;
 use crate::sync::lock;
 

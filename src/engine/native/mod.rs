@@ -72,6 +72,7 @@ mod accept;
 mod body;
 mod chunked;
 mod closing;
+mod common;
 mod connection;
 mod drain;
 mod exchange;
@@ -92,85 +93,26 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
 
+use common::Common;
 use connection::Home;
 pub(crate) use exchange::{Client, Exchange};
 pub(crate) use parse::Headers;
 use receiver::Receiver;
 
 use crate::engine::gate::AcceptGate;
-use crate::engine::{
-    CloseReason, ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState,
-};
-use crate::http::encode::{self, ResponseContext};
-use crate::http::head::Version;
-use crate::http::request_id::request_id;
-use crate::http::response::Response;
+use crate::engine::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Serve, Settings, StopState};
 use crate::sync::lock;
 
 /// Names of the receivers' threads; there are at most as many receivers.
-const NAMES: [&str; 8] =
-    ["receiver-1", "receiver-2", "receiver-3", "receiver-4", "receiver-5", "receiver-6", "receiver-7", "receiver-8"];
+#[rustfmt::skip]
+const NAMES: [&str; 16] = [
+    "receiver-1", "receiver-2", "receiver-3", "receiver-4", "receiver-5", "receiver-6", "receiver-7", "receiver-8",
+    "receiver-9", "receiver-10", "receiver-11", "receiver-12", "receiver-13", "receiver-14", "receiver-15", "receiver-16",
+];
 
 /// Descriptors that must be left for connections, and for what handlers open.
 const MIN_DESCRIPTORS: usize = 4;
-
-/// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
-const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What all receivers share.
-struct Common {
-    listener: OwnedFd,
-    settings: Settings,
-    events: Events,
-    stats: ConnStats,
-    stop_state: StopState,
-    /// The listening socket outlives this process, once accepting has stopped.
-    handed_over: AtomicBool,
-    /// Set before the gate is closed: connections may carry its filter.
-    gate_closed: AtomicBool,
-    interrupted: AtomicBool,
-    /// Connections of all receivers.
-    open: AtomicUsize,
-    /// A receiver cannot accept because as many connections are open as may be.
-    room_wanted: AtomicBool,
-    /// When bytes that are no request were last logged, and how many of them there were since.
-    unparsable: Mutex<(Option<Instant>, u64)>,
-}
-
-impl Common {
-    fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Acquire)
-    }
-
-    fn is_gate_closed(&self) -> bool {
-        self.gate_closed.load(Ordering::Acquire)
-    }
-
-    /// The number of this stop and how accepting has stopped, if it has.
-    fn stop(&self) -> Option<(u64, Ending)> {
-        let number = self.stop_state.stop_number()?;
-        let ending = if self.handed_over.load(Ordering::SeqCst) { Ending::HandOver } else { Ending::Filter };
-        Some((number, ending))
-    }
-
-    /// Counts and logs a connection that sent what is no request.
-    fn count_unparsable(&self, why: CloseReason, peer: Peer, reason: &str) {
-        self.stats.count_close(why);
-        let mut state = lock(&self.unparsable);
-        state.1 += 1;
-        if state.0.is_none_or(|last| last.elapsed() >= UNPARSABLE_LOG_INTERVAL) {
-            let others = match std::mem::take(&mut state.1) {
-                1 => String::new(),
-                count => format!(" ({} more since the last such line)", count - 1),
-            };
-            state.0 = Some(Instant::now());
-            drop(state);
-            log::info!("{peer} sent no HTTP request: {reason}{others}");
-        }
-    }
-}
 
 /// The engine.
 pub(crate) struct Engine {
@@ -204,7 +146,7 @@ impl Engine {
             unparsable: Mutex::default(),
         });
         let mailboxes: io::Result<Vec<_>> =
-            (0..receiver_count()).map(|_| Home::new(Arc::clone(&common)).map(Arc::new)).collect();
+            (0..receiver_count(settings.receivers)).map(|_| Home::new(Arc::clone(&common)).map(Arc::new)).collect();
         Ok(Engine { common, gate: AcceptGate::new(listener)?, mailboxes: mailboxes?, receivers: Mutex::default() })
     }
 
@@ -277,8 +219,13 @@ impl Engine {
     }
 
     pub(crate) fn has_requests_older_than_drain(&self) -> bool {
-        let flights = self.mailboxes.iter().flat_map(|mailbox| mailbox.flights());
-        flights.into_iter().any(|flight| self.common.stop_state.predates_drain(flight.since))
+        let stop_state = &self.common.stop_state;
+        self.mailboxes.iter().any(|mailbox| {
+            let flights = mailbox.flights();
+            // One that no worker has is being answered at this moment: its end is noticed.
+            let others = mailbox.in_flight() > flights.len() && stop_state.announced().is_some();
+            others || flights.iter().any(|flight| stop_state.predates_drain(flight.since))
+        })
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -370,17 +317,9 @@ impl Engine {
     }
 }
 
-/// Receivers that are worth having: more only help where inline handlers and the kernel's work for them keep one busy.
-fn receiver_count() -> usize {
-    thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, NAMES.len())
-}
-
-/// A response of the engine itself, to what is not served: whole, and the last of its connection.
-fn plain_response(status: u16, reason: &'static str) -> Vec<u8> {
-    let id = request_id(std::iter::empty());
-    let context =
-        ResponseContext { version: Version::Http11, head_only: false, close: true, keep_alive: false, request_id: &id };
-    let mut bytes = Vec::new();
-    encode::encode(&Response::error(status, reason), &context, &mut bytes);
-    bytes
+/// The number of receivers, as it is set or as the cores are.
+fn receiver_count(wanted: usize) -> usize {
+    let automatic = || thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+    let count = if wanted == 0 { automatic() } else { wanted };
+    count.clamp(1, NAMES.len())
 }

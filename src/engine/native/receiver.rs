@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
+use super::Engine;
+use super::common::{Common, plain_response};
 use super::connection::{After, Connection, Home, Inbox, Socket, Turn, close_reason};
 use super::mailbox::Flight;
 use super::parse::Progress;
 use super::slots::{Interest, Queue, Slots, State};
 use super::timers::Timers;
-use super::{Common, Engine};
 use crate::engine::{Ending, Exchange, Serve};
 use crate::http::head::Rejection;
 
@@ -326,7 +327,7 @@ impl Receiver {
     /// Answers what is no request, and closes.
     fn reject(&mut self, slot: u32, connection: Box<Connection>, rejection: Rejection) {
         self.common.count_unparsable(close_reason(rejection), connection.peer, rejection.reason);
-        let _ = connection.socket.send(&super::plain_response(rejection.status, rejection.reason)); // the client left
+        let _ = connection.socket.send(&plain_response(rejection.status, rejection.reason)); // the client left
         self.linger(slot, connection);
     }
 

@@ -28,6 +28,7 @@ fn settings() -> Settings {
         request_timeout: LIMIT,
         keepalive_min: Duration::from_millis(50),
         leak_limit: 1,
+        receivers: 2,
         max_discard: 1024,
     }
 }
@@ -256,7 +257,7 @@ fn a_client_that_does_not_read_blocks_no_other() {
 
 #[test]
 fn connections_beyond_the_limit_take_the_place_of_idle_ones() {
-    let server = Server::start(Settings { max_connections: 10, ..settings() });
+    let server = Server::start(Settings { max_connections: 10, receivers: 1, ..settings() });
     let mut clients: Vec<_> = (0..30).map(|_| server.connect()).collect();
     for client in clients.iter_mut().skip(20) {
         client.write_all(GET).unwrap();

@@ -149,6 +149,7 @@ mod tests {
         request_timeout: Duration::from_mins(1),
         keepalive_min: Duration::from_millis(50),
         leak_limit: 16,
+        receivers: 0,
         max_discard: 0,
     };
 

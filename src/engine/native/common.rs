@@ -1,0 +1,79 @@
+//! What all receivers of an engine share.
+
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::engine::{CloseReason, ConnStats, Ending, Events, Peer, Settings, StopState};
+use crate::http::encode::{self, ResponseContext};
+use crate::http::head::Version;
+use crate::http::request_id::request_id;
+use crate::http::response::Response;
+use crate::sync::lock;
+
+/// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
+const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What all receivers share.
+pub(super) struct Common {
+    pub(super) listener: OwnedFd,
+    pub(super) settings: Settings,
+    pub(super) events: Events,
+    pub(super) stats: ConnStats,
+    pub(super) stop_state: StopState,
+    /// The listening socket outlives this process, once accepting has stopped.
+    pub(super) handed_over: AtomicBool,
+    /// Set before the gate is closed: connections may carry its filter.
+    pub(super) gate_closed: AtomicBool,
+    pub(super) interrupted: AtomicBool,
+    /// Connections of all receivers.
+    pub(super) open: AtomicUsize,
+    /// A receiver cannot accept because as many connections are open as may be.
+    pub(super) room_wanted: AtomicBool,
+    /// When bytes that are no request were last logged, and how many of them there were since.
+    pub(super) unparsable: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Common {
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_gate_closed(&self) -> bool {
+        self.gate_closed.load(Ordering::Acquire)
+    }
+
+    /// The number of this stop and how accepting has stopped, if it has.
+    pub(super) fn stop(&self) -> Option<(u64, Ending)> {
+        let number = self.stop_state.stop_number()?;
+        let ending = if self.handed_over.load(Ordering::SeqCst) { Ending::HandOver } else { Ending::Filter };
+        Some((number, ending))
+    }
+
+    /// Counts and logs a connection that sent what is no request.
+    pub(super) fn count_unparsable(&self, why: CloseReason, peer: Peer, reason: &str) {
+        self.stats.count_close(why);
+        let mut state = lock(&self.unparsable);
+        state.1 += 1;
+        if state.0.is_none_or(|last| last.elapsed() >= UNPARSABLE_LOG_INTERVAL) {
+            let others = match std::mem::take(&mut state.1) {
+                1 => String::new(),
+                count => format!(" ({} more since the last such line)", count - 1),
+            };
+            state.0 = Some(Instant::now());
+            drop(state);
+            log::info!("{peer} sent no HTTP request: {reason}{others}");
+        }
+    }
+}
+
+/// A response of the engine itself, to what is not served: whole, and the last of its connection.
+pub(super) fn plain_response(status: u16, reason: &'static str) -> Vec<u8> {
+    let id = request_id(std::iter::empty());
+    let context =
+        ResponseContext { version: Version::Http11, head_only: false, close: true, keep_alive: false, request_id: &id };
+    let mut bytes = Vec::new();
+    encode::encode(&Response::error(status, reason), &context, &mut bytes);
+    bytes
+}

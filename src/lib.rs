@@ -134,6 +134,7 @@ mod text;
 pub use crossbeam_channel as channel;
 
 pub use crate::{
+    admin::checks::Check,
     crew::{
         Crew,
         member::Exit,
@@ -151,6 +152,7 @@ pub use crate::{
     },
     engine::{EngineKind, Peer},
     http::{
+        automatic::AutomaticHeaders,
         body::Body,
         error::HandlerError,
         events::{Event, EventWriter},

@@ -4,6 +4,8 @@
 
 #![allow(clippy::duplicate_mod, reason = "each source has its helpers, as on its own")]
 
+#[path = "admin.rs"]
+mod admin;
 #[path = "drain.rs"]
 mod drain;
 #[path = "drain_proof.rs"]

@@ -1,10 +1,12 @@
 //! The admin routes: health, readiness, liveness, `/metrics`, and `/shutdown` where it is asked for.
 
+pub(crate) mod checks;
 pub(crate) mod shutdown_guard;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::admin::checks::{Checks, as_json};
 use crate::admin::shutdown_guard::{Guard, Passed};
 use crate::crew::message::Stopper;
 use crate::dispatch::request::Request;
@@ -17,13 +19,47 @@ use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::observe::metrics::Metrics;
 use crate::observe::{ResponseObserver, ServiceState, access_log};
 
-// Paths of the admin routes. A route of the service with the same path takes precedence.
-const HEALTHZ: &str = "/healthz";
-const READYZ: &str = "/readyz";
-const LIVEZ: &str = "/livez";
-const SHUTDOWN: &str = "/shutdown";
-const METRICS: &str = "/metrics";
-const PATHS: [&str; 5] = [HEALTHZ, READYZ, LIVEZ, SHUTDOWN, METRICS];
+/// The paths of the admin routes. A route of the service with the same path takes precedence.
+#[derive(Clone)]
+pub(crate) struct Paths {
+    healthz: String,
+    readyz: String,
+    livez: String,
+    shutdown: String,
+    metrics: String,
+}
+
+impl Default for Paths {
+    fn default() -> Paths {
+        let [healthz, readyz, livez, shutdown, metrics] =
+            ["/healthz", "/readyz", "/livez", "/shutdown", "/metrics"].map(str::to_owned);
+        Paths { healthz, readyz, livez, shutdown, metrics }
+    }
+}
+
+impl Paths {
+    /// Moves the route that is at `from` unless it is moved. False if there is none.
+    pub(crate) fn set(&mut self, from: &str, to: &str) -> bool {
+        let path = match from {
+            "/healthz" => &mut self.healthz,
+            "/readyz" => &mut self.readyz,
+            "/livez" => &mut self.livez,
+            "/shutdown" => &mut self.shutdown,
+            "/metrics" => &mut self.metrics,
+            _ => return false,
+        };
+        to.clone_into(path);
+        true
+    }
+
+    fn all(&self) -> [&str; 5] {
+        [&self.healthz, &self.readyz, &self.livez, &self.shutdown, &self.metrics]
+    }
+}
+
+/// Metrics that are the service's own, in Prometheus' text format.
+#[cfg(feature = "metrics")]
+pub(crate) type OwnMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Which admin routes a service has.
 #[derive(Clone)]
@@ -34,11 +70,24 @@ pub(crate) struct AdminRoutes {
     /// The bearer token for `/shutdown`.
     pub(crate) token: Option<String>,
     pub(crate) access_log: bool,
+    pub(crate) paths: Paths,
+    pub(crate) checks: Checks,
+    #[cfg(feature = "metrics")]
+    pub(crate) own_metrics: Vec<OwnMetrics>,
 }
 
 impl Default for AdminRoutes {
     fn default() -> AdminRoutes {
-        AdminRoutes { routes: true, shutdown: false, token: None, access_log: false }
+        AdminRoutes {
+            routes: true,
+            shutdown: false,
+            token: None,
+            access_log: false,
+            paths: Paths::default(),
+            checks: Checks::default(),
+            #[cfg(feature = "metrics")]
+            own_metrics: Vec::new(),
+        }
     }
 }
 
@@ -64,12 +113,13 @@ impl AdminRoutes {
             return None;
         }
         let reach = format!("{address} can be reached from other machines: their clients may use every route there");
+        let Paths { metrics, shutdown, .. } = &self.paths;
         Some(match (self.routes && has_admin, self.shutdown, &self.token) {
             (false, ..) => reach,
-            (true, false, _) => format!("{reach}, /metrics included; there is no /shutdown"),
-            (true, true, None) => format!("{reach}, /metrics included; /shutdown is for this machine only"),
+            (true, false, _) => format!("{reach}, {metrics} included; there is no {shutdown}"),
+            (true, true, None) => format!("{reach}, {metrics} included; {shutdown} is for this machine only"),
             (true, true, Some(_)) => {
-                format!("{reach}, /metrics included; /shutdown is for this machine and for clients with the token")
+                format!("{reach}, {metrics} included; {shutdown} is for this machine and for clients with the token")
             }
         })
     }
@@ -91,17 +141,17 @@ impl AdminRoutes {
         let mut separate = own_router.then(Router::default);
         let admin = separate.as_mut().unwrap_or(&mut service);
         admin.begin_admin_routes();
-        add_health(admin, &state.lifecycle)?;
+        add_health(admin, &self.paths, &state.lifecycle, &self.checks)?;
         let guard = self.shutdown.then(|| Guard::new(self.token, ports));
-        add_shutdown(admin, state, stopper, guard)?;
+        add_shutdown(admin, &self.paths.shutdown, state, stopper, guard)?;
         #[cfg(feature = "metrics")]
-        let metrics = add_metrics(admin, state)?;
+        let metrics = add_metrics(admin, &self.paths.metrics, state, self.own_metrics)?;
         #[cfg(not(feature = "metrics"))]
-        if !admin.has(METRICS) {
-            admin.mask(METRICS)?; // 404, not the fallback
+        if !admin.has(&self.paths.metrics) {
+            admin.mask(&self.paths.metrics)?; // 404, not the fallback
         }
         if separate.is_some() {
-            for path in PATHS.into_iter().filter(|path| !service.has(path)).collect::<Vec<_>>() {
+            for path in self.paths.all().into_iter().filter(|path| !service.has(path)).collect::<Vec<_>>() {
                 service.mask(path)?;
             }
         }
@@ -139,35 +189,55 @@ fn add(routes: &mut Router, methods: &[&str], path: &str, inline: bool, handler:
 }
 
 /// Adds `/healthz`, `/readyz` and `/livez`. They are inline: they answer whatever the workers are doing.
-fn add_health(routes: &mut Router, lifecycle: &Arc<Lifecycle>) -> Result<(), BadRoute> {
-    let lifecycle = Arc::clone(lifecycle);
-    let ready: Handler = Arc::new(move |_| {
-        no_store(if lifecycle.is_draining() {
-            Response::text("draining\n").with_status(503).with_header("Retry-After", "1")
-        } else {
-            Response::text("ok\n")
-        })
-    });
+fn add_health(routes: &mut Router, paths: &Paths, lifecycle: &Arc<Lifecycle>, checks: &Checks) -> Result<(), BadRoute> {
+    let draining = || Response::text("draining\n").with_status(503).with_header("Retry-After", "1");
+    let healthy: Handler = {
+        let lifecycle = Arc::clone(lifecycle);
+        Arc::new(move |_| no_store(if lifecycle.is_draining() { draining() } else { Response::text("ok\n") }))
+    };
+    let ready: Handler = {
+        let (lifecycle, checks) = (Arc::clone(lifecycle), checks.clone());
+        Arc::new(move |request| no_store(readiness(request, lifecycle.is_draining(), &checks)))
+    };
     let live: Handler = Arc::new(|_| no_store(Response::text("ok\n")));
-    add(routes, &["GET"], HEALTHZ, true, &ready)?;
-    add(routes, &["GET"], READYZ, true, &ready)?;
-    add(routes, &["GET"], LIVEZ, true, &live)
+    add(routes, &["GET"], &paths.healthz, true, &healthy)?;
+    add(routes, &["GET"], &paths.readyz, true, &ready)?;
+    add(routes, &["GET"], &paths.livez, true, &live)
+}
+
+/// The response of `/readyz`: a line for each check that fails; all of them as JSON for a client that accepts JSON.
+fn readiness(request: &Request, draining: bool, checks: &Checks) -> Response {
+    let verdicts = checks.verdicts();
+    let status = match verdicts.iter().all(|(_, verdict)| verdict.is_ok()) {
+        _ if draining => "draining",
+        true => "ok",
+        false => "not ready",
+    };
+    let response = if request.header("accept").is_some_and(|accept| accept.contains("application/json")) {
+        Response::new(as_json(status, &verdicts)).with_header("Content-Type", "application/json")
+    } else {
+        let failing = verdicts.iter().filter_map(|(name, verdict)| Some((name, verdict.as_ref().err()?)));
+        let lines = failing.map(|(name, reason)| format!("{name}: {reason}\n"));
+        Response::text(format!("{status}\n{}", lines.collect::<String>()))
+    };
+    if status == "ok" { response } else { response.with_status(503).with_header("Retry-After", "1") }
 }
 
 /// Adds `/shutdown`. Without a guard it is 404, not the fallback, whose 200 would look like success. Not inline: the
 /// guard reads /proc.
 fn add_shutdown(
     routes: &mut Router,
+    path: &str,
     state: &ServiceState,
     stopper: &Stopper,
     guard: Option<Guard>,
 ) -> Result<(), BadRoute> {
     let Some(guard) = guard else {
-        return if routes.has(SHUTDOWN) { Ok(()) } else { routes.mask(SHUTDOWN) };
+        return if routes.has(path) { Ok(()) } else { routes.mask(path) };
     };
     let (state, stopper) = (state.clone(), stopper.clone());
     let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &stopper, &state)));
-    add(routes, &["GET", "POST"], SHUTDOWN, false, &handler)
+    add(routes, &["GET", "POST"], path, false, &handler)
 }
 
 fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &ServiceState) -> Response {
@@ -193,16 +263,25 @@ fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &Ser
 
 /// Adds `/metrics`, unless the service has its own. Not inline: it reads /proc.
 #[cfg(feature = "metrics")]
-fn add_metrics(routes: &mut Router, state: &ServiceState) -> Result<Arc<Metrics>, InstallError> {
+fn add_metrics(
+    routes: &mut Router,
+    path: &str,
+    state: &ServiceState,
+    own: Vec<OwnMetrics>,
+) -> Result<Arc<Metrics>, InstallError> {
     let metrics = Metrics::new(state.clone()).map_err(InstallError::Metrics)?;
     let source = Arc::clone(&metrics);
     let handler: Handler = Arc::new(move |_| {
         no_store(match source.encode() {
-            Some(text) => Response::text(text).with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),
+            Some(text) => {
+                let all: Vec<String> = own.iter().map(|own| own()).collect();
+                Response::text(text + &all.concat())
+                    .with_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            }
             None => Response::error(500, "Internal Server Error"),
         })
     });
-    add(routes, &["GET"], METRICS, false, &handler)?;
+    add(routes, &["GET"], path, false, &handler)?;
     Ok(metrics)
 }
 

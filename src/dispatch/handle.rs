@@ -15,6 +15,9 @@ use crate::text::panic_message;
 /// The methods of `Allow` where no route has any.
 const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
+/// The head is larger than the route or the service allows.
+const HEAD_TOO_LARGE: Rejection = Rejection { status: 431, reason: "the head is too large" };
+
 impl Dispatch {
     /// Runs middleware and handler, or finds the response that needs no handler.
     pub(super) fn handle(&self, routed: Routed) -> Reply {
@@ -27,8 +30,10 @@ impl Dispatch {
         let mut request = self.request(exchange, route, params, limits);
         let not_allowed =
             |allow: &str| Response::error(405, "Method Not Allowed").with_header("Allow", allow.to_owned());
+        let max_head = limits.max_head.or(self.settings.max_head);
         let end = |request: &mut Request| match (rejection, &handler, &allow) {
             (Some(rejection), ..) => self.reject(request, rejection),
+            _ if max_head.is_some_and(|max| head_size(request) > max) => self.reject(request, HEAD_TOO_LARGE),
             // RFC 9110, section 9.3.8: TRACE sends back what intermediaries have added, secrets included.
             (None, _, allow) if request.method() == "TRACE" => not_allowed(allow.as_deref().unwrap_or(USUAL_METHODS)),
             (None, Some(handler), _) => handler(request),
@@ -36,7 +41,7 @@ impl Dispatch {
             (None, None, None) => Response::error(404, "Not Found"),
         };
         let close = rejection.is_some();
-        let response = if self.around.is_empty() {
+        let response = if self.settings.around.is_empty() {
             self.guard(&mut request, &end)
         } else {
             // Middleware sees the 400 of a body that breaks off, too.
@@ -57,7 +62,7 @@ impl Dispatch {
     /// Runs the middleware, or only that which never waits, and then `end`.
     fn run(&self, request: &mut Request, must_not_wait: bool, end: &Call<'_>) -> Response {
         let guard = |request: &mut Request, call: &Call<'_>| self.guard(request, call);
-        self.around.run(request, Way { must_not_wait, guard: &guard, end })
+        self.settings.around.run(request, Way { must_not_wait, guard: &guard, end })
     }
 
     /// Reads the rest of the body, if that is small enough. Where it breaks off the request has not arrived whole: 400 or
@@ -102,10 +107,10 @@ impl Dispatch {
 
     /// The response to an error of this crate, as the service wants it. If that panics, as it is.
     fn dress(&self, request: &Request, response: Response) -> Response {
-        if !self.around.dresses(&response) {
+        if !self.settings.around.dresses(&response) {
             return response;
         }
-        match catch_unwind(AssertUnwindSafe(|| self.around.dress(request, &response))) {
+        match catch_unwind(AssertUnwindSafe(|| self.settings.around.dress(request, &response))) {
             Ok(dressed) => dressed,
             Err(payload) => {
                 let message = panic_message(payload.as_ref());
@@ -119,6 +124,12 @@ impl Dispatch {
         self.stats.panics.fetch_add(1, Ordering::Relaxed);
         log::error!("{what}");
     }
+}
+
+/// Bytes of a request's head, without those between its parts.
+fn head_size(request: &Request) -> usize {
+    let line = request.method().len() + request.target().len();
+    request.exchange().headers().fold(line, |size, (name, value)| size + name.len() + value.len())
 }
 
 /// A request, for the log.

@@ -10,6 +10,7 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
+    pub(crate) max_head: Option<usize>,
     pub(crate) max_body: Option<u64>,
     pub(crate) request_timeout: Option<Duration>,
 }
@@ -18,6 +19,14 @@ impl Limits {
     /// No limit of its own.
     pub fn new() -> Limits {
         Limits::default()
+    }
+
+    /// Most bytes of a request's head: of its method, its target, and the names and values of its headers. Beyond it the
+    /// answer is 431. No head has more than about 64 KiB in any case.
+    #[must_use]
+    pub fn max_head(mut self, bytes: usize) -> Limits {
+        self.max_head = Some(bytes);
+        self
     }
 
     /// Most bytes of a body that [`bytes`](crate::Request::bytes), [`text`](crate::Request::text) and the like read.

@@ -84,16 +84,23 @@ impl Work for Job {
 /// Everything that answering needs.
 pub(crate) struct Dispatch {
     pub(crate) router: Router,
-    pub(crate) around: Around,
     pub(crate) pool: Arc<Pool<Job>>,
     pub(crate) stop: Stop,
     pub(crate) observers: Vec<ResponseObserver>,
-    /// Whether an observer wants each request's method and target, which are copied for it.
-    pub(crate) record_request_line: bool,
-    pub(crate) max_body: u64,
+    pub(crate) stats: Arc<DispatchStats>,
+    pub(crate) settings: DispatchSettings,
+}
+
+/// What holds for the requests of all routers of a service.
+#[derive(Clone)]
+pub(crate) struct DispatchSettings {
+    pub(crate) around: Around,
     /// The proxies that are believed when they name a client.
     pub(crate) proxies: Option<Arc<TrustedProxies>>,
-    pub(crate) stats: Arc<DispatchStats>,
+    pub(crate) max_head: Option<usize>,
+    pub(crate) max_body: u64,
+    /// Whether an observer wants each request's method and target, which are copied for it.
+    pub(crate) record_request_line: bool,
 }
 
 impl Dispatch {
@@ -101,7 +108,7 @@ impl Dispatch {
     /// exchange of the same connection, if there is one.
     pub(crate) fn serve(self: &Arc<Self>, exchange: Exchange) -> Option<Exchange> {
         let routed = self.route(exchange);
-        let inline = routed.matched.inline && (routed.matched.must_not_wait || self.around.is_inline());
+        let inline = routed.matched.inline && (routed.matched.must_not_wait || self.settings.around.is_inline());
         if !(inline && routed.exchange.can_answer_inline()) {
             return self.submit(Task::Handle(routed));
         }
@@ -147,7 +154,7 @@ impl Dispatch {
     }
 
     fn request(&self, exchange: Exchange, route: Route, params: Params, limits: Limits) -> Request {
-        let (max_body, proxies) = (limits.max_body.unwrap_or(self.max_body), self.proxies.clone());
+        let (max_body, proxies) = (limits.max_body.unwrap_or(self.settings.max_body), self.settings.proxies.clone());
         Request::new(exchange, Context { route, params, stop: self.stop.clone(), max_body, proxies })
     }
 
@@ -166,7 +173,7 @@ impl Dispatch {
         // Behind a body that broke off it is not known where the next request begins.
         let close = close || exchange.body().truncated;
         let method = method_label(exchange.method());
-        let as_sent = |text: &str| if self.record_request_line { text.to_owned() } else { String::new() };
+        let as_sent = |text: &str| if self.settings.record_request_line { text.to_owned() } else { String::new() };
         let request_line = (as_sent(exchange.method()), as_sent(exchange.target()));
         let (peer, since) = (exchange.peer(), exchange.since());
         let (sent, next) = exchange.respond(response, close, &id);

@@ -23,6 +23,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::http::automatic::HeaderLines;
 use crate::text::human_duration;
 pub(crate) use engines::Engines;
 pub(crate) use exchange::{BodyState, Client, Exchange};
@@ -91,6 +92,8 @@ pub(crate) struct Settings {
     pub(crate) receivers: usize,
     /// Bytes of an unread body that are read and thrown away, so that the connection can go on.
     pub(crate) max_discard: u64,
+    /// The headers that every response gets.
+    pub(crate) automatic: HeaderLines,
 }
 
 /// Callbacks of an engine into the rest. None of them may block.

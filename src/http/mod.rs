@@ -1,6 +1,7 @@
 //! HTTP messages: validation of a request's head, and responses from their value to bytes. No threads, no sockets, no
 //! engine.
 
+pub(crate) mod automatic;
 pub(crate) mod body;
 pub(crate) mod date;
 pub(crate) mod encode;

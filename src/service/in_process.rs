@@ -57,19 +57,16 @@ impl Service {
             queue: self.config.queue,
             max_connections: self.config.max_connections,
         };
-        let record_request_line = self.admin.access_log;
         let admin = self.admin.clone();
+        admin.checks.run_once();
         let installed = admin.install(self.routes.clone(), false, &state, &unused.stopper(), Vec::new());
         let Observed { router, observers } = installed.map_err(|error| StartError::from(error).to_string())?.service;
         Ok(Dispatch {
             router,
-            around: self.around.clone(),
             pool,
             stop: self.crew.stop(),
             observers,
-            record_request_line,
-            max_body: self.config.max_body,
-            proxies: self.proxies.clone(),
+            settings: self.dispatch_settings(),
             stats: state.dispatch,
         })
     }

@@ -1,5 +1,6 @@
 //! A service: put together, started, run to its end.
 
+mod admin;
 mod capacity;
 pub(crate) mod config;
 pub(crate) mod error;
@@ -19,8 +20,10 @@ use crate::crew::member::Exit;
 use crate::crew::message::Stopper;
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::stop::Stop;
+use crate::dispatch::DispatchSettings;
 use crate::dispatch::middleware::Around;
 use crate::dispatch::router::Router;
+use crate::http::automatic::HeaderLines;
 use crate::http::forwarded::TrustedProxies;
 use crate::lifecycle::reexec;
 use crate::service::config::Config;
@@ -56,6 +59,7 @@ pub struct Service {
     routes: Router,
     around: Around,
     proxies: Option<Arc<TrustedProxies>>,
+    automatic: HeaderLines,
     members: Vec<Member>,
     before_drain: Vec<Hook>,
     after_drain: Vec<Hook>,
@@ -90,6 +94,7 @@ impl Service {
             routes: Router::default(),
             around: Around::default(),
             proxies: None,
+            automatic: HeaderLines::DEFAULT,
             members: Vec::new(),
             before_drain: Vec::new(),
             after_drain: Vec::new(),
@@ -168,41 +173,15 @@ impl Service {
         self
     }
 
-    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`).
-    pub fn without_admin_routes(mut self) -> Service {
-        self.admin.routes = false;
-        self
-    }
-
-    /// Adds `/shutdown`, which stops the service on `GET` and `POST`. Without it the path is 404, whatever the
-    /// [fallback](Service::fallback) is.
-    ///
-    /// It answers to clients on this machine that run as the same user as the service, or as root: `curl
-    /// localhost:8088/shutdown`. A request is refused with 403 if it comes from another web page or through a proxy. A
-    /// proxy on this machine that adds no header is told by its process: another user's, or one that listens on TCP. One
-    /// that runs as root while the service does not is not told: behind it, use a [token](Service::shutdown_token) or
-    /// leave the route out.
-    pub fn with_shutdown_route(mut self) -> Service {
-        self.admin.shutdown = true;
-        self
-    }
-
-    /// Adds `/shutdown` as [`with_shutdown_route`](Service::with_shutdown_route) does, and lets every client use it that
-    /// shows this token: `Authorization: Bearer TOKEN`.
-    ///
-    /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
-    pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
-        self.admin.token = Some(token.into());
-        self.with_shutdown_route()
-    }
-
-    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,
-    /// `route`, `status`, `bytes`, `duration_us`, `peer` and `id`, as fields of the `log` crate. Off unless asked for.
-    ///
-    /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
-    pub fn access_log(mut self, on: bool) -> Service {
-        self.admin.access_log = on;
-        self
+    /// What holds for all requests.
+    fn dispatch_settings(&self) -> DispatchSettings {
+        DispatchSettings {
+            around: self.around.clone(),
+            proxies: self.proxies.clone(),
+            max_head: self.config.max_head,
+            max_body: self.config.max_body,
+            record_request_line: self.admin.access_log,
+        }
     }
 
     /// Runs the service until a signal, `/shutdown`, a [`Stopper`] or the end of a member stops it.

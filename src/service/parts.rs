@@ -16,6 +16,7 @@ use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::{Dispatch, Job};
 use crate::engine::{Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
+use crate::http::automatic::HeaderLines;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
 use crate::lifecycle::reexec;
@@ -36,6 +37,7 @@ impl Service {
         if let Some(error) = self.error {
             return Err(error);
         }
+        let dispatch_settings = self.dispatch_settings();
         let config = self.config;
         let owns_process = signals.is_some();
         let limits = Limits::of_this_process();
@@ -44,7 +46,7 @@ impl Service {
         let mut crew = self.crew.grace(config.grace);
         let stopper = crew.stopper();
         let capacity = Capacity::new(&config, sockets.len(), limits);
-        let settings = settings(&config, capacity.connections);
+        let settings = settings(&config, capacity.connections, self.automatic);
         let engines = new_engines(config.engine, &sockets, settings, &stopper)?;
         let listening: Vec<_> =
             engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
@@ -58,7 +60,6 @@ impl Service {
             max_connections: settings.max_connections * sockets.len(),
         };
 
-        let record_request_line = self.admin.access_log;
         let own_router = listening.iter().any(|(_, role)| *role == Role::Admin);
         let exposure = exposure_warnings(&self.admin, &listening, own_router);
         let ports = listening.iter().map(|(address, _)| address.port()).collect();
@@ -66,14 +67,11 @@ impl Service {
         let dispatch = |Observed { router, observers }: Observed| {
             Arc::new(Dispatch {
                 router,
-                around: self.around.clone(),
                 pool: Arc::clone(&pool),
                 stop: crew.stop(),
                 observers,
-                record_request_line,
-                max_body: config.max_body,
-                proxies: self.proxies.clone(),
                 stats: Arc::clone(&state.dispatch),
+                settings: dispatch_settings.clone(),
             })
         };
         let service = dispatch(installed.service);
@@ -147,7 +145,7 @@ fn exposure_warnings(admin: &AdminRoutes, listening: &[(SocketAddr, Role)], own_
     listening.iter().filter_map(warning).collect()
 }
 
-fn settings(config: &Config, max_connections: usize) -> Settings {
+fn settings(config: &Config, max_connections: usize, automatic: HeaderLines) -> Settings {
     Settings {
         max_connections,
         idle_timeout: config.idle_timeout,
@@ -156,6 +154,7 @@ fn settings(config: &Config, max_connections: usize) -> Settings {
         leak_limit: (max_connections as u64 / 4).clamp(16, 1024),
         receivers: config.receivers,
         max_discard: config.max_body,
+        automatic,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::EngineKind;
+use crate::http::automatic::AutomaticHeaders;
 use crate::http::forwarded::TrustedProxies;
 use crate::service::Service;
 use crate::service::config::Config;
@@ -96,9 +97,23 @@ impl Service {
         self.set(|config| config.request_timeout = timeout)
     }
 
+    /// The largest head of a request, in bytes; see [`Limits::max_head`](crate::Limits::max_head).
+    pub fn max_head(self, bytes: usize) -> Service {
+        self.set(|config| config.max_head = Some(bytes))
+    }
+
     /// Default limit of a request body, in bytes.
     pub fn max_body(self, bytes: u64) -> Service {
         self.set(|config| config.max_body = bytes)
+    }
+
+    /// Sets the headers that every response gets: `Server` and the like.
+    pub fn automatic_headers(mut self, headers: AutomaticHeaders) -> Service {
+        match headers.build() {
+            Ok(lines) => self.automatic = lines,
+            Err(reason) => self.fail(StartError::Setting(reason)),
+        }
+        self
     }
 
     /// Believes these proxies when they name the client of a request, so that

@@ -160,7 +160,7 @@ impl Receiver {
             if turn.blocked_since.is_some() {
                 return now.checked_add(Duration::from_secs(1)); // the body has a deadline of its own
             }
-            let response = plain_response(503, "the request timed out");
+            let response = plain_response(503, "the request timed out", self.common.settings.automatic);
             let sent = socket.send(&response).unwrap_or(0); // nothing was sent before, so there is room unless the peer has left
             let _ = rustix::net::shutdown(socket.fd(), Shutdown::Write); // as above
             turn.answer = Answer::Timeout(sent as u64);

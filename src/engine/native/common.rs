@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::{CloseReason, ConnStats, Ending, Events, Peer, Settings, StopState};
+use crate::http::automatic::HeaderLines;
 use crate::http::encode::{self, ResponseContext};
 use crate::http::head::Version;
 use crate::http::request_id::request_id;
@@ -69,10 +70,15 @@ impl Common {
 }
 
 /// A response of the engine itself, to what is not served: whole, and the last of its connection.
-pub(super) fn plain_response(status: u16, reason: &'static str) -> Vec<u8> {
-    let id = request_id(std::iter::empty());
-    let context =
-        ResponseContext { version: Version::Http11, head_only: false, close: true, keep_alive: false, request_id: &id };
+pub(super) fn plain_response(status: u16, reason: &'static str, automatic: HeaderLines) -> Vec<u8> {
+    let context = ResponseContext {
+        version: Version::Http11,
+        head_only: false,
+        close: true,
+        keep_alive: false,
+        request_id: &request_id(std::iter::empty()),
+        automatic,
+    };
     let mut bytes = Vec::new();
     encode::encode(&Response::error(status, reason), &context, &mut bytes);
     bytes

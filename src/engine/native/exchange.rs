@@ -149,6 +149,7 @@ impl Exchange {
             close,
             keep_alive: head.is_ok_and(|head| head.keep_alive),
             request_id,
+            automatic: connection.home.common.settings.automatic,
         };
         let sent = BUFFER.with_borrow_mut(|buffer| {
             let sent = if here {

@@ -327,7 +327,9 @@ impl Receiver {
     /// Answers what is no request, and closes.
     fn reject(&mut self, slot: u32, connection: Box<Connection>, rejection: Rejection) {
         self.common.count_unparsable(close_reason(rejection), connection.peer, rejection.reason);
-        let _ = connection.socket.send(&plain_response(rejection.status, rejection.reason)); // the client left
+        let Rejection { status, reason } = rejection;
+        let response = plain_response(status, reason, self.common.settings.automatic);
+        let _ = connection.socket.send(&response); // the client left
         self.linger(slot, connection);
     }
 

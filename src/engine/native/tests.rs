@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::engine::{CloseReason, Ending, Events, Exchange, Serve, Settings};
+use crate::http::automatic::HeaderLines;
 use crate::http::response::Response;
 
 /// Long enough for anything here on a busy machine.
@@ -30,6 +31,7 @@ fn settings() -> Settings {
         leak_limit: 1,
         receivers: 2,
         max_discard: 1024,
+        automatic: HeaderLines::DEFAULT,
     }
 }
 

@@ -52,6 +52,7 @@ impl Exchange {
             close: last,
             keep_alive: self.head.keep_alive,
             request_id,
+            automatic: self.shared.settings.automatic,
         };
         let Exchange { shared, connection, raw, quirks, .. } = self;
         if unread {

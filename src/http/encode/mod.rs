@@ -8,6 +8,7 @@ mod tests;
 
 use std::io::{self, Write};
 
+use crate::http::automatic::HeaderLines;
 use crate::http::body::{Body, BodySource, Content, ReadFailure};
 use crate::http::date::append_date;
 use crate::http::head::Version;
@@ -26,6 +27,8 @@ pub(crate) struct ResponseContext<'a> {
     /// The connection stays, and the HTTP/1.0 client asked for it.
     pub(crate) keep_alive: bool,
     pub(crate) request_id: &'a str,
+    /// The headers that every response gets.
+    pub(crate) automatic: HeaderLines,
 }
 
 /// How the body of a response is framed.
@@ -113,10 +116,13 @@ fn append_head(response: &Response, context: &ResponseContext<'_>, out: &mut Vec
     append_number(response.status().into(), out);
     out.push(b' ');
     out.extend_from_slice(reason_phrase(response.status()).as_bytes());
-    out.extend_from_slice(b"\r\nServer: allout\r\nDate: ");
+    out.extend_from_slice(b"\r\nDate: ");
     append_date(out);
-    out.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: ");
-    out.extend_from_slice(context.request_id.as_bytes());
+    out.extend_from_slice(context.automatic.lines.as_bytes());
+    if context.automatic.request_id {
+        out.extend_from_slice(b"\r\nX-Request-Id: ");
+        out.extend_from_slice(context.request_id.as_bytes());
+    }
     for (name, value) in response.headers() {
         // RFC 9110, section 15.4.5: no representation metadata in a 304 beyond what a cache needs; a 204 has none.
         if framing == BodyFraming::None && name == "Content-Type" {

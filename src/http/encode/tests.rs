@@ -1,8 +1,14 @@
 use super::*;
 use std::io::Read;
 
-const CONTEXT: ResponseContext<'static> =
-    ResponseContext { version: Version::Http11, head_only: false, close: false, keep_alive: false, request_id: "id-1" };
+const CONTEXT: ResponseContext<'static> = ResponseContext {
+    version: Version::Http11,
+    head_only: false,
+    close: false,
+    keep_alive: false,
+    request_id: "id-1",
+    automatic: HeaderLines::DEFAULT,
+};
 const HTTP10: ResponseContext<'static> = ResponseContext { version: Version::Http10, close: true, ..CONTEXT };
 const HEAD: ResponseContext<'static> = ResponseContext { head_only: true, ..CONTEXT };
 

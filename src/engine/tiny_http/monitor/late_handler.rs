@@ -8,12 +8,13 @@ use socket2::SockRef;
 use super::sockets::SocketTable;
 use crate::engine::tiny_http::connection::Connection;
 use crate::engine::{CloseReason, ConnStats};
+use crate::http::automatic::HeaderLines;
 use crate::http::encode::{ResponseContext, encode};
 use crate::http::head::Version;
 use crate::http::response::Response;
 
 /// Answers 503 in the place of the handler, unless it begins to answer in this moment.
-pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: &ConnStats) {
+pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: &ConnStats, automatic: HeaderLines) {
     if !connection.claim_response() {
         return;
     }
@@ -27,6 +28,7 @@ pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: 
         close: true,
         keep_alive: false,
         request_id: "-", // the handler's thread has it
+        automatic,
     };
     let mut bytes = Vec::new();
     encode(&Response::error(503, "the request took too long"), &context, &mut bytes);

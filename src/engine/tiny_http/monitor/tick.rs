@@ -316,7 +316,9 @@ impl Context {
                 connection.expire_body();
                 return false;
             }
-            Verdict::TimeOut => late_handler::answer_for(connection, &self.sockets, &self.connections.counts),
+            Verdict::TimeOut => {
+                late_handler::answer_for(connection, &self.sockets, &self.connections.counts, self.settings.automatic);
+            }
             Verdict::ShutRead => {
                 self.connections.count_close(CloseReason::Drain);
                 connection.shutdown_read();

@@ -141,6 +141,7 @@ pub(super) fn is_leaked(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::automatic::HeaderLines;
 
     const SECOND: Duration = Duration::from_secs(1);
     const SETTINGS: Settings = Settings {
@@ -151,6 +152,7 @@ mod tests {
         leak_limit: 16,
         receivers: 0,
         max_discard: 0,
+        automatic: HeaderLines::DEFAULT,
     };
 
     fn idle(since: Instant) -> Observation {

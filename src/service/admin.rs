@@ -1,0 +1,104 @@
+//! The admin routes of a service, and what they show.
+
+#[cfg(feature = "metrics")]
+use std::sync::Arc;
+
+use crate::admin::checks::Check;
+use crate::service::Service;
+use crate::service::error::StartError;
+
+/// # Admin routes
+impl Service {
+    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`).
+    pub fn without_admin_routes(mut self) -> Service {
+        self.admin.routes = false;
+        self
+    }
+
+    /// Adds `/shutdown`, which stops the service on `GET` and `POST`. Without it the path is 404, whatever the
+    /// [fallback](Service::fallback) is.
+    ///
+    /// It answers to clients on this machine that run as the same user as the service, or as root: `curl
+    /// localhost:8088/shutdown`. A request is refused with 403 if it comes from another web page or through a proxy. A
+    /// proxy on this machine that adds no header is told by its process: another user's, or one that listens on TCP. One
+    /// that runs as root while the service does not is not told: behind it, use a [token](Service::shutdown_token) or
+    /// leave the route out.
+    pub fn with_shutdown_route(mut self) -> Service {
+        self.admin.shutdown = true;
+        self
+    }
+
+    /// Adds `/shutdown` as [`with_shutdown_route`](Service::with_shutdown_route) does, and lets every client use it that
+    /// shows this token: `Authorization: Bearer TOKEN`.
+    ///
+    /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
+    pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
+        self.admin.token = Some(token.into());
+        self.with_shutdown_route()
+    }
+
+    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,
+    /// `route`, `status`, `bytes`, `duration_us`, `peer` and `id`, as fields of the `log` crate. Off unless asked for.
+    ///
+    /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
+    pub fn access_log(mut self, on: bool) -> Service {
+        self.admin.access_log = on;
+        self
+    }
+
+    /// Has an admin route elsewhere: the one that is otherwise at `from` (`/healthz`, `/readyz`, `/livez`, `/metrics` or
+    /// `/shutdown`) at `to`.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().admin_path("/healthz", "/-/healthy");
+    /// assert_eq!(service.handle(Request::get("/-/healthy")).status(), 200);
+    /// assert_eq!(service.handle(Request::get("/healthz")).status(), 404);
+    /// ```
+    pub fn admin_path(mut self, from: &str, to: &str) -> Service {
+        if !self.admin.paths.set(from, to) {
+            self.fail(StartError::Setting(format!("{from:?} is no admin route")));
+        }
+        self
+    }
+
+    /// Adds a readiness check: as long as it fails `/readyz` answers 503, with its name and what is wrong; as JSON if the
+    /// client accepts that (`Accept: application/json`). It runs from the start of the service on; until it has run once,
+    /// the service is not ready. `/healthz` does not ask it.
+    ///
+    /// ```
+    /// use allout::{Check, Request, Service};
+    ///
+    /// let service = Service::new().check(Check::new("database", || Err("no connection")));
+    /// let response = service.handle(Request::get("/readyz"));
+    /// assert_eq!((response.status(), response.into_text()?), (503, "not ready\ndatabase: no connection\n".to_owned()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn check(self, check: Check) -> Service {
+        let checks = self.admin.checks.clone();
+        if checks.add(check) { self.member("checks", move |stop| checks.run(stop)) } else { self }
+    }
+
+    /// Appends metrics of the service's own to `/metrics`, in Prometheus' text format: of a registry of any crate, or
+    /// written by hand. Each family begins with a line of its own, and its name is not one that begins with `allout_` or
+    /// `process_`.
+    ///
+    /// With the crate `prometheus`: `.append_metrics(|| TextEncoder::new().encode_to_string(&prometheus::gather())...)`.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use allout::{Request, Service};
+    ///
+    /// static SOLD: AtomicU64 = AtomicU64::new(7);
+    /// let service = Service::new().append_metrics(|| {
+    ///     format!("# TYPE shop_sold_total counter\nshop_sold_total {}\n", SOLD.load(Ordering::Relaxed))
+    /// });
+    /// assert!(service.handle(Request::get("/metrics")).into_text()?.ends_with("\nshop_sold_total 7\n"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[cfg(feature = "metrics")]
+    pub fn append_metrics(mut self, encode: impl Fn() -> String + Send + Sync + 'static) -> Service {
+        self.admin.own_metrics.push(Arc::new(encode));
+        self
+    }
+}

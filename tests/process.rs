@@ -187,6 +187,11 @@ fn without_proc_it_serves_and_says_what_it_cannot_do() {
     assert_eq!(log.matches("/proc is not mounted").count(), 1, "{log}");
 }
 
+/// The end of the status.
+fn about() -> String {
+    format!("; allout {}, {} engine", env!("CARGO_PKG_VERSION"), common::engine::ENGINE.name())
+}
+
 /// A receiver at `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,
@@ -239,7 +244,7 @@ fn a_manager_is_told_of_the_start_the_drain_and_the_end() {
     let mut server =
         Allout::new().env("NOTIFY_SOCKET", manager.path()).args(["--timeout-delay", "3s", "--grace", "20s"]).start();
     assert_eq!(manager.hear(), "STATUS=starting");
-    assert_eq!(manager.hear(), format!("READY=1 STATUS=serving on http://{}", server.addr));
+    assert_eq!(manager.hear(), format!("READY=1 STATUS=serving on http://{}{}", server.addr, about()));
     let mut connection = server.connect();
     connection.request("GET", "/timeout");
     server.wait_until_read(&connection);
@@ -292,7 +297,7 @@ fn a_watchdog_is_fed_twice_in_its_time_and_told_of_connections() {
             connection
         })
         .collect();
-    manager.hear_of("STATUS=serving, 2 connections");
+    manager.hear_of(", 2 connections; allout ");
     server.signal(Signal::STOP);
     manager.socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout can be set");
     while manager.socket.recv(&mut [0; 256]).is_ok() {}

@@ -184,7 +184,7 @@ fn it_says_when_it_serves_and_a_stop_takes_milliseconds() {
     for _ in 0..5 {
         machine.run("systemctl start allout");
         assert_eq!(get("/").status, 200, "started means that it serves");
-        assert!(machine.show("StatusText").contains("serving, "), "{}", machine.show("StatusText"));
+        assert!(machine.show("StatusText").contains("serving on http://"), "{}", machine.show("StatusText"));
         let began = Instant::now();
         machine.run("systemctl stop allout");
         took.push(began.elapsed());
@@ -288,7 +288,7 @@ fn the_watchdog_leaves_alone_what_answers() {
     let machine = Machine::with_service("WatchdogSec=1s");
     machine.run("systemctl start allout");
     let _connections: Vec<_> = (0..3).map(|_| in_flight("/")).collect();
-    machine.wait_for_status("serving, 3 connections");
+    machine.wait_for_status("serving on http://127.0.0.1:8088, 3 connections; allout ");
     std::thread::sleep(Duration::from_secs(4)); // four times as long as it would take
     assert_eq!(machine.show("NRestarts,ActiveState"), "NRestarts=0 ActiveState=active");
     assert_eq!(machine.said("warning"), "");
@@ -406,11 +406,52 @@ fn the_units_are_hardened_and_systemd_has_nothing_to_say_about_them() {
     let machine = Machine::boot();
     machine.run("cd /etc/systemd/system && allout --systemd-unit > allout.service");
     machine.run("cd /etc/systemd/system && allout --systemd-unit=socket > allout.socket");
-    let verified = machine.try_run("cd /etc/systemd/system && systemd-analyze verify allout.service allout.socket");
+    machine.run("cd /etc/systemd/system && allout --systemd-unit=template > allout@.service");
+    let units = "allout.service allout.socket allout@8081.service";
+    let verified = machine.try_run(&format!("cd /etc/systemd/system && systemd-analyze verify {units}"));
     let said = [verified.stdout.as_slice(), verified.stderr.as_slice()].concat();
     assert!(verified.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
     // In tenths.
     machine.run("systemctl daemon-reload && systemd-analyze security --threshold=10 --no-pager allout.service");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn options_beside_the_unit_are_in_force_and_its_address_is_reached() {
+    let machine = Machine::boot();
+    // Without a credential: systemd cannot make one readable here, since the kernel's tmpfs has no access control lists.
+    machine.run(
+        "allout --systemd-unit --listen 0.0.0.0:80 --grace '1m 30s' > /etc/systemd/system/allout.service \
+         && systemctl daemon-reload && systemctl start allout",
+    );
+    let there = SocketAddr::from(([127, 0, 0, 1], 80));
+    let ask = |path: &str| Connection::open(there, LIMIT).expect("it can be connected to").ask("GET", path);
+    assert_eq!(ask("/").status, 200);
+    assert!(machine.show("StatusText").contains("serving on http://0.0.0.0:80"), "{}", machine.show("StatusText"));
+    let limits = machine.said("info");
+    let limits = limits.lines().find(|line| line.contains("at most ")).unwrap_or_default();
+    assert!(limits.contains("4096 connections") && !limits.contains("limit on"), "{limits}");
+    assert_eq!(machine.show("IPAddressDeny"), "IPAddressDeny=");
+    let environment = machine.show("Environment");
+    assert!(environment.contains("ALLOUT_GRACE=1m 30s"), "{environment}");
+    machine.run("systemctl stop allout");
+    assert_eq!(machine.show(ENDED), ENDED_WELL);
+    let refused = machine.try_run("allout --systemd-unit --shutdown-token s3cret");
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn instances_of_the_template_serve_the_ports_that_they_are_called_by() {
+    let machine = Machine::boot();
+    machine.run("allout --systemd-unit=template --idle-timeout 20s > /etc/systemd/system/allout@.service");
+    machine.run("systemctl daemon-reload && systemctl start allout@8081 allout@8082");
+    for port in [8081, 8082] {
+        let there = SocketAddr::from(([127, 0, 0, 1], port));
+        let response = Connection::open(there, LIMIT).expect("it can be connected to").ask("GET", "/");
+        assert_eq!(response.status, 200);
+    }
+    machine.run("systemctl stop allout@8081 allout@8082");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use allout::EngineKind;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 /// Longest duration that is accepted. More is a typing error.
@@ -174,9 +175,10 @@ pub struct Args {
     #[arg(help_heading = "Shutdown route", value_parser = BoolishValueParser::new(), verbatim_doc_comment)]
     pub no_shutdown: bool,
 
-    /// Print a hardened unit for this binary and exit: the service, or with
-    /// --systemd-unit=socket the socket that starts it
-    #[arg(long, env = "ALLOUT_SYSTEMD_UNIT", value_name = "service|socket")]
+    /// Print a hardened unit for this binary, with the other options in it,
+    /// and exit: the service, the socket that starts it, a service of a user,
+    /// or a template whose instances are ports
+    #[arg(long, env = "ALLOUT_SYSTEMD_UNIT", value_name = "service|socket|user|template")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "service", hide_possible_values = true)]
     #[arg(help_heading = "systemd", verbatim_doc_comment)]
     pub systemd_unit: Option<Unit>,
@@ -229,6 +231,10 @@ pub enum Unit {
     Service,
     /// The socket that starts the service.
     Socket,
+    /// The service, for the manager of a user.
+    User,
+    /// The service, once for each port.
+    Template,
 }
 
 /// What can be generated from the definition of the command line.
@@ -284,6 +290,28 @@ impl Args {
             None => Ok(self),
         }
     }
+}
+
+/// The options that this process was given, on its command line or in its environment, as variables; without
+/// `--systemd-unit`, and without those of the shutdown token, which is not for everyone to read.
+pub fn given() -> Vec<(String, String)> {
+    let mut command = command();
+    let Ok(matches) = command.try_get_matches_from_mut(std::env::args_os()) else { return Vec::new() };
+    let is_given = |id: &str| {
+        let source = matches.value_source(id);
+        matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
+    let mut given = Vec::new();
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        if !is_given(id) || ["systemd_unit", "shutdown_token", "shutdown_token_file"].contains(&id) {
+            continue;
+        }
+        let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
+        let values = matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy());
+        given.push((name.to_owned(), values.collect::<Vec<_>>().join(",")));
+    }
+    given
 }
 
 /// Warnings about `ALLOUT_` variables that no option reads, with the variable that was probably meant.

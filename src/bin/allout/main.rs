@@ -7,7 +7,6 @@ mod token;
 mod unit;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,7 +30,11 @@ fn main() -> ExitCode {
         return written(args::generate(what, &mut std::io::stdout()));
     }
     if let Some(unit) = args.systemd_unit {
-        return written(print_unit(unit, &args.listen));
+        if args.shutdown_token.is_some() {
+            eprintln!("allout: a unit can be read by every user: use --shutdown-token-file");
+            return ExitCode::from(EXIT_USAGE);
+        }
+        return written(print_unit(unit, &args));
     }
     if let Err(error) = logging::init(args.log_format) {
         eprintln!("allout: no log: {error}");
@@ -60,15 +63,21 @@ fn written(result: std::io::Result<()>) -> ExitCode {
     }
 }
 
-fn print_unit(unit: Unit, listen: &[SocketAddr]) -> std::io::Result<()> {
+fn print_unit(unit: Unit, args: &Args) -> std::io::Result<()> {
+    // The kernel adds " (deleted)" if the binary was replaced since it started: proc_pid_exe(5).
+    let binary = std::env::current_exe()?;
+    let name = binary.to_string_lossy();
+    let binary = name.strip_suffix(" (deleted)").map_or(&*binary, Path::new);
+    let options = unit::Options {
+        variables: args::given(),
+        addresses: args.listen.iter().chain(&args.admin_listen).copied().collect(),
+        token_file: args.shutdown_token_file.clone(),
+    };
     let text = match unit {
-        // The kernel adds " (deleted)" if the binary was replaced since it started: proc_pid_exe(5).
-        Unit::Service => {
-            let binary = std::env::current_exe()?;
-            let name = binary.to_string_lossy();
-            unit::service_unit(name.strip_suffix(" (deleted)").map_or(&binary, Path::new))
-        }
-        Unit::Socket => unit::socket_unit(listen),
+        Unit::Service => unit::service_unit(binary, &options, false),
+        Unit::Template => unit::service_unit(binary, &options, true),
+        Unit::User => unit::user_unit(binary, &options),
+        Unit::Socket => unit::socket_unit(&args.listen),
     };
     std::io::stdout().write_all(text.as_bytes())
 }

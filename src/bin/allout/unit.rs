@@ -1,17 +1,17 @@
 //! The systemd units: what `--systemd-unit` prints.
 //!
-//! The service is given nothing that it does not use.
+//! The service is given nothing that it does not use. Options that are given beside `--systemd-unit` become variables of
+//! the unit, which `/etc/default/allout` overrides; what they need of the system, such as an address that others reach or
+//! a port below 1024, is allowed.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const SERVICE: &str = "\
-# Printed by allout --systemd-unit. Install as /etc/systemd/system/allout.service.
-# Options go into /etc/default/allout, a line each: ALLOUT_GRACE=10s
-[Unit]
-Description=allout HTTP service: one out, all out
+@HEAD@[Unit]
+Description=allout HTTP service@INSTANCE@: one out, all out
 After=network.target
 # Ten starts in ten seconds are a loop that needs an operator, and more than are made by hand.
 StartLimitIntervalSec=10s
@@ -20,8 +20,8 @@ StartLimitBurst=10
 [Service]
 Type=notify
 NotifyAccess=main
-EnvironmentFile=-/etc/default/allout
-@NOTE@ExecStart=@BINARY@
+@OPTIONS@EnvironmentFile=-/etc/default/allout
+@INSTANCEFILE@@NOTE@ExecStart=@BINARY@
 # Reexec: the same process goes on with the binary that is on disk now, and no request is lost.
 ExecReload=kill -HUP $MAINPID
 KillMode=mixed
@@ -41,23 +41,15 @@ WatchdogSec=30s
 LimitNOFILE=65536
 TasksMax=20000
 LimitCORE=0
+# Enough for the default --max-connections and --workers: 52 KiB and 56 KiB each. With less memory the service has fewer of
+# both, and says so. The kernel ends larger processes first if the whole machine runs out.
+MemoryMax=512M
+OOMScoreAdjust=-200
 OOMPolicy=stop
 
-# Only this machine is served and spoken to. To serve others, allow them here, too; serve all with
-#   IPAddressAllow=any
-IPAddressDeny=any
-IPAddressAllow=localhost
-
-# A token for /shutdown from elsewhere:
-#   LoadCredential=shutdown-token:/etc/allout/shutdown-token
-#   Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token
-
-# A user of its own without any privilege. Ports below 1024 work through allout.socket (--systemd-unit=socket).
-DynamicUser=yes
-PrivateUsers=yes
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
+@REACH@
+@TOKEN@
+@USER@NoNewPrivileges=yes
 SupplementaryGroups=
 UMask=0077
 KeyringMode=private
@@ -118,8 +110,139 @@ NoDelay=yes
 WantedBy=sockets.target
 ";
 
-/// The unit for the service, running this binary.
-pub fn service_unit(binary: &Path) -> String {
+/// A service of the user's own manager, which cannot give what needs privileges.
+const USER_SERVICE: &str = "\
+# Printed by allout --systemd-unit=user. Install as ~/.config/systemd/user/allout.service:
+#   systemctl --user enable --now allout; loginctl enable-linger   # serves while nobody is logged in, too
+# Options go into ~/.config/allout.env, a line each: ALLOUT_GRACE=10s
+[Unit]
+Description=allout HTTP service: one out, all out
+StartLimitIntervalSec=10s
+StartLimitBurst=10
+
+[Service]
+Type=notify
+NotifyAccess=main
+@OPTIONS@EnvironmentFile=-%E/allout.env
+@NOTE@ExecStart=@BINARY@
+ExecReload=kill -HUP $MAINPID
+KillMode=mixed
+Restart=on-failure
+RestartSec=500ms
+RestartPreventExitStatus=2 3 129 130 131 143
+TimeoutStartSec=20s
+TimeoutStopSec=15s
+WatchdogSec=30s
+LimitCORE=0
+MemoryMax=512M
+OOMPolicy=stop
+UMask=0077
+
+# What a manager without privileges can enforce: filters of system calls.
+NoNewPrivileges=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources @keyring @ipc @setuid @memlock
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=default.target
+";
+
+const HEAD: &str = "\
+# Printed by allout --systemd-unit. Install as /etc/systemd/system/allout.service.
+# Options go into /etc/default/allout, a line each: ALLOUT_GRACE=10s
+";
+
+const TEMPLATE_HEAD: &str = "\
+# Printed by allout --systemd-unit=template. Install as /etc/systemd/system/allout@.service. The instance is the port:
+#   systemctl enable --now allout@8081 allout@8082
+# Options go into /etc/default/allout, for all instances, and /etc/default/allout-8081, a line each: ALLOUT_GRACE=10s
+";
+
+const LOCAL: &str = "\
+# Only this machine is served and spoken to. To serve others, allow them here, too; serve all with
+#   IPAddressAllow=any
+IPAddressDeny=any
+IPAddressAllow=localhost
+";
+
+const REACHABLE: &str = "\
+# Others can reach the address, so everyone is served. To let only some in: IPAddressDeny=any, and IPAddressAllow= with
+# their networks.
+";
+
+const TOKEN: &str = "\
+# A token for /shutdown from elsewhere:
+#   LoadCredential=shutdown-token:/etc/allout/shutdown-token
+#   Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token
+";
+
+const USER: &str = "\
+# A user of its own without any privilege. Ports below 1024 work through allout.socket (--systemd-unit=socket).
+DynamicUser=yes
+PrivateUsers=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+";
+
+const LOW_PORT_USER: &str = "\
+# A user of its own with the one privilege that a port below 1024 takes. PrivateUsers= would take that away.
+DynamicUser=yes
+CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+AmbientCapabilities=CAP_NET_BIND_SERVICE
+";
+
+/// What goes into a unit beside the binary.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Variables, with the value for each.
+    pub variables: Vec<(String, String)>,
+    /// Addresses that are served, those of the admin routes included.
+    pub addresses: Vec<SocketAddr>,
+    /// File with the shutdown token, which becomes a credential: the user of the service could not read it.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Options {
+    /// `Environment=` lines.
+    fn lines(&self, instance_is_port: bool) -> String {
+        let mut lines = String::new();
+        for (name, value) in &self.variables {
+            if instance_is_port && name == LISTEN {
+                continue;
+            }
+            let _ = writeln!(lines, "Environment={}", quote(format!("{name}={value}").as_bytes()));
+        }
+        if instance_is_port {
+            let first = self.addresses.first().map_or(IpAddr::from([127, 0, 0, 1]), SocketAddr::ip);
+            let host = if first.is_ipv6() { format!("[{first}]") } else { first.to_string() };
+            let _ = writeln!(lines, "Environment={LISTEN}={host}:%i"); // writing to a String cannot fail
+        }
+        lines
+    }
+
+    fn token(&self) -> String {
+        let Some(path) = &self.token_file else { return TOKEN.to_owned() };
+        let source = [b"shutdown-token:", path.as_os_str().as_bytes()].concat();
+        format!(
+            "LoadCredential={}\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token\n",
+            String::from_utf8_lossy(&source).replace('%', "%%")
+        )
+    }
+}
+
+/// Variable of the addresses.
+const LISTEN: &str = "ALLOUT_LISTEN";
+
+/// The unit for the service, running this binary; a template for an instance by port, if `template`.
+pub fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
     // DynamicUser could not enter these, and ProtectHome and PrivateTmp hide them.
     let hidden = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"].iter().any(|place| binary.starts_with(place));
     // However well quoted.
@@ -131,7 +254,36 @@ pub fn service_unit(binary: &Path) -> String {
     } else {
         ""
     };
-    SERVICE.replace("@NOTE@", note).replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
+    let is_reachable = options.addresses.iter().any(|address| !address.ip().is_loopback());
+    let has_low_port = options.addresses.iter().any(|address| (1..1024).contains(&address.port()));
+    let (head, instance, file) = if template {
+        (TEMPLATE_HEAD, " on port %i", "EnvironmentFile=-/etc/default/allout-%i\n")
+    } else {
+        (HEAD, "", "")
+    };
+    SERVICE
+        .replace("@HEAD@", head)
+        .replace("@INSTANCE@", instance)
+        .replace("@INSTANCEFILE@", file)
+        .replace("@OPTIONS@", &options.lines(template))
+        .replace("@REACH@", if is_reachable { REACHABLE } else { LOCAL })
+        .replace("@TOKEN@", &options.token())
+        .replace("@USER@", if has_low_port { LOW_PORT_USER } else { USER })
+        .replace("@NOTE@", note)
+        .replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
+}
+
+/// The unit for the manager of a user.
+pub fn user_unit(binary: &Path, options: &Options) -> String {
+    let mut lines = options.lines(false);
+    if let Some(path) = &options.token_file {
+        let variable = [b"ALLOUT_SHUTDOWN_TOKEN_FILE=", path.as_os_str().as_bytes()].concat();
+        let _ = writeln!(lines, "Environment={}", quote(&variable)); // writing to a String cannot fail
+    }
+    USER_SERVICE
+        .replace("@OPTIONS@", &lines)
+        .replace("@NOTE@", "")
+        .replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
 }
 
 /// The unit for the sockets that start the service.
@@ -196,15 +348,59 @@ mod tests {
             ("/opt/100%/a\"b\\c$d", "\"/opt/100%%/a\\\"b\\\\c$d\""),
             ("/opt/é\n", "\"/opt/é\\x0a\""),
         ] {
-            let unit = service_unit(Path::new(path));
+            let unit = service_unit(Path::new(path), &Options::default(), false);
             assert!(unit.contains(&format!("\nExecStart={quoted}\n")), "{path}: {unit}");
-            assert!(!unit.contains("@BINARY@") && !unit.contains("@NOTE@"), "{unit}");
+            assert!(!has_placeholder(&unit), "{unit}");
         }
         assert_eq!(quote(b"/\xff"), "\"/\\xff\"");
     }
 
+    /// Filters of system calls begin with `@` as well, in lower case.
+    fn has_placeholder(unit: &str) -> bool {
+        unit.split('@').skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
+    }
+
+    #[test]
+    fn options_become_variables_and_what_they_need_is_allowed() {
+        let binary = Path::new("/usr/bin/allout");
+        let unit = service_unit(binary, &Options::default(), false);
+        assert!(unit.contains("\nIPAddressDeny=any\n") && unit.contains("\nPrivateUsers=yes\n"), "{unit}");
+        assert!(!unit.contains("\nEnvironment="), "{unit}");
+
+        let options = Options {
+            variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
+            addresses: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
+            token_file: Some("/etc/allout/token".into()),
+        };
+        let unit = service_unit(binary, &options, false);
+        assert!(!has_placeholder(&unit), "{unit}");
+        for line in [
+            "Environment=ALLOUT_LISTEN=0.0.0.0:80",
+            "Environment=\"ALLOUT_GRACE=1m 30s\"",
+            "LoadCredential=shutdown-token:/etc/allout/token",
+            "Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token",
+            "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+        ] {
+            assert!(unit.contains(&format!("\n{line}\n")), "{line}: {unit}");
+        }
+        assert!(!unit.contains("\nIPAddressDeny") && !unit.contains("\nPrivateUsers"), "{unit}");
+        // Later settings win, so that the file overrides the options.
+        assert!(unit.find("Environment=") < unit.find("EnvironmentFile="), "{unit}");
+
+        let unit = service_unit(binary, &options, true);
+        assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n") && !has_placeholder(&unit), "{unit}");
+        let unit = service_unit(binary, &Options::default(), true);
+        assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=127.0.0.1:%i\n"), "{unit}");
+
+        let unit = user_unit(binary, &options);
+        assert!(unit.contains("\nWantedBy=default.target\n") && !has_placeholder(&unit), "{unit}");
+        assert!(unit.contains("\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=/etc/allout/token\n"), "{unit}");
+        assert!(!unit.contains("DynamicUser") && !unit.contains("IPAddress"), "{unit}");
+    }
+
     #[test]
     fn a_binary_that_the_unit_hides_is_pointed_out() {
+        let service_unit = |path| service_unit(path, &Options::default(), false);
         assert!(service_unit(Path::new("/home/me/allout")).contains("CAUTION"));
         assert!(service_unit(Path::new("/opt/a\"b")).contains("CAUTION"));
         assert!(!service_unit(Path::new("/usr/bin/allout")).contains("CAUTION"));

@@ -3,7 +3,7 @@
 //! | when | what is written |
 //! | --- | --- |
 //! | the service answers | `READY=1` |
-//! | each half of the watchdog's period, if it still answers | `WATCHDOG=1`, and `STATUS=serving, 12 connections` |
+//! | each half of the watchdog's period, if it still answers | `WATCHDOG=1`, and `STATUS=serving on http://127.0.0.1:8088, 12 connections; allout 0.1.0, native engine` |
 //! | the drain begins | `STOPPING=1` (before a re-exec `RELOADING=1`) |
 //! | each second of a drain | `EXTEND_TIMEOUT_USEC=`, `WATCHDOG=1`, `STATUS=draining: 3 requests, 27s left` |
 //!
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use crate::engine::Engines;
+use crate::engine::{Engine, Engines};
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::observe::WorkerPool;
 use crate::observe::systemd::notify::NotifySocket;
@@ -165,11 +165,10 @@ impl SystemdNotifier {
     }
 
     fn serving(&self, with_numbers: bool) -> String {
-        if with_numbers {
-            format!("serving, {}", pluralize(self.engines.connections(), "connection"))
-        } else {
-            format!("serving on {}", self.addresses())
-        }
+        let connections = || format!(", {}", pluralize(self.engines.connections(), "connection"));
+        let numbers = if with_numbers { connections() } else { String::new() };
+        let (version, engine) = (env!("CARGO_PKG_VERSION"), self.engines.iter().next().map_or("no", Engine::name));
+        format!("serving on {}{numbers}; allout {version}, {engine} engine", self.addresses())
     }
 
     fn draining(&self, left: Duration) -> String {

@@ -1,20 +1,16 @@
 //! The state of a connection, and of the request in flight on it.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::pipeline::Pipeline;
 use super::wire::write_request_line;
 use crate::clock::saturating_add;
 use crate::engine::ConnStats;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::tcp_info;
-
-/// Pipelined requests below which a throttled connection is resumed: far enough below
-/// [`PIPELINE_HIGH`](super::connection::PIPELINE_HIGH) that the filter is not toggled for each request.
-pub(super) const PIPELINE_LOW: usize = 8;
 
 /// Memory of a request line, in bytes, that an idle connection keeps.
 const MAX_IDLE_LINE: usize = 256;
@@ -69,11 +65,13 @@ pub(super) struct Inner {
     pub(super) since: Instant,
     /// Method and target of the request in flight.
     pub(super) request_line: String,
-    pub(super) pipelined: VecDeque<tiny_http::Request>,
+    pub(super) pipelined: Pipeline,
     pub(super) conn_state: ConnState,
     pub(super) activity: Activity,
     pub(super) unacked_responses: u8,
     pub(super) throttled: bool,
+    /// How often it was throttled.
+    pub(super) throttles: u32,
     /// The response to the request in flight is claimed: by the request itself, or by its timeout.
     pub(super) claimed: bool,
     /// The body of the request in flight did not come in time.
@@ -90,11 +88,12 @@ impl Inner {
             busy: false,
             since: Instant::now(),
             request_line: String::new(),
-            pipelined: VecDeque::new(),
+            pipelined: Pipeline::default(),
             conn_state: ConnState::Open,
             activity: Activity::Writing,
             unacked_responses: 0,
             throttled: false,
+            throttles: 0,
             claimed: false,
             body_expired: false,
             sealed: None,
@@ -115,12 +114,9 @@ impl Inner {
     /// No request is in flight.
     pub(super) fn become_idle(&mut self) {
         self.busy = false;
-        // Memory of one long target or one long pipeline is not kept by an idle connection.
+        // Memory of one long target is not kept by an idle connection.
         if self.request_line.capacity() > MAX_IDLE_LINE {
             self.request_line = String::new();
-        }
-        if self.pipelined.capacity() > PIPELINE_LOW {
-            self.pipelined = VecDeque::new();
         }
     }
 
@@ -151,13 +147,14 @@ impl Inner {
         if let Some(socket) = &self.socket {
             self.throttled = set_min_ttl_filter(&**socket, true).is_ok();
             if self.throttled {
+                self.throttles = self.throttles.wrapping_add(1);
                 stats.throttled.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
     pub(super) fn resume_if_short_queue(&mut self) {
-        if self.throttled && self.pipelined.len() < PIPELINE_LOW {
+        if self.throttled && self.pipelined.is_low() {
             self.resume();
         }
     }

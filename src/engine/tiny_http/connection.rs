@@ -13,13 +13,6 @@ use crate::engine::ConnStats;
 use crate::sync::lock;
 use crate::sys::tcp::{tcp_info, unread_bytes};
 
-/// Pipelined requests of a connection above which it is throttled. A client that pipelines a thousand is throttled only
-/// by the pace of its own responses.
-pub(super) const PIPELINE_HIGH: usize = 32;
-
-/// Hard limit on pipelined requests of a connection: above this it stays throttled even if a response needs its ACKs.
-const PIPELINE_MAX: usize = 2048;
-
 /// Small responses written before asking the kernel (`TCP_INFO`) whether earlier ones were acknowledged. A new socket
 /// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
 const MAX_UNACKED_RESPONSES: u8 = 8;
@@ -146,7 +139,7 @@ impl Connection {
     /// Lifts the throttle, because it also drops the peer's ACKs and a response may be blocked on them.
     pub(crate) fn resume(&self) {
         let mut state = self.state();
-        if state.throttled && state.pipelined.len() <= PIPELINE_MAX {
+        if state.throttled {
             state.resume();
         }
     }
@@ -163,6 +156,12 @@ impl Connection {
 
     pub(crate) fn is_throttled(&self) -> bool {
         self.state().throttled
+    }
+
+    /// How often it was throttled so far, if it is now.
+    pub(crate) fn throttle_number(&self) -> Option<u32> {
+        let state = self.state();
+        state.throttled.then_some(state.throttles)
     }
 
     /// Shuts both directions down: `tiny_http` closes the socket at once.

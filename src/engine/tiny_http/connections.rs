@@ -8,7 +8,7 @@
 //!
 //! * **One request of a connection at a time.** Requests that arrive behind it are queued, in order, so that no connection
 //!   ever occupies more than one worker, and no worker ever waits for another's response.
-//! * **The queue of a connection is bounded**: see [`PIPELINE_HIGH`] and [`PIPELINE_TOTAL_MAX`].
+//! * **The queue of a connection is bounded**: see [`pipeline`](super::pipeline).
 //! * **After the last response nothing is handled.** Requests that still arrive are discarded.
 //! * Locks: the table's, then a connection's, never the other way round; none is held across a write, a handler or a join.
 //!
@@ -34,16 +34,13 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::conn_state::ConnState;
-use super::connection::{Connection, PIPELINE_HIGH};
+use super::connection::Connection;
 use super::discover::DiscoveredSocket;
+use super::pipeline::{Fill, PipelineTotals};
 use super::wire::estimated_wire_len;
 use crate::engine::{CloseReason, ConnStats, StopState};
 use crate::sync::lock;
 use crate::sys::tcp::tcp_info;
-
-/// Requests pipelined on all connections together, at some 2 KiB each (`tiny_http` makes two channels for every one),
-/// above which connections with more than [`PIPELINE_HIGH`] are aborted.
-const PIPELINE_TOTAL_MAX: usize = 32 * 1024;
 
 /// The table.
 #[derive(Debug)]
@@ -51,11 +48,13 @@ pub(crate) struct ConnectionTable {
     by_peer: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
     request_timeout: Duration,
     in_flight: AtomicUsize,
-    pipelined: AtomicUsize,
+    pipelined: PipelineTotals,
     /// The monitor alone resumes throttled connections; see `throttle`.
     throttling: AtomicBool,
     /// The listener sleeps: `tiny_http`'s queue is empty.
     engine_queue_empty: AtomicBool,
+    /// It was empty at some moment since the monitor last asked.
+    engine_queue_emptied: AtomicBool,
     pub(crate) counts: ConnStats,
 }
 
@@ -65,8 +64,10 @@ pub(crate) enum Admission {
     Run { connection: Arc<Connection>, request: tiny_http::Request, new_connection: bool },
     /// Another one of its connection is in flight: it is queued.
     Queued,
-    /// It is queued, and so are too many others of its connection, whose socket is not known yet.
+    /// It is queued, and so are many others of its connection, which is to be throttled once its socket is found.
     OverLimit(Arc<Connection>),
+    /// It is queued, and so are more than are kept: the connection is to be aborted.
+    Overflow(Arc<Connection>),
     /// The connection of this peer is closing or closed: the request may be of a newer one.
     Stale(Arc<Connection>, tiny_http::Request),
     /// It is of no internet socket.
@@ -89,9 +90,10 @@ impl ConnectionTable {
             by_peer: Mutex::default(),
             request_timeout,
             in_flight: AtomicUsize::new(0),
-            pipelined: AtomicUsize::new(0),
+            pipelined: PipelineTotals::default(),
             throttling: AtomicBool::new(false),
             engine_queue_empty: AtomicBool::new(false),
+            engine_queue_emptied: AtomicBool::new(false),
             counts: ConnStats::default(),
         }
     }
@@ -124,21 +126,35 @@ impl ConnectionTable {
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             return Admission::Run { connection, request, new_connection };
         }
-        state.pipelined.push_back(request);
-        let queued = state.pipelined.len();
-        let total = self.pipelined.fetch_add(1, Ordering::Relaxed) + 1;
-        if total > PIPELINE_TOTAL_MAX && queued > PIPELINE_HIGH {
-            drop(state);
-            self.count_close(CloseReason::PipelineOverflow);
-            connection.abort(); // the queue is discarded when the request in flight ends
-        } else if queued > PIPELINE_HIGH && !state.is_throttled() {
-            state.throttle(&self.counts);
-            if !state.is_throttled() {
+        match state.pipelined.push(request, &self.pipelined) {
+            Fill::Short => Admission::Queued,
+            Fill::Long => {
+                state.throttle(&self.counts);
+                if state.is_throttled() {
+                    return Admission::Queued;
+                }
                 drop(state);
-                return Admission::OverLimit(connection);
+                Admission::OverLimit(connection)
+            }
+            Fill::Overflow => {
+                drop(state);
+                Admission::Overflow(connection)
             }
         }
-        Admission::Queued
+    }
+
+    /// Takes the pipelined requests of a connection on which nothing is answered any more, to be discarded.
+    pub(crate) fn take_pipelined(&self, connection: &Connection) -> Vec<tiny_http::Request> {
+        let rest = {
+            let mut state = connection.state();
+            let rest = state.pipelined.take_all(&self.pipelined);
+            if !rest.is_empty() {
+                state.seal();
+            }
+            rest
+        };
+        self.counts.discarded.fetch_add(rest.len() as u64, Ordering::Relaxed);
+        rest
     }
 
     /// Ends a request in flight, and gives the next of its connection, which is then in flight.
@@ -152,23 +168,17 @@ impl ConnectionTable {
             if state.conn_state.accepts_requests() {
                 state.conn_state = ConnState::Closing { since: state.since };
             }
-            let rest: Vec<_> = state.pipelined.drain(..).collect();
-            if !rest.is_empty() {
-                state.seal();
-            }
             drop(state);
-            self.pipelined.fetch_sub(rest.len(), Ordering::Relaxed);
-            self.counts.discarded.fetch_add(rest.len() as u64, Ordering::Relaxed);
+            let rest = self.take_pipelined(connection);
             self.in_flight.fetch_sub(1, Ordering::Release);
             return AfterResponse::Closed(rest);
         }
-        if let Some(next) = state.pipelined.pop_front() {
+        if let Some(next) = state.pipelined.pop(&self.pipelined) {
             state.start_request(&next, self.request_timeout);
             if !self.throttling.load(Ordering::Relaxed) {
                 state.resume_if_short_queue();
             }
             drop(state);
-            self.pipelined.fetch_sub(1, Ordering::Relaxed);
             return AfterResponse::Next(next);
         }
         state.become_idle();
@@ -202,9 +212,8 @@ impl ConnectionTable {
         });
     }
 
-    /// Attaches a socket that was found to the connection of its peer. `orphans`: some sockets were closed before their
-    /// peer could be asked for, so that a request in flight may be of one of those.
-    pub(crate) fn attach_socket(&self, found: DiscoveredSocket, orphans: bool) -> (Arc<Connection>, Arc<OwnedFd>) {
+    /// Attaches a socket that was found to the connection of its peer.
+    pub(crate) fn attach_socket(&self, found: DiscoveredSocket) -> (Arc<Connection>, Arc<OwnedFd>) {
         let socket = Arc::new(found.socket);
         let mut by_peer = lock(&self.by_peer);
         let mut predecessor = None;
@@ -214,11 +223,9 @@ impl ConnectionTable {
             let newer = match &state.socket {
                 None => {
                     let silent = tcp_info(&*socket).is_ok_and(|info| !info.has_sent);
-                    // The former connection had its last response, and this socket had none; or a request is in flight
-                    // whose socket may be one of the orphans.
-                    let over = !state.conn_state.accepts_requests();
-                    matches!(state.conn_state, ConnState::Aborted { .. })
-                        || silent && if state.busy { orphans } else { over }
+                    // The former connection had its last response, and this socket had none.
+                    let over = !state.busy && !state.conn_state.accepts_requests();
+                    matches!(state.conn_state, ConnState::Aborted { .. }) || (silent && over)
                 }
                 Some(_) if state.is_tcp_closed() => true,
                 // Both live: no request can be told to be of one or the other.
@@ -270,7 +277,7 @@ impl ConnectionTable {
 
     /// Requests that are pipelined behind the one in flight of their connection.
     pub(crate) fn pipelined(&self) -> usize {
-        self.pipelined.load(Ordering::Relaxed)
+        self.pipelined.requests()
     }
 
     /// Throttling, while requests are sent faster than they are received: only the monitor resumes connections.
@@ -278,9 +285,20 @@ impl ConnectionTable {
         self.throttling.store(on, Ordering::Relaxed);
     }
 
-    /// `tiny_http`'s queue is empty (the listener sleeps), or may not be.
-    pub(crate) fn set_engine_queue_empty(&self, yes: bool) {
-        self.engine_queue_empty.store(yes, Ordering::Relaxed);
+    /// The listener has found `tiny_http`'s queue empty, or not. Stores only changes: it is called for each request.
+    pub(crate) fn set_engine_queue_empty(&self, empty: bool) {
+        if self.engine_queue_empty.load(Ordering::Relaxed) != empty {
+            self.engine_queue_empty.store(empty, Ordering::Relaxed);
+        }
+        if empty && !self.engine_queue_emptied.load(Ordering::Relaxed) {
+            self.engine_queue_emptied.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the queue is empty, or was at any moment since the last call: then all that `tiny_http` had read before has
+    /// been received.
+    pub(crate) fn take_engine_queue_emptied(&self) -> bool {
+        self.engine_queue_emptied.swap(false, Ordering::AcqRel) || self.is_engine_queue_empty() // the listener sleeps
     }
 
     pub(crate) fn is_engine_queue_empty(&self) -> bool {
@@ -300,15 +318,6 @@ impl ConnectionTable {
     /// Whether a newer connection of the same peer has taken its place.
     pub(super) fn is_superseded(&self, connection: &Arc<Connection>) -> bool {
         self.get(connection.peer).is_some_and(|current| !Arc::ptr_eq(&current, connection))
-    }
-
-    /// Connections with a request in flight whose socket is not known.
-    pub(crate) fn busy_without_socket(&self) -> usize {
-        let is_one = |connection: &&Arc<Connection>| {
-            let state = connection.state();
-            state.busy && state.socket.is_none()
-        };
-        lock(&self.by_peer).values().filter(is_one).count()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Connection>> {

@@ -10,7 +10,6 @@ use socket2::SockRef;
 
 use crate::sys::fd::{cookie, duplicate};
 use crate::sys::peer_name::peer_name;
-use crate::sys::tcp::tcp_info;
 
 /// Without `/proc` the size of the table is unknown: the scan stops after this many unused descriptors in a row. The
 /// lowest free number is given out first, so a live descriptor above a larger gap is missed until lower ones are reused.
@@ -32,8 +31,6 @@ pub(crate) struct FdScan {
     pub(crate) cookies: HashSet<u64>,
     /// Connections that were not known yet.
     pub(crate) found: Vec<DiscoveredSocket>,
-    /// Cookies of sockets that were not known yet and that were reset before their peer could be asked for.
-    pub(crate) orphans: Vec<u64>,
     /// Whether a connection was seen that could not be duplicated, because no descriptor was left.
     pub(crate) exhausted: bool,
     /// Descriptors in use.
@@ -62,9 +59,7 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
                 result.in_use += 1;
                 if result.cookies.insert(cookie) && !known(cookie) {
                     match identify(this, listen) {
-                        Ok(Identity::Connection(found)) => result.found.push(found),
-                        Ok(Identity::Orphan) => result.orphans.push(cookie),
-                        Ok(Identity::Other) => {}
+                        Ok(found) => result.found.extend(found),
                         Err(_) => result.exhausted = true,
                     }
                 }
@@ -79,41 +74,26 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
     result
 }
 
-/// What an unknown descriptor is.
-enum Identity {
-    Connection(DiscoveredSocket),
-    /// A connection of ours that was reset: the kernel does not tell its peer any more.
-    Orphan,
-    /// Not a connection that was accepted on our address.
-    Other,
-}
-
-/// Finds out what `number` is: of a connection that was accepted on `listen`, a duplicate.
+/// A duplicate of the connection behind `number`, also of one that was reset, if it was accepted on `listen`.
 ///
 /// # Errors
 ///
 /// No descriptor is left for the duplicate.
-fn identify(number: RawFd, listen: SocketAddr) -> io::Result<Identity> {
+fn identify(number: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket>> {
     let socket = match duplicate(number) {
         Ok(socket) => socket,
         Err(Errno::MFILE) => return Err(Errno::MFILE.into()),
-        Err(_) => return Ok(Identity::Other), // closed meanwhile
+        Err(_) => return Ok(None), // closed meanwhile
     };
     let reference = SockRef::from(&socket);
-    let (Ok(local), Ok(cookie)) = (reference.local_addr(), reference.cookie()) else { return Ok(Identity::Other) };
+    let (Ok(local), Ok(cookie)) = (reference.local_addr(), reference.cookie()) else { return Ok(None) };
     // An accepted connection has the listening port at its own end; a client within this process has it at the other.
     let is_ours = local.as_socket().is_some_and(|local| {
         local.port() == listen.port() && (listen.ip().is_unspecified() || listen.ip() == local.ip())
     });
-    if !is_ours {
-        return Ok(Identity::Other);
-    }
-    match peer_name(&socket) {
-        Some(peer) => Ok(Identity::Connection(DiscoveredSocket { socket, peer, cookie })),
-        // A listening socket has no peer either.
-        None if tcp_info(&socket).is_ok_and(|info| info.closed) => Ok(Identity::Orphan),
-        None => Ok(Identity::Other),
-    }
+    // A listening socket has no peer.
+    let peer = if is_ours { peer_name(&socket) } else { None };
+    Ok(peer.map(|peer| DiscoveredSocket { socket, peer, cookie }))
 }
 
 /// The size of the descriptor table, from `/proc/self/status` (`FDSize`, `proc_pid_status(5)`).
@@ -154,7 +134,7 @@ mod tests {
         assert!(!gone.cookies.contains(&found.cookie), "only our duplicate is left");
     }
     #[test]
-    fn a_connection_that_was_reset_before_it_was_found_has_its_peer() {
+    fn a_connection_that_was_reset_before_it_was_found_has_its_peer_all_the_same() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let client = TcpStream::connect(address).unwrap();

@@ -68,6 +68,15 @@ impl Exchange {
                 shared.monitor.scan_now();
                 connection.throttle(&shared.connections.counts);
             }
+            Admission::Overflow(connection) => {
+                shared.socket_of(&connection); // without it nothing can be shut down
+                shared.connections.count_close(CloseReason::PipelineOverflow);
+                log::debug!("{} is closed: it has pipelined more requests than are kept", connection.peer);
+                connection.abort();
+                for request in shared.connections.take_pipelined(&connection) {
+                    unread_body::discard_closing(shared, &connection, request, None);
+                }
+            }
             Admission::Stale(connection, request) => {
                 connection.seal();
                 shared.monitor.note_request(true); // a scan soon finds the connection that it may be of

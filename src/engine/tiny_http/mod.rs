@@ -21,6 +21,7 @@ mod connections;
 mod discover;
 mod exchange;
 mod monitor;
+mod pipeline;
 mod quirks;
 mod receive;
 mod respond;

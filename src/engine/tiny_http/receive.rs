@@ -173,8 +173,14 @@ impl ReceiveLoop {
             // The marker that `unblock` leaves is taken by `try_recv`, too: the flags say what it was for.
             for _ in 0..RECEIVE_BATCH {
                 match server.try_recv() {
-                    Ok(Some(request)) => self.admit(request, run_queue),
-                    Ok(None) => break,
+                    Ok(Some(request)) => {
+                        self.shared.connections.set_engine_queue_empty(false);
+                        self.admit(request, run_queue);
+                    }
+                    Ok(None) => {
+                        self.shared.connections.set_engine_queue_empty(true);
+                        break;
+                    }
                     Err(error) => return ReceiveEnd::Failed(error),
                 }
             }
@@ -194,7 +200,6 @@ impl ReceiveLoop {
                 continue;
             }
             let asleep = Instant::now();
-            self.shared.connections.set_engine_queue_empty(true);
             let received = server.recv();
             self.shared.connections.set_engine_queue_empty(false);
             match received {

@@ -31,6 +31,8 @@ const MAX_UNPARSED: u64 = 128;
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// Maximum backoff between two probes.
 const MAX_BACKOFF: Duration = Duration::from_secs(16);
+/// Bytes that may be received of a connection after it was throttled: what was on its way, and a receive buffer of 4 KiB.
+const THROTTLED_BYTES: u64 = 16 * 1024;
 /// Maximum backoff in a drain, which waits for these connections.
 const DRAIN_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -58,6 +60,8 @@ pub(crate) struct Backlog {
     /// While it is throttled: when it was last probed, and the backoff until the next probe.
     last_probe: Option<(Instant, Duration)>,
     resumed_at: Option<Instant>,
+    /// While it is throttled: the number of the throttle, and the bytes received when it was first seen.
+    throttled_at: Option<(u32, u64)>,
 }
 
 impl Backlog {
@@ -73,6 +77,22 @@ impl Backlog {
         let still = came == 0 && arrived == 0 && engine_queue_empty;
         self.bytes = if still { 0 } else { (self.bytes + came).saturating_sub(arrived) };
         self.queued = !engine_queue_empty;
+    }
+
+    /// Whether bytes arrive although the connection is throttled: its packets have the highest TTL. `throttle` is the
+    /// number of the throttle, if it is throttled; `received` are all bytes received of it.
+    pub(crate) fn ignores_throttle(&mut self, throttle: Option<u32>, received: u64) -> bool {
+        let Some(number) = throttle else {
+            self.throttled_at = None;
+            return false;
+        };
+        match self.throttled_at {
+            Some((same, since)) if same == number => received.saturating_sub(since) > THROTTLED_BYTES,
+            _ => {
+                self.throttled_at = Some((number, received));
+                false
+            }
+        }
     }
 
     /// Whether it must be checked again without an event on the socket.
@@ -204,6 +224,15 @@ mod tests {
         assert_eq!(probes, [500, 1500, 3500, 7500]);
         assert!(flow.should_probe(true, began + Duration::from_millis(7500) + DRAIN_BACKOFF, true), "a drain waits");
         assert!(!flow.should_probe(false, began + MAX_BACKOFF * 2, false), "it is not throttled");
+    }
+
+    #[test]
+    fn a_connection_ignores_a_throttle_if_bytes_arrive_all_the_same() {
+        let mut flow = Backlog::default();
+        assert!(!flow.ignores_throttle(None, 0) && !flow.ignores_throttle(Some(1), 100_000));
+        assert!(!flow.ignores_throttle(Some(1), 100_000 + THROTTLED_BYTES), "they were on their way");
+        assert!(!flow.ignores_throttle(Some(2), 900_000), "it was resumed in between");
+        assert!(flow.ignores_throttle(Some(2), 900_001 + THROTTLED_BYTES));
     }
 
     #[test]

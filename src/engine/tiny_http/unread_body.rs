@@ -11,6 +11,7 @@
 #![allow(unsafe_code)] // denied everywhere else; see `zero_remaining`
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::connection::Connection;
@@ -37,6 +38,16 @@ pub(super) fn discard_closing(
     raw: tiny_http::Request,
     body_left: Option<u64>,
 ) {
+    discard_aborted(connection, |peer| shared.monitor.abort_peer(peer), raw, body_left);
+}
+
+/// The same. `abort_peer` shuts down every socket of a peer.
+pub(super) fn discard_aborted(
+    connection: &Connection,
+    abort_peer: impl FnOnce(SocketAddr),
+    raw: tiny_http::Request,
+    body_left: Option<u64>,
+) {
     let (_, quirks) = quirks::of_rejected(&raw);
     if quirks.body_buffered {
         drop(raw.into_writer()); // a plain drop of `Request` answers 500
@@ -44,7 +55,7 @@ pub(super) fn discard_closing(
     }
     // The drop would read from the request's own socket, and wait there: every socket that it may be is shut down.
     connection.abort();
-    shared.monitor.abort_peer(connection.peer);
+    abort_peer(connection.peer);
     let left = body_left.or(raw.body_length().map(|length| length as u64));
     discard(raw, left.unwrap_or(0)); // of a chunked body nothing is allocated
 }

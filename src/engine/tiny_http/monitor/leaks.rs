@@ -1,113 +1,73 @@
 //! Connections that tiny_http never closes: each keeps a thread and two descriptors for good.
 //!
 //! A request line that says HTTP/2.0 or 3.0 (an h2c preface, for one) makes tiny_http's thread wait for a writer that it
-//! holds itself (`client.rs`, `next`). No request ever arrives of it. What can be seen is the socket: in the descriptor
-//! table although the connection is over. If it was reset before it was found, its peer is not known either: then it is
-//! an *orphan*, a closed socket of our port that belongs to no known connection.
+//! holds itself (`client.rs`, `next`). No request ever arrives of it. What can be seen is the socket: it is in the
+//! descriptor table although its connection is over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long after we have shut a connection down tiny_http may keep its socket, before it counts as leaked. A request
-/// that tiny_http has read, and the listener has not received, is safe for as long.
+use crate::engine::tiny_http::conn_state::{ConnState, Snapshot};
+
+/// How long after we have shut a connection down tiny_http may keep its socket before it counts as leaked.
 pub(super) const LEAK_AFTER: Duration = Duration::from_secs(3);
 /// The same for a connection that its peer has reset: no response can reach it.
-pub(super) const CLOSED_LEAK_AFTER: Duration = Duration::from_secs(1);
+const CLOSED_LEAK_AFTER: Duration = Duration::from_secs(1);
 /// The same in a drain, and while there are so many that they would reach the leak limit: a client can make a thousand in
 /// a second, which is as much as `RLIMIT_NOFILE` of 1,024 allows.
-pub(super) const FAST_LEAK_AFTER: Duration = Duration::from_millis(250);
-/// Age of an orphan at which tiny_http is made to start a thread: it may just be starved. As long as for others.
-const KNOCK_AFTER: Duration = Duration::from_millis(20);
+const FAST_LEAK_AFTER: Duration = Duration::from_millis(250);
 /// Between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is known of them.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
-    /// Cookies of orphans, and when each was found.
-    orphans: HashMap<u64, Orphan>,
-    /// Cookies of leaked sockets.
+    /// Cookies of leaked sockets that are still in the table.
     leaked: HashSet<u64>,
-    /// Leaked sockets of known connections that no [`Findings`] has named yet.
-    unreported: usize,
+    /// When tiny_http's queue was last empty.
+    queue_emptied: Option<Instant>,
     reached: bool,
     logged: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Orphan {
-    found: Instant,
-    knocked: bool,
-}
-
-/// What follows from a scan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Findings {
-    /// Sockets that have become leaked since the last findings.
-    pub(super) leaked: usize,
-    /// Threads that tiny_http should start.
-    pub(super) knocks: usize,
+/// How long closed sockets may be kept at a tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    closed: Duration,
+    queue_emptied: Option<Instant>,
 }
 
 impl Leaks {
-    /// Adds orphans.
-    pub(super) fn add_orphans(&mut self, cookies: impl IntoIterator<Item = u64>, now: Instant) {
-        self.orphans.extend(cookies.into_iter().map(|cookie| (cookie, Orphan { found: now, knocked: false })));
+    /// Notes that tiny_http's queue was empty since the last tick. All that it had read before has been received.
+    pub(super) fn note_queue_emptied(&mut self, now: Instant) {
+        self.queue_emptied = Some(now);
     }
 
-    /// Adds a socket of a known connection that tiny_http has leaked.
-    pub(super) fn add_leaked(&mut self, cookie: u64) {
-        self.leaked.insert(cookie);
-        self.unreported += 1;
-    }
-
-    /// Removes sockets that are closed (not in the descriptor table any more), calling `remove` for each; then judges the
-    /// remaining orphans.
-    /// `unattached` requests are in flight on connections whose socket is not known: as many orphans may be theirs.
-    pub(super) fn update(
-        &mut self,
-        is_open: impl Fn(u64) -> bool,
-        mut remove: impl FnMut(u64),
-        unattached: usize,
+    /// How long closed sockets may be kept. `closed` are the times at which those without a request in flight were closed;
+    /// `limit` is the number of leaks that must not be exceeded.
+    pub(super) fn patience(
+        &self,
+        closed: impl Iterator<Item = Instant>,
+        draining: bool,
         limit: u64,
         now: Instant,
-    ) -> Findings {
-        let mut is_open = |cookie: &u64| {
-            let open = is_open(*cookie);
-            if !open {
-                remove(*cookie);
-            }
-            open
-        };
-        self.orphans.retain(|cookie, _| is_open(cookie));
-        self.leaked.retain(&mut is_open);
-
-        let age = |orphan: &Orphan| now.saturating_duration_since(orphan.found);
-        let suspects = self.orphans.values().filter(|orphan| age(orphan) >= FAST_LEAK_AFTER).count();
-        let patience = if (suspects.saturating_sub(unattached) + self.leaked.len()) as u64 >= limit {
-            FAST_LEAK_AFTER
-        } else {
-            CLOSED_LEAK_AFTER
-        };
-        let mut findings = Findings { leaked: std::mem::take(&mut self.unreported), knocks: 0 };
-        for orphan in self.orphans.values_mut().filter(|orphan| !orphan.knocked && age(orphan) >= KNOCK_AFTER) {
-            orphan.knocked = true;
-            findings.knocks += 1;
-        }
-        let mut old: Vec<_> =
-            self.orphans.iter().filter(|(_, orphan)| age(orphan) >= patience).map(|(c, o)| (o.found, *c)).collect();
-        old.sort_unstable();
-        for (_, cookie) in old.iter().take(old.len().saturating_sub(unattached)) {
-            self.orphans.remove(cookie);
-            self.leaked.insert(*cookie);
-            findings.leaked += 1;
-        }
-        findings
+    ) -> Patience {
+        let suspects = closed.filter(|closed| now.saturating_duration_since(*closed) >= FAST_LEAK_AFTER).count();
+        let fast = draining || (suspects + self.leaked.len()) as u64 >= limit;
+        let closed = if fast { FAST_LEAK_AFTER } else { CLOSED_LEAK_AFTER };
+        Patience { closed, queue_emptied: self.queue_emptied }
     }
 
-    /// Whether orphans are watched, so that the table must be scanned again soon.
-    pub(super) fn has_orphans(&self) -> bool {
-        !self.orphans.is_empty()
+    /// Adds a leaked socket.
+    pub(super) fn add(&mut self, cookie: u64) {
+        self.leaked.insert(cookie);
+    }
+
+    /// Removes sockets that are closed (not in the descriptor table any more), calling `remove` for each.
+    pub(super) fn retain(&mut self, is_open: impl Fn(u64) -> bool, mut remove: impl FnMut(u64)) {
+        for gone in self.leaked.extract_if(|cookie| !is_open(*cookie)) {
+            remove(gone);
+        }
     }
 
     /// Leaked sockets that are still in the table.
@@ -120,7 +80,7 @@ impl Leaks {
         total >= limit && !std::mem::replace(&mut self.reached, true)
     }
 
-    /// Whether a new leak may be logged.
+    /// Whether a leak may be logged.
     pub(super) fn may_log(&mut self, now: Instant) -> bool {
         let may = self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_INTERVAL);
         if may {
@@ -130,57 +90,98 @@ impl Leaks {
     }
 }
 
+impl Patience {
+    /// Whether tiny_http has leaked the socket of a connection, which it still holds: the connection is over, no request of
+    /// it is in flight or in tiny_http's queue, and time has passed. `closed_at` is when the socket was first seen closed.
+    pub(super) fn is_over(self, seen: &Snapshot, closed_at: Option<Instant>, now: Instant) -> bool {
+        let passed = |over: Instant| {
+            // What was in the queue at that moment may be a request of it, which holds the socket.
+            self.queue_emptied
+                .filter(|emptied| *emptied > over)
+                .map(|_| now.saturating_duration_since(over.max(seen.since)))
+        };
+        let shut_down = match seen.conn_state {
+            ConnState::Aborted { since } | ConnState::ReadShut { since } => Some(since),
+            ConnState::Open | ConnState::Closing { .. } => None,
+        };
+        !seen.busy
+            && (closed_at.and_then(passed).is_some_and(|passed| passed > self.closed)
+                || shut_down.and_then(passed).is_some_and(|passed| passed > LEAK_AFTER))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::tiny_http::conn_state::Activity;
 
     const LIMIT: u64 = 10;
+    const SECOND: Duration = Duration::from_secs(1);
 
-    fn update(leaks: &mut Leaks, unattached: usize, now: Instant) -> Findings {
-        leaks.update(|_| true, |_| {}, unattached, LIMIT, now)
+    fn idle(conn_state: ConnState, since: Instant) -> Snapshot {
+        Snapshot { busy: false, since, pipelined: 0, conn_state, activity: Activity::Writing }
+    }
+
+    /// The queue was empty at the end of `now`'s tick.
+    fn patience(suspects: &[Instant], draining: bool, now: Instant) -> Patience {
+        let mut leaks = Leaks::default();
+        leaks.note_queue_emptied(now);
+        leaks.patience(suspects.iter().copied(), draining, LIMIT, now)
     }
 
     #[test]
-    fn an_orphan_is_knocked_for_once_and_leaked_when_it_stays() {
-        let (mut leaks, began) = (Leaks::default(), Instant::now());
-        leaks.add_orphans([7], began);
-        assert_eq!(update(&mut leaks, 0, began), Findings::default());
-        assert_eq!(update(&mut leaks, 0, began + KNOCK_AFTER), Findings { leaked: 0, knocks: 1 });
-        assert_eq!(update(&mut leaks, 0, began + FAST_LEAK_AFTER), Findings::default());
-        assert_eq!(update(&mut leaks, 0, began + CLOSED_LEAK_AFTER), Findings { leaked: 1, knocks: 0 });
-        assert!(!leaks.has_orphans() && leaks.present() == 1);
+    fn a_socket_is_leaked_when_its_connection_is_over_and_idle_and_it_stays() {
+        let began = Instant::now();
+        let late = began + LEAK_AFTER + SECOND;
+        let aborted = idle(ConnState::Aborted { since: began }, began);
+        assert!(patience(&[], false, late).is_over(&aborted, None, late));
+        assert!(!patience(&[], false, late).is_over(&Snapshot { busy: true, ..aborted }, None, late));
+        let ran_on = Snapshot { since: began + 2 * SECOND, ..aborted };
+        assert!(!patience(&[], false, late).is_over(&ran_on, None, late), "its handler");
+        assert!(!patience(&[], false, late).is_over(&idle(ConnState::Open, began), None, late));
     }
 
     #[test]
-    fn a_socket_that_tiny_http_closes_is_removed() {
-        let (mut leaks, began) = (Leaks::default(), Instant::now());
-        leaks.add_orphans([7, 8], began);
-        leaks.add_leaked(9);
+    fn a_reset_connection_has_a_second_and_less_in_a_drain_or_among_many() {
+        let began = Instant::now();
+        let reset = idle(ConnState::Open, began);
+        let at = |suspects: &[Instant], draining, after| {
+            patience(suspects, draining, began + after).is_over(&reset, Some(began), began + after)
+        };
+        assert!(!at(&[began], false, SECOND) && at(&[began], false, 2 * SECOND));
+        assert!(at(&[began], true, SECOND));
+        assert!(at(&[began; 10], false, SECOND) && !at(&[began; 9], false, SECOND));
+        assert!(!at(&[began; 10], false, FAST_LEAK_AFTER));
+    }
+
+    #[test]
+    fn while_the_queue_may_hold_a_request_of_it_a_socket_is_not_leaked() {
+        let began = Instant::now();
+        let late = began + 9 * SECOND;
+        let mut leaks = Leaks::default();
+        let is_over = |leaks: &Leaks| {
+            leaks.patience(std::iter::empty(), false, LIMIT, late).is_over(
+                &idle(ConnState::Open, began),
+                Some(began),
+                late,
+            )
+        };
+        assert!(!is_over(&leaks));
+        leaks.note_queue_emptied(began);
+        assert!(!is_over(&leaks), "it was empty before the connection was over");
+        leaks.note_queue_emptied(began + SECOND);
+        assert!(is_over(&leaks));
+    }
+
+    #[test]
+    fn a_socket_that_tiny_http_closes_is_removed_and_the_limit_is_reached_once() {
+        let mut leaks = Leaks::default();
+        (7..=9).for_each(|cookie| leaks.add(cookie));
         let mut removed = Vec::new();
-        leaks.update(|cookie| cookie == 8, |cookie| removed.push(cookie), 0, LIMIT, began);
+        leaks.retain(|cookie| cookie == 8, |cookie| removed.push(cookie));
         removed.sort_unstable();
-        assert_eq!(removed, [7, 9]);
-        assert!(leaks.has_orphans() && leaks.present() == 0);
-    }
-
-    #[test]
-    fn as_many_as_requests_whose_socket_is_unknown_may_be_theirs() {
-        let (mut leaks, began) = (Leaks::default(), Instant::now());
-        leaks.add_orphans([1, 2, 3], began);
-        update(&mut leaks, 0, began + KNOCK_AFTER);
-        assert_eq!(update(&mut leaks, 2, began + CLOSED_LEAK_AFTER).leaked, 1);
-        assert_eq!(update(&mut leaks, 0, began + CLOSED_LEAK_AFTER).leaked, 2);
-    }
-
-    #[test]
-    fn many_at_once_are_judged_sooner() {
-        let (mut leaks, began) = (Leaks::default(), Instant::now());
-        leaks.add_orphans(0..LIMIT - 1, began);
-        update(&mut leaks, 0, began + KNOCK_AFTER);
-        assert_eq!(update(&mut leaks, 0, began + FAST_LEAK_AFTER).leaked, 0);
-        leaks.add_leaked(99);
-        assert_eq!(update(&mut leaks, 0, began + FAST_LEAK_AFTER).leaked as u64, LIMIT);
-        assert!(leaks.reaches(LIMIT, LIMIT) && !leaks.reaches(LIMIT, LIMIT), "it is said once");
+        assert_eq!((removed.as_slice(), leaks.present()), ([7, 9].as_slice(), 1));
+        assert!(!leaks.reaches(LIMIT - 1, LIMIT) && leaks.reaches(LIMIT, LIMIT) && !leaks.reaches(LIMIT, LIMIT));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! when it wakes up, and no request waits for it.
 //!
 //! tiny_http shows no sockets, has no timeouts, loses connections in its own thread pool, and dies when descriptors run
-//! out. So the monitor finds the sockets itself (`sockets`), holds a duplicate of each, and checks, at each tick:
+//! out. So the monitor finds the sockets itself (`sockets`, `reap`), holds a duplicate of each, and checks, at each tick:
 //!
 //! | file | what is checked |
 //! | --- | --- |
@@ -34,6 +34,7 @@ mod late_handler;
 mod leaks;
 mod lingering;
 mod quiescence;
+mod reap;
 mod schedule;
 mod sockets;
 mod starvation;
@@ -162,10 +163,7 @@ impl Monitor {
 
     /// Shuts down every socket of a peer, found by a scan.
     pub(crate) fn abort_peer(&self, peer: SocketAddr) {
-        self.context.sockets.scan();
-        if let Some(connection) = self.context.connections.get(peer) {
-            connection.abort();
-        }
+        self.context.sockets.abort_peer(peer);
     }
 
     /// The monitor's thread.
@@ -217,7 +215,7 @@ impl Monitor {
             active,
             draining: self.context.stop_state.accept_stopped().is_some(),
             throttling: memory.throttle.is_active(),
-            waiting: self.context.has_deadlines() || memory.trim_timer.is_pending(),
+            waiting: self.context.has_deadlines(memory),
         };
         let mut sleep = schedule.sleep(pace, now);
         if sleep == Sleep::UntilConnection && !signal.is_armed() {

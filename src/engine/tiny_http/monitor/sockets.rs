@@ -3,7 +3,6 @@
 //! Any thread may scan; no lock is held meanwhile, so no thread waits for another's scan. What is new is attached to its
 //! connection by the thread that found it. The monitor's thread alone watches sockets and forgets them.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem::MaybeUninit;
@@ -87,29 +86,22 @@ struct Known {
     own_fds: HashSet<RawFd>,
     /// Duplicates that the monitor has forgotten, and that others may still hold.
     retired: Vec<Arc<OwnedFd>>,
-    /// Cookies of sockets that need no duplicate: watched or leaked ones with their peer, orphans without.
-    peers: HashMap<u64, Option<SocketAddr>>,
+    /// Cookies of sockets that need no duplicate, being watched or leaked, and their peers.
+    peers: HashMap<u64, SocketAddr>,
     /// Found, and not yet taken by the monitor's thread.
-    fresh: Fresh,
+    fresh: Vec<(u64, WatchedSocket)>,
     /// When a newer connection was last searched in vain.
     last_search: Option<Instant>,
 }
 
-/// What scans have found.
-#[derive(Default)]
-pub(super) struct Fresh {
-    pub(super) sockets: Vec<(u64, WatchedSocket)>,
-    /// Sockets that were closed before their peer was known.
-    pub(super) orphans: Vec<u64>,
-}
-
 impl Known {
     /// Closes forgotten duplicates that no other thread holds. Until then their numbers count as ours: otherwise the next
-    /// scan would take them for tiny_http's.
-    fn close_retired(&mut self) {
+    /// scan would take them for tiny_http's. True if some are left.
+    fn close_retired(&mut self) -> bool {
         for socket in self.retired.extract_if(.., |socket| Arc::strong_count(socket) == 1) {
             self.own_fds.remove(&socket.as_raw_fd());
         }
+        !self.retired.is_empty()
     }
 }
 
@@ -128,32 +120,24 @@ impl SocketTable {
     /// the monitor watched before it began.
     pub(super) fn scan(&self) -> FdScan {
         let (own_fds, cookies) = {
-            let mut known = lock(&self.known);
-            known.close_retired();
+            let known = lock(&self.known);
             (known.own_fds.clone(), known.peers.keys().copied().collect::<HashSet<u64>>())
         };
         let mut scan =
             discover::scan(self.gate.address(), |number| own_fds.contains(&number), |cookie| cookies.contains(&cookie));
         let mut known = lock(&self.known);
-        let orphans = !scan.orphans.is_empty();
-        for cookie in scan.orphans.drain(..) {
-            if let Entry::Vacant(unknown) = known.peers.entry(cookie) {
-                unknown.insert(None);
-                known.fresh.orphans.push(cookie);
-            }
-        }
         for found in scan.found.drain(..) {
             if known.peers.contains_key(&found.cookie) {
                 continue; // another thread has found it meanwhile
             }
-            known.peers.insert(found.cookie, Some(found.peer));
+            known.peers.insert(found.cookie, found.peer);
             // A handshake that ended behind the closed gate: the connection has inherited the packet filter.
             let filtered = self.gate.is_closed() && has_min_ttl_filter(&found.socket);
             if filtered {
                 let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
             }
             let cookie = found.cookie;
-            let (connection, socket) = self.connections.attach_socket(found, orphans);
+            let (connection, socket) = self.connections.attach_socket(found);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             // Fails only without memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
@@ -168,7 +152,7 @@ impl SocketTable {
                 unfiltered_at: filtered.then(Instant::now),
                 closed_at: None,
             };
-            known.fresh.sockets.push((cookie, watched));
+            known.fresh.push((cookie, watched));
         }
         scan
     }
@@ -186,9 +170,8 @@ impl SocketTable {
 
     /// The socket of a request in flight from `peer`, if it is proven to be the request's own.
     ///
-    /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. It is one of
-    /// those with this peer, or one that was reset before its peer could be asked for. If that leaves a single one, whose
-    /// peer is known, it is the one.
+    /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. If a single
+    /// one has this peer, it is the one.
     pub(super) fn prove(&self, peer: SocketAddr) -> Option<Arc<OwnedFd>> {
         let scan = self.scan();
         if scan.exhausted {
@@ -196,11 +179,9 @@ impl SocketTable {
         }
         let proven = {
             let known = lock(&self.known);
-            let is_candidate =
-                |cookie: &&u64| known.peers.get(cookie).is_some_and(|its| its.is_none_or(|its| its == peer));
-            let mut candidates = scan.cookies.iter().filter(is_candidate);
+            let mut candidates = scan.cookies.iter().filter(|cookie| known.peers.get(cookie) == Some(&peer));
             match (candidates.next(), candidates.next()) {
-                (Some(one), None) if known.peers.get(one).is_some_and(Option::is_some) => *one,
+                (Some(one), None) => *one,
                 _ => return None,
             }
         };
@@ -208,14 +189,27 @@ impl SocketTable {
         (SockRef::from(&*socket).cookie().ok()? == proven).then_some(socket)
     }
 
+    /// Shuts down every socket of a peer, found by a scan.
+    pub(super) fn abort_peer(&self, peer: SocketAddr) {
+        self.scan();
+        if let Some(connection) = self.connections.get(peer) {
+            connection.abort();
+        }
+    }
+
+    /// Closes forgotten duplicates that no other thread holds. True if some are left.
+    pub(super) fn close_retired(&self) -> bool {
+        lock(&self.known).close_retired()
+    }
+
     /// Gives the monitor's thread what was found since the last call.
-    pub(super) fn take_fresh(&self) -> Fresh {
+    pub(super) fn take_fresh(&self) -> Vec<(u64, WatchedSocket)> {
         std::mem::take(&mut lock(&self.known).fresh)
     }
 
     /// Whether something was found that [`take_fresh`](SocketTable::take_fresh) has not given yet.
     pub(super) fn has_fresh(&self) -> bool {
-        !lock(&self.known).fresh.sockets.is_empty()
+        !lock(&self.known).fresh.is_empty()
     }
 
     /// Forgets a watched socket. With `keep_cookie` it is not found anew.

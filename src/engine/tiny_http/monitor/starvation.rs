@@ -40,17 +40,15 @@ pub(super) struct Unstarve {
 
 impl Unstarve {
     /// Makes tiny_http start as many threads as connections were found without one, and counts them in `unstarved`.
-    pub(super) fn knock(&self, connections: usize, gate: &AcceptGate, unstarved: Option<&AtomicU64>) {
-        for _ in 0..connections.min(MAX_KNOCKS_PER_TICK) {
+    pub(super) fn knock(&self, starved: usize, gate: &AcceptGate, unstarved: &AtomicU64) {
+        for _ in 0..starved.min(MAX_KNOCKS_PER_TICK) {
             if let Err(error) = gate.knock() {
                 if self.warned.is_first() {
                     log::warn!("cannot connect to own port ({error}): connections may hang after bursts");
                 }
                 return;
             }
-            if let Some(count) = unstarved {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
+            unstarved.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -1,9 +1,8 @@
 //! One tick of the monitor: what it observes, and what it does about it.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::accept_health::AcceptHealth;
 use super::capacity::{Capacity, Usage};
@@ -21,14 +20,10 @@ use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::conn_state::ConnState;
 use crate::engine::tiny_http::connection::Connection;
 use crate::engine::tiny_http::connections::ConnectionTable;
-use crate::engine::tiny_http::discover::FdScan;
 use crate::engine::tiny_http::throttle::{self, FloodDetector, Sample};
+use crate::engine::tiny_http::unread_body;
 use crate::engine::{CloseReason, Events, Settings, StopState};
-use crate::sys::limits::under_fd_pressure;
 use crate::sys::tcp::{tcp_info, unread_bytes};
-
-/// Age of a connection without a socket above which a scan removes it: its socket is closed.
-const STALE_AFTER: Duration = Duration::from_millis(20);
 
 /// What the monitor watches, and whom it tells.
 pub(super) struct Context {
@@ -45,10 +40,10 @@ pub(super) struct Context {
 /// What its thread remembers from one tick to the next.
 #[derive(Default)]
 pub(super) struct Memory {
-    watched: Watched,
-    scans: Scans,
-    leaks: Leaks,
-    logs: Logs,
+    pub(super) watched: Watched,
+    pub(super) scans: Scans,
+    pub(super) leaks: Leaks,
+    pub(super) logs: Logs,
     accept_health: AcceptHealth,
     quiescence: Quiescence,
     pub(super) throttle: FloodDetector,
@@ -58,19 +53,21 @@ pub(super) struct Memory {
 }
 
 #[derive(Default)]
-struct Scans {
-    rescan: Rescan,
+pub(super) struct Scans {
+    pub(super) rescan: Rescan,
     /// tiny_http may have closed sockets since the last scan.
-    ending: bool,
+    pub(super) ending: bool,
     /// Few descriptors are left.
-    fd_pressure: bool,
+    pub(super) fd_pressure: bool,
+    /// Another thread still holds the duplicate of a socket that was removed.
+    retired_left: bool,
 }
 
 /// Limits of what is logged.
 #[derive(Default)]
-struct Logs {
+pub(super) struct Logs {
     unstarve: Unstarve,
-    unparsable: UnparsableLog,
+    pub(super) unparsable: UnparsableLog,
 }
 
 impl Memory {
@@ -114,9 +111,13 @@ pub(super) struct Outcome {
 }
 
 impl Context {
-    /// Whether a timeout may be due without anything happening.
-    pub(super) fn has_deadlines(&self) -> bool {
-        self.connections.connections() > 0 || self.gate.is_closed()
+    /// Whether something may be due without anything happening.
+    pub(super) fn has_deadlines(&self, memory: &Memory) -> bool {
+        self.connections.connections() > 0
+            || !memory.watched.is_empty()
+            || memory.trim_timer.is_pending()
+            || self.gate.is_closed()
+            || memory.scans.retired_left
     }
 
     /// Runs all checks.
@@ -129,14 +130,17 @@ impl Context {
         let path_empty = accept_stopped.is_some_and(|since| self.is_accept_path_empty(since, memory, now));
         let full = memory.scans.rescan.is_full_tick(IDLE_TICK, draining, now);
         let arriving = happened.connected || self.gate.accept_queue_len() > 0;
-        let ending = happened.must_scan || memory.scans.ending || memory.leaks.has_orphans();
+        let ending = happened.must_scan || memory.scans.ending;
+        if self.connections.take_engine_queue_emptied() {
+            memory.leaks.note_queue_emptied(now);
+        }
         if memory.scans.rescan.is_due(Reasons { full_tick: full, arriving, ending, draining }, now) {
             self.scan(memory, now);
         }
         // Another thread's scan may have found sockets whose events were taken at this tick.
-        self.take_up(memory, now);
-        let mut again = arriving || memory.leaks.has_orphans();
-        again |= self.check_sockets(happened, full, memory, now);
+        memory.watched.extend(self.sockets.take_fresh());
+        memory.scans.retired_left = self.sockets.close_retired();
+        let again = arriving | self.check_sockets(happened, full, memory, now);
         memory.trim_timer.update(memory.watched.len(), now);
         memory.lingering.check(now, if draining { self.settings.keepalive_min } else { LINGERING_TIMEOUT });
         if memory.accept_health.must_restart(self.gate.is_accepting(), now)
@@ -164,86 +168,6 @@ impl Context {
         memory.quiescence.accept_path_is_empty(stopped_for, self.gate.accept_queue_len(), now)
     }
 
-    /// Scans the descriptor table: adds new sockets, and removes those that tiny_http has closed or leaked.
-    fn scan(&self, memory: &mut Memory, now: Instant) {
-        self.take_up(memory, now);
-        let began = Instant::now();
-        let scan = self.sockets.scan();
-        memory.scans.rescan.scanned(scan.exhausted, began.elapsed(), now);
-        memory.scans.fd_pressure = under_fd_pressure(scan.in_use);
-        memory.scans.ending = false;
-        self.reap(&scan, memory, now);
-        if !scan.exhausted {
-            // The scan has found what is there, so a connection without a socket is gone.
-            self.connections.remove_stale(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
-        }
-        self.take_up(memory, now);
-        self.check_leaks(&scan, memory, now);
-    }
-
-    /// Watches the sockets that scans have found.
-    fn take_up(&self, memory: &mut Memory, now: Instant) {
-        let fresh = self.sockets.take_fresh();
-        memory.watched.extend(fresh.sockets);
-        memory.leaks.add_orphans(fresh.orphans, now);
-    }
-
-    /// Removes sockets that tiny_http has closed or leaked.
-    fn reap(&self, scan: &FdScan, memory: &mut Memory, now: Instant) {
-        let Memory { watched, leaks, logs, .. } = memory;
-        let draining = self.stop_state.accept_stopped().is_some();
-        let gone = watched.extract_if(|cookie, watched| {
-            !scan.cookies.contains(cookie) || {
-                let seen = watched.connection.snapshot();
-                !seen.busy && timeouts::is_leaked(seen.conn_state, seen.since, watched.closed_at, draining, now)
-            }
-        });
-        for (cookie, watched) in gone {
-            let leaked = scan.cookies.contains(&cookie);
-            if leaked {
-                log::debug!("tiny_http has leaked the connection of {}", watched.connection.peer);
-                leaks.add_leaked(cookie);
-            } else if watched.connection.snapshot().conn_state == ConnState::Open
-                && let Ok(info) = tcp_info(&*watched.socket)
-                && watched.accounted.is_unparsable(
-                    info,
-                    watched.connection.bytes_parsed(),
-                    watched.connection.requests(),
-                )
-            {
-                self.connections.count_close(CloseReason::Unparsable);
-                logs.unparsable.log(watched.connection.peer, now);
-            }
-            self.connections.remove(&watched.connection);
-            self.sockets.remove(cookie, watched, leaked);
-        }
-    }
-
-    /// Judges orphans, counts leaks, and says when they are too many.
-    fn check_leaks(&self, scan: &FdScan, memory: &mut Memory, now: Instant) {
-        let limit = self.settings.leak_limit;
-        let unattached = if memory.leaks.has_orphans() { self.connections.busy_without_socket() } else { 0 };
-        let findings = memory.leaks.update(
-            |cookie| scan.cookies.contains(&cookie),
-            |cookie| self.sockets.forget_cookie(cookie),
-            unattached,
-            limit,
-            now,
-        );
-        memory.logs.unstarve.knock(findings.knocks, &self.gate, None);
-        if findings.leaked == 0 {
-            return;
-        }
-        let leaked = &self.connections.counts.leaked;
-        let total = leaked.fetch_add(findings.leaked as u64, Ordering::Relaxed) + findings.leaked as u64;
-        if memory.leaks.may_log(now) {
-            log::warn!("tiny_http has leaked {total} connections, each with a thread and two descriptors");
-        }
-        if memory.leaks.reaches(total, limit) {
-            (self.events.leaking)(total, limit);
-        }
-    }
-
     /// Checks each socket on which something happened, and at a full tick all.
     fn check_sockets(&self, happened: &Happened, full: bool, memory: &mut Memory, now: Instant) -> bool {
         let draining = self.stop_state.accept_stopped().and(self.stop_state.announced());
@@ -251,8 +175,10 @@ impl Context {
         let mut starved = 0;
         let mut again = false;
         for (cookie, watched) in &mut memory.watched {
-            let active =
-                happened.active.contains(cookie) || watched.starved.is_suspected() || watched.backlog.has_pending();
+            let active = happened.active.contains(cookie)
+                || watched.starved.is_suspected()
+                || watched.backlog.has_pending()
+                || watched.closed_at.is_some();
             if !active && !full {
                 continue;
             }
@@ -277,11 +203,17 @@ impl Context {
                 watched.closed_at = Some(now);
                 starved += usize::from(taken == 0); // or it was reset before tiny_http had a thread for it
             }
+            let throttle = watched.connection.throttle_number();
+            if watched.backlog.ignores_throttle(throttle, seen.tcp.bytes_received) {
+                self.abort(&watched.connection, Some(CloseReason::PipelineOverflow));
+                memory.scans.ending = true;
+                continue;
+            }
             let verdict = timeouts::check(&seen, &self.settings, draining, now);
             memory.scans.ending |= self.act(verdict, &watched.connection);
         }
         self.check_throttle(full, draining.is_some(), memory, now);
-        memory.logs.unstarve.knock(starved, &self.gate, Some(&self.connections.counts.unstarved));
+        memory.logs.unstarve.knock(starved, &self.gate, &self.connections.counts.unstarved);
         again || starved > 0
     }
 
@@ -328,12 +260,16 @@ impl Context {
         true
     }
 
+    /// Aborts a connection, and drops the requests that are pipelined on it.
     fn abort(&self, connection: &Connection, why: Option<CloseReason>) {
         if let Some(why) = why {
             self.connections.count_close(why);
             log::debug!("{} is closed: {why:?}", connection.peer);
         }
         connection.abort();
+        for request in self.connections.take_pipelined(connection) {
+            unread_body::discard_aborted(connection, |peer| self.sockets.abort_peer(peer), request, None);
+        }
     }
 
     /// Closes idle connections when there are too many, and the gate while that is not enough.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::leaks::{CLOSED_LEAK_AFTER, FAST_LEAK_AFTER, LEAK_AFTER};
+use super::leaks::LEAK_AFTER;
 use super::lingering::LINGERING_TIMEOUT;
 use crate::clock::saturating_add;
 use crate::engine::tiny_http::conn_state::{Activity, ConnState};
@@ -120,24 +120,6 @@ fn may_close_for_drain(seen: &Observation, age: Duration, min: Duration, began: 
         && (silent >= min || !in_head || drained >= min * MID_HEAD_FACTOR)
 }
 
-/// Whether tiny_http has leaked the socket of a connection without a request in flight, in whose `state` it still holds
-/// it. `closed_at` is when its socket was first seen to be closed, `idle_since` when its last request was over.
-pub(super) fn is_leaked(
-    state: ConnState,
-    idle_since: Instant,
-    closed_at: Option<Instant>,
-    draining: bool,
-    now: Instant,
-) -> bool {
-    let passed = |since: Instant| now.saturating_duration_since(since.max(idle_since));
-    let closed_patience = if draining { FAST_LEAK_AFTER } else { CLOSED_LEAK_AFTER };
-    closed_at.is_some_and(|closed| passed(closed) > closed_patience)
-        || match state {
-            ConnState::Aborted { since } | ConnState::ReadShut { since } => passed(since) > LEAK_AFTER,
-            ConnState::Open | ConnState::Closing { .. } => false,
-        }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,18 +224,5 @@ mod tests {
         let filtered = Observation { unfiltered_at: Some(began), ..idle(began) };
         assert_eq!(at(filtered, 699), Verdict::Keep, "what it sent is retransmitted");
         assert_eq!(at(filtered, 700), Verdict::ShutRead);
-    }
-
-    #[test]
-    fn a_socket_is_leaked_when_it_is_over_and_idle_and_stays() {
-        let began = Instant::now();
-        let late = began + LEAK_AFTER + SECOND;
-        let aborted = ConnState::Aborted { since: began };
-        assert!(is_leaked(aborted, began, None, false, late));
-        assert!(!is_leaked(aborted, began + 2 * SECOND, None, false, late), "its handler ran on");
-        assert!(!is_leaked(ConnState::Open, began, None, false, late));
-        let reset = |draining, after| is_leaked(ConnState::Open, began, Some(began), draining, began + after);
-        assert!(!reset(false, SECOND) && reset(false, 2 * SECOND), "its client has reset it");
-        assert!(reset(true, SECOND), "a drain does not wait for it");
     }
 }

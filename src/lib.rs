@@ -75,7 +75,7 @@
 //! | `crew` | threads that live and die together: members, the one channel, the worker pool, signals, exit codes. No HTTP |
 //! | `lifecycle` | from serving to stopped: phases, the drain and why it loses nothing, re-exec |
 //! | `http` | messages: what is a valid head, what a response is, how it becomes bytes. No threads, no sockets |
-//! | `engine` | everything between a listening socket and a request whose turn it is. Its `mod.rs` is the waist: the rest sees `Engine` and `Exchange`, whichever engine is behind them |
+//! | `engine` | everything between a listening socket and an exchange. Its `mod.rs` is the waist: the rest sees `Engine` and `Exchange`, whichever engine is behind them |
 //! | `dispatch` | from an exchange to its response: routes, handlers, inline or on a worker, shedding |
 //! | `admin`, `observe` | `/healthz` to `/shutdown`; metrics, logs, state dump, systemd: they see everything and are never asked |
 //! | `service` | the public builder, and the one place where all parts meet |
@@ -84,7 +84,7 @@
 //! # What always holds
 //!
 //! * The library never calls `process::exit`, never installs a logger, never prints.
-//! * A request that was accepted is answered, or it is counted as abandoned and named in the log. There is no third fate.
+//! * A request that was accepted is answered, or it is counted as abandoned and named in the log; there is no third.
 //! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.
 //! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous.

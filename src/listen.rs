@@ -18,7 +18,7 @@ use crate::sys::sigio::set_sigio;
 /// `net.core.somaxconn` if that is less (4096 since Linux 5.4).
 const BACKLOG: i32 = 1024;
 
-/// What a listening socket is for.
+/// The purpose of a listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// The routes of the service, and the admin routes if they have no socket of their own.
@@ -51,7 +51,7 @@ pub(crate) struct ListenSocket {
 const OUTLIVES_US: &str = "+";
 
 impl ListenSocket {
-    /// What the next image must know of the socket, as [`open`] takes it.
+    /// The label of the socket for the next image, as [`open_inherited`] takes it.
     pub(crate) fn label(&self) -> String {
         format!("{}{}", self.role.fd_name(), if self.outlives_us { OUTLIVES_US } else { "" })
     }
@@ -93,19 +93,19 @@ pub(crate) fn open_inherited(
     let passed = match left {
         Some(left) => left
             .into_iter()
-            .map(|(number, label)| {
+            .map(|(fd, label)| {
                 let role = if label.starts_with(Role::Admin.fd_name()) { Role::Admin } else { Role::Main };
-                (number, label.clone(), role, label.ends_with(OUTLIVES_US))
+                (fd, label.clone(), role, label.ends_with(OUTLIVES_US))
             })
             .collect(),
         None => passed_by_manager()?,
     };
     let mut sockets = Vec::new();
-    for (number, name, role, outlives_us) in passed {
-        let refused = |why: String| ListenError::Inherited(format!("descriptor {number} ({name}) {why}"));
-        let listener = adopt(number, wanted.receive_buffer).map_err(refused)?;
+    for (fd, name, role, outlives_us) in passed {
+        let unusable = |why: String| ListenError::Inherited(format!("descriptor {fd} ({name}) {why}"));
+        let listener = take_inherited(fd, wanted.receive_buffer).map_err(unusable)?;
         if from_manager {
-            log::info!("the service manager passed a socket: descriptor {number} ({name})");
+            log::info!("the service manager passed a socket: descriptor {fd} ({name})");
         }
         sockets.push(ListenSocket { listener, role, outlives_us });
     }
@@ -165,21 +165,21 @@ fn select(passed: &[(RawFd, String)]) -> Result<Vec<Passed>, ListenError> {
             )));
         }
     } else {
-        for (number, name) in others().filter(|passed| !named(Role::Main)(passed)) {
-            log::warn!("descriptor {number} ({name}) was passed as well, and is not used");
+        for (fd, name) in others().filter(|passed| !named(Role::Main)(passed)) {
+            log::warn!("descriptor {fd} ({name}) was passed as well, and is not used");
         }
     }
-    let with = |role| move |(number, name): &(RawFd, String)| (*number, name.clone(), role, true);
+    let with = |role| move |(fd, name): &(RawFd, String)| (*fd, name.clone(), role, true);
     let admin = passed.iter().filter(named(Role::Admin)).map(with(Role::Admin));
     Ok(main.into_iter().map(with(Role::Main)).chain(admin).collect())
 }
 
-fn adopt(number: RawFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
-    let descriptor = take_passed(number).map_err(|error| format!("cannot be used: {error}"))?;
+fn take_inherited(fd: RawFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
+    let descriptor = take_passed(fd).map_err(|error| format!("cannot be used: {error}"))?;
     validate(descriptor, receive_buffer)
 }
 
-/// Turns a descriptor into a listening socket, or says what is wrong with it.
+/// Turns an inherited descriptor into a listening socket, or returns the reason why it is none.
 fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
     let socket = Socket::from(descriptor);
     let Ok(domain) = socket.domain() else { return Err("is no socket".to_owned()) };
@@ -199,7 +199,7 @@ fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpLis
     Ok(socket.into())
 }
 
-/// Undoes what a former holder may have left on a socket, and what would end `accept`.
+/// Resets options that a previous holder may have set, and options that would end `accept`.
 fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<()> {
     set_min_ttl_filter(socket, false)?;
     set_sigio(socket, false)?;
@@ -282,7 +282,7 @@ mod tests {
         let passed = |names: &[&str]| (3..).zip(names.iter().map(|&name| name.to_owned())).collect::<Vec<_>>();
         let chosen = |names: &[&str]| {
             let all = select(&passed(names)).map_err(|error| format!("{error:?}"));
-            all.map(|all| all.iter().map(|(number, _, role, _)| (*number, *role)).collect::<Vec<_>>())
+            all.map(|all| all.iter().map(|(fd, _, role, _)| (*fd, *role)).collect::<Vec<_>>())
         };
         let (main, admin) = (Role::Main, Role::Admin);
         assert_eq!(chosen(&[]), Ok(vec![]));

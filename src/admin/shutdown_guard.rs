@@ -42,9 +42,9 @@ const MAX_WAITING: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a request may not shut the service down: the status and the reason.
-pub(crate) type Refusal = (u16, &'static str);
+pub(crate) type Denial = (u16, &'static str);
 
-/// What a request has shown so far.
+/// The credentials that a request has shown so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passed {
     /// The token: it may shut down the service.
@@ -80,7 +80,7 @@ impl Guard {
         peer: Option<SocketAddr>,
         target: &str,
         headers: &[(&str, &str)],
-    ) -> Result<Passed, Refusal> {
+    ) -> Result<Passed, Denial> {
         let named = |wanted: &'static str| {
             headers.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| *value)
         };
@@ -132,7 +132,7 @@ impl Guard {
     /// # Errors
     ///
     /// The reason why the request is refused.
-    pub(crate) fn check_process(&self, peer: SocketAddr, is_stopping: impl Fn() -> bool) -> Result<(), Refusal> {
+    pub(crate) fn check_process(&self, peer: SocketAddr, is_stopping: impl Fn() -> bool) -> Result<(), Denial> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err((503, "too many requests for /shutdown"));
@@ -157,13 +157,13 @@ impl Guard {
 
 fn look_up(peer: SocketAddr, ports: &[u16]) -> Result<(), &'static str> {
     let sockets = find_sockets(peer, ports).map_err(|_| UNKNOWN)?;
-    judge(&sockets, geteuid().as_raw(), &own_ancestry(), find_holders)
+    authorize(&sockets, geteuid().as_raw(), &own_ancestry(), find_holders)
 }
 
 const UNKNOWN: &str = "from a process that cannot be determined";
 
 /// Whether all sockets that may be the client's belong to processes that may shut down the service.
-fn judge(
+fn authorize(
     sockets: &Sockets,
     own_uid: u32,
     ancestry: &[u32],
@@ -321,7 +321,7 @@ mod tests {
         check(Some("s3cret"), HERE, "/shutdown", &[("Host", "localhost")], PASSES);
     }
 
-    /// What `judge` says of a service of user `own_uid` in process 7, a child of 6, where inode 1 listens.
+    /// What `authorize` says of a service of user `own_uid` in process 7, a child of 6, where inode 1 listens.
     fn verdict(own_uid: u32, peers: &[(u32, u64)], holders: &[(u32, &[u64])]) -> Result<(), &'static str> {
         let peers = peers.iter().map(|&(uid, inode)| PeerSocket { uid, inode }).collect();
         let sockets = Sockets { peers, listening: HashSet::from([1]) };
@@ -329,7 +329,7 @@ mod tests {
             let all = holders.iter().map(|&(pid, sockets)| Holder { pid, sockets: sockets.iter().copied().collect() });
             all.filter(|holder: &Holder| holder.sockets.contains(&inode)).collect()
         };
-        judge(&sockets, own_uid, &[7, 6], holders_of)
+        authorize(&sockets, own_uid, &[7, 6], holders_of)
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) struct SlotId(pub(super) usize);
 /// Makes a member return; called once, by the thread that runs the crew.
 pub(super) type Interrupt = Box<dyn FnOnce() + Send>;
 
-/// What is known of a member.
+/// The state of a member.
 #[derive(Clone, Debug)]
 pub(crate) struct MemberState {
     pub(crate) name: String,

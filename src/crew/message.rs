@@ -16,7 +16,7 @@ pub(crate) enum Command {
     EngineLeak(String),
 }
 
-/// What the channel carries.
+/// A message of the crew's channel.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A member has ended.

@@ -81,7 +81,7 @@ fn signal_name(number: i32) -> String {
 pub struct Outcome {
     /// The first message: why it stopped.
     pub cause: Cause,
-    /// What was still running at the end of the grace period: a request (method, path, peer, age) or a member's name.
+    /// Work still running at the end of the grace period: a request (method, path, peer, age) or a member's name.
     pub abandoned: Vec<String>,
     /// Members that failed or panicked after the first message.
     pub failures: Vec<String>,

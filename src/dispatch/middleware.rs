@@ -1,4 +1,4 @@
-//! What is around all handlers: middleware, and the bodies of this crate's own errors.
+//! Middleware, and the bodies of this crate's own errors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Next<'a> {
 /// A middleware with what is next, or a handler.
 pub(super) type Call<'a> = dyn Fn(&mut Request) -> Response + 'a;
 
-/// What a middleware and the handler are run by.
+/// Runs a middleware, or the handler.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     /// Leaves out the middleware that may wait.

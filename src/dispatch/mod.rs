@@ -1,4 +1,4 @@
-//! From an exchange to its response: which handler answers, on which thread, and who is told.
+//! Dispatch: from an exchange to its response: the handler, its thread, and the observers.
 //!
 //! An exchange whose handler is *inline* (it never blocks), and whose body is buffered, is answered right where it was
 //! received: no hop, no wake-up. All others go to a worker. So nothing that may block ever runs where it would hold up

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
-use crate::http::fault::{BodyError, mark_broken_body};
+use crate::http::fault::{BodyError, mark_truncated_body};
 use crate::http::forwarded::TrustedProxies;
 use crate::http::head::Framing;
 use crate::http::request_id::request_id;
@@ -28,7 +28,7 @@ pub struct Request {
     extensions: Vec<Box<dyn Any + Send + Sync>>,
 }
 
-/// What the service knows of a request.
+/// The request's context within the service.
 pub(crate) struct Context {
     pub(crate) route: Route,
     pub(crate) params: Params,
@@ -316,7 +316,7 @@ impl Read for BodyReader<'_> {
         }
         self.exchange.read_body(into).map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => error,
-            _ => mark_broken_body(&error),
+            _ => mark_truncated_body(&error),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What a request knows of its route.
+//! The route of a request: pattern and parameters.
 
 use std::sync::{Arc, OnceLock};
 

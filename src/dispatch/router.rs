@@ -227,7 +227,7 @@ fn allowed(methods: &[MethodRoute]) -> BTreeSet<&str> {
     allowed
 }
 
-/// Refuses a path that no valid request has, with a hint at what was meant: requests are matched by their path as sent.
+/// Rejects a path that no valid request has, with a hint: requests are matched by their path as sent.
 fn check_path(path: &str) -> Result<(), String> {
     /// Encoded in a path, beside all that is not ASCII.
     const ENCODED: &AsciiSet = &CONTROLS.add(b' ');

@@ -1,4 +1,4 @@
-//! A request whose turn it is on its connection, and the right to answer it: the same for every engine.
+//! An exchange: a request that is first on its connection, and the right to respond to it; the same for every engine.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ impl Exchange {
         }
     }
 
-    /// What the head says, or why the request is rejected.
+    /// The valid head, or the reason for the rejection.
     pub(crate) fn head(&self) -> Result<RequestHead, Rejection> {
         delegate!(self, exchange => exchange.head())
     }
@@ -108,7 +108,7 @@ impl Exchange {
         delegate!(self, exchange => exchange.body())
     }
 
-    /// Reads what is left of the body and throws it away, within limits, so that the connection can go on. False if it
+    /// Reads the rest of the body and discards it, within limits, so that the connection can go on. False if it
     /// could not: then the response is the last of its connection.
     pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! The engines: everything between a listening socket and a request whose turn it is.
+//! The engines: everything between a listening socket and an exchange.
 //!
 //! The rest of the crate sees [`Engine`] and [`Exchange`], and never what is behind them. An engine knows nothing of
 //! routes, members or the lifecycle.
@@ -54,7 +54,7 @@ impl EngineKind {
         }
     }
 
-    /// What one connection takes at most, and of memory usually.
+    /// Costs of one connection: the maximum of descriptors and threads, and the usual amount of memory.
     pub(crate) fn cost_of_connection(self) -> ConnectionCost {
         match self {
             // The monitor has a duplicate of what tiny_http duplicates for its two sides. Of memory a cgroup charges 50 KiB
@@ -66,7 +66,7 @@ impl EngineKind {
     }
 }
 
-/// What one connection takes.
+/// Costs of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionCost {
     pub(crate) descriptors: u64,
@@ -120,9 +120,9 @@ pub(crate) struct EngineThread {
 /// What happens to the listening socket when accepting stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It is closed with this process: new connections are ignored by the kernel, what is queued is accepted.
+    /// It is closed with this process: the kernel drops new SYNs, and the accept queue is accepted.
     Filter,
-    /// It outlives this process: what is queued is left to the next holder.
+    /// It outlives this process: the accept queue is left to the next holder.
     HandOver,
 }
 
@@ -235,7 +235,7 @@ impl Engine {
         delegate!(self, engine => engine.stop_accepting(ending));
     }
 
-    /// Accepts again after [`Ending::HandOver`], what has been queued meanwhile included.
+    /// Resumes accepting after [`Ending::HandOver`], the connections queued meanwhile included.
     pub(crate) fn resume_accepting(&self) {
         delegate!(self, engine => engine.resume_accepting());
     }
@@ -285,7 +285,7 @@ impl Engine {
         delegate!(self, engine => engine.gate().accept_queue_len())
     }
 
-    /// Whether the kernel is told to ignore new connections.
+    /// Whether the kernel drops new SYNs.
     pub(crate) fn is_gate_closed(&self) -> bool {
         delegate!(self, engine => engine.gate().is_closed())
     }

@@ -1,4 +1,4 @@
-//! The body of a response: bytes in memory, or what a reader gives while the response is written.
+//! The body of a response: bytes in memory, or a reader or function that is run while the response is written.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,7 +25,7 @@ use crate::text::panic_message;
 #[derive(Default)]
 pub struct Body(pub(super) Content);
 
-/// What a body is made of.
+/// The source of a body.
 pub(super) enum Content {
     Static(&'static [u8]),
     Bytes(Vec<u8>),

@@ -144,7 +144,7 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::fault::{BodyError, StatusError, mark_broken_body};
+    use crate::http::fault::{BodyError, StatusError, mark_truncated_body};
     use log::Level;
     use std::{fmt, io};
 
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn broken(kind: io::ErrorKind) -> io::Error {
-        mark_broken_body(&io::Error::new(kind, "as the test wants it"))
+        mark_truncated_body(&io::Error::new(kind, "as the test wants it"))
     }
 
     /// An error with another as its source.

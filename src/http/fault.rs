@@ -171,7 +171,7 @@ impl From<BodyError> for Response {
             BodyError::TooLarge => TOO_LARGE.to_response(),
             BodyError::Broken(error) => match fault_of(&error) {
                 Some(fault) => fault.to_response(),
-                None => broken_body(&error).into(),
+                None => truncated_body_error(&error).into(),
             },
             BodyError::Malformed(error) | BodyError::WrongType(error) => error.into(),
         }
@@ -179,7 +179,7 @@ impl From<BodyError> for Response {
 }
 
 /// The error of a body that broke off, or did not come in time. The client is at fault.
-fn broken_body(error: &io::Error) -> StatusError {
+fn truncated_body_error(error: &io::Error) -> StatusError {
     broken(error.kind() == io::ErrorKind::TimedOut).with_cause(error.to_string())
 }
 
@@ -197,8 +197,8 @@ pub(crate) fn truncated_body(timed_out: bool) -> Response {
 }
 
 /// The error that a body's reader gives to a handler: of the same kind, and known as the client's fault.
-pub(crate) fn mark_broken_body(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), broken_body(error))
+pub(crate) fn mark_truncated_body(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), truncated_body_error(error))
 }
 
 /// An error, its source, the source of that, and so on.

@@ -1,4 +1,4 @@
-//! What a request's head says, once it is valid: version, framing of the body, the fate of the connection.
+//! The head of a valid request: version, framing of the body, and whether the connection closes.
 
 /// The version in which a request was sent, and in which it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(crate) enum Framing {
     Chunked,
 }
 
-/// What the head of a valid request says of the connection and of the body.
+/// The parts of a valid head that decide about the connection and the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestHead {
     pub(crate) version: Version,

@@ -44,7 +44,7 @@ impl Response {
         Response::made(Some(BYTES), bytes.into())
     }
 
-    /// 200, with what a reader gives; `length` is its length in bytes, if that is known.
+    /// 200, with a reader's bytes; `length` is its length in bytes, if that is known.
     ///
     /// The reader is read while the response is written. The head is sent at once, and the bytes of each read at once, so
     /// that a reader that waits for events sends each when it comes. A reader that may go on for ever should end when the
@@ -57,7 +57,7 @@ impl Response {
         Response::made(Some(BYTES), Body::reader(reader, length))
     }
 
-    /// 200, with what a function writes while the response is sent, on a worker's thread.
+    /// 200, with the bytes that a function writes while the response is sent, on a worker's thread.
     ///
     /// The head is sent at once; what is written, by `flush`, or when 16 KiB have gathered. Writing fails when the client
     /// has left; the function may then return that error. If it fails for another reason, or panics, the connection is

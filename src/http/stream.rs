@@ -26,7 +26,7 @@ pub(super) struct StreamSource {
     link: StreamLink,
 }
 
-/// What a stream knows of its request. Both are missing where there is no connection.
+/// The request of a stream. Both are missing where there is no connection.
 #[derive(Default)]
 pub(crate) struct StreamLink {
     pub(crate) stop: Option<Stop>,

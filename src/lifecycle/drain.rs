@@ -80,15 +80,15 @@ const FIRST_ATTEMPT: Duration = Duration::from_millis(200);
 /// Longest attempt: less than a client notices, and than the kernel takes to retransmit a SYN (1 s).
 const MAX_ATTEMPT: Duration = Duration::from_millis(800);
 
-/// Least time between two attempts, in which what was queued is served.
+/// Minimum time between two attempts, in which queued connections are served.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 
-/// What a drain works on.
+/// The parts that a drain works on.
 pub(crate) struct Drain {
     pub(crate) engines: Engines,
     pub(crate) lifecycle: Arc<Lifecycle>,
     /// The threads of the engines: without them quiescence is not detected.
-    pub(crate) watchers: Vec<SlotId>,
+    pub(crate) engine_threads: Vec<SlotId>,
     /// The worker pool.
     pub(crate) workers: SlotId,
     pub(crate) delay: Duration,
@@ -235,7 +235,7 @@ impl Drain {
             if now >= until {
                 return End::Over;
             }
-            if self.watchers.iter().any(|watcher| !crew.is_running(*watcher)) && self.engines.in_flight() == 0 {
+            if self.engine_threads.iter().any(|thread| !crew.is_running(*thread)) && self.engines.in_flight() == 0 {
                 return End::Quiescent; // with an engine's thread gone, more than this is not known
             }
             self.wait(shutdown.next_deadline(now).min(until), &mut progress, crew, shutdown);

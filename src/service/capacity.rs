@@ -39,7 +39,7 @@ impl Limits {
     }
 }
 
-/// What the service may have at once.
+/// Resources that the service may use at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capacity {
     /// For each listening socket.

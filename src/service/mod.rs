@@ -165,8 +165,8 @@ impl Service {
         self
     }
 
-    /// Runs `hook` after the last request has been answered (or abandoned), before members are told to leave: to save
-    /// what requests have changed. What is left of the grace is theirs, in the same way as
+    /// Runs `hook` after the last request was answered (or abandoned), before members are told to stop: to save state that
+    /// requests have changed. The rest of the grace period is theirs, in the same way as
     /// [before](Service::before_drain).
     pub fn after_drain(mut self, hook: impl FnOnce() + Send + 'static) -> Service {
         self.after_drain.push(Box::new(hook));
@@ -229,7 +229,7 @@ impl Service {
         self.start_parts(None)?.start().map_err(|error| StartError::System("a thread", error))
     }
 
-    /// As far as a service gets without touching what the one that is running has.
+    /// Checks everything that a start would, except the resources that the running service holds.
     fn preflight(self) -> Outcome {
         match self.error {
             Some(error) => not_started(&error),

@@ -83,13 +83,13 @@ impl Service {
         spawn_members(&mut crew, self.members)?;
         spawn_notifier(&mut crew, owns_process, &state, &config)?;
         // Last, since requests arrive from here on.
-        let watchers = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
+        let engine_threads = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
         announce(&config, &listening, &capacity, &exposure);
 
         let drain = Drain {
             engines,
             lifecycle: state.lifecycle,
-            watchers,
+            engine_threads,
             workers: pool.slot(),
             delay: config.drain_delay,
             keepalive_min: config.keepalive_min,

@@ -67,7 +67,7 @@ impl Service {
         path: &str,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
-        self.add(method, path, false, erase(handler))
+        self.add(method, path, false, boxed(handler))
     }
 
     /// As [`route`](Service::route), for a handler that never blocks and returns within microseconds. It
@@ -79,7 +79,7 @@ impl Service {
         path: &str,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
-        self.add(method, path, true, erase(handler))
+        self.add(method, path, true, boxed(handler))
     }
 
     /// Answers every path that no route claims, whatever the method. Without it such paths are 404.
@@ -87,7 +87,7 @@ impl Service {
         mut self,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
-        self.routes.set_fallback(false, erase(handler));
+        self.routes.set_fallback(false, boxed(handler));
         self
     }
 
@@ -96,7 +96,7 @@ impl Service {
         mut self,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
     ) -> Service {
-        self.routes.set_fallback(true, erase(handler));
+        self.routes.set_fallback(true, boxed(handler));
         self
     }
 
@@ -207,6 +207,6 @@ impl Service {
     }
 }
 
-fn erase<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 'static) -> Handler {
+fn boxed<R: Into<Response>>(handler: impl Fn(&mut Request) -> R + Send + Sync + 'static) -> Handler {
     Arc::new(move |request| handler(request).into())
 }

@@ -144,7 +144,7 @@ fn for_next_image(shutdown: &Shutdown) -> Vec<Signal> {
     stop.into_iter().chain(again).collect()
 }
 
-/// What was asked for, while the service serves.
+/// Re-exec requests while the service serves.
 struct ReexecRequests {
     /// When this image started to serve.
     started: Instant,

@@ -53,18 +53,18 @@ pub(crate) fn hold(signals: &[c_int]) -> io::Result<()> {
     }
     catch(BLOCK_HERE, block_here)?;
     let deadline = Instant::now() + MAX_HOLD_WAIT;
-    let mut told: Vec<pid_t> = Vec::new();
+    let mut signalled: Vec<pid_t> = Vec::new();
     loop {
-        let before = told.len();
+        let before = signalled.len();
         for thread in other_threads() {
-            if !told.contains(&thread) && tell(thread) {
-                told.push(thread);
+            if !signalled.contains(&thread) && signal_thread(thread) {
+                signalled.push(thread);
             }
         }
         // A thread that ended meanwhile does not answer: it is not in the list any more.
         let threads = other_threads();
-        let alive = told.iter().filter(|thread| threads.contains(thread)).count();
-        let settled = told.len() == before && BLOCKED.load(Ordering::SeqCst) >= alive;
+        let alive = signalled.iter().filter(|thread| threads.contains(thread)).count();
+        let settled = signalled.len() == before && BLOCKED.load(Ordering::SeqCst) >= alive;
         if settled || Instant::now() >= deadline {
             return Ok(());
         }
@@ -80,7 +80,7 @@ fn other_threads() -> Vec<pid_t> {
 }
 
 /// Interrupts one thread. False if it has ended.
-fn tell(thread: pid_t) -> bool {
+fn signal_thread(thread: pid_t) -> bool {
     // SAFETY: a system call with three numbers. The process id is our own, so that an id that was reused is no other
     // process's thread; the handler of the signal stands.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, BLOCK_HERE) == 0 }

@@ -1,4 +1,4 @@
-//! The command line: options, their variables, and what is printed if they cannot be used.
+//! The command line: options, their variables, and the messages for invalid ones.
 //!
 //! Every option also reads an `ALLOUT_` variable; a flag overrides its variable. Options that do not parse, or contradict
 //! each other, end the program with code 2 and a message that says what would be accepted.
@@ -56,7 +56,7 @@ Examples:
   curl http://127.0.0.1:8088/shutdown
   allout healthcheck http://127.0.0.1:8088/healthz   exit 0 if it answers 2xx, else 1: for images without curl";
 
-/// What the command line and the environment ask for.
+/// Options from the command line and the environment.
 ///
 /// It has no `Debug`: it holds the shutdown token, which must not end up in a log.
 #[derive(Parser)]

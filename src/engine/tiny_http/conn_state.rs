@@ -34,7 +34,7 @@ impl ConnState {
     }
 }
 
-/// What the request in flight is doing.
+/// Activity of the request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
     /// Queued or in its handler, until the response starts.

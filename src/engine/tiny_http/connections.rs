@@ -74,7 +74,7 @@ pub(crate) enum Admission {
     Foreign(tiny_http::Request),
 }
 
-/// What follows a request that has ended.
+/// The state of a connection after a response.
 pub(crate) enum AfterResponse {
     /// The next one of its connection, in flight from now on.
     Next(tiny_http::Request),

@@ -12,7 +12,7 @@ use crate::sys::fd::{cookie, duplicate};
 use crate::sys::peer_name::peer_name;
 
 /// Without `/proc` the size of the table is unknown: the scan stops after this many unused descriptors in a row. The
-/// lowest free number is given out first, so a live descriptor above a larger gap is missed until lower ones are reused.
+/// lowest free fd is given out first, so a live descriptor above a larger gap is missed until lower ones are reused.
 const MAX_FD_GAP: RawFd = 4096;
 
 /// The socket of a connection, seen for the first time.
@@ -24,7 +24,7 @@ pub(crate) struct DiscoveredSocket {
     pub(crate) cookie: u64,
 }
 
-/// What a scan saw.
+/// The result of a scan.
 #[derive(Default)]
 pub(crate) struct FdScan {
     /// Cookies of all sockets in the table but our own duplicates.
@@ -44,10 +44,10 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
     let mut result = FdScan::default();
     let size = table_size();
     let mut gap = 0;
-    let mut number: RawFd = 3; // 0, 1 and 2 are the standard streams
-    while size.map_or(gap < MAX_FD_GAP, |size| number < size) {
-        let this = number;
-        number += 1;
+    let mut fd: RawFd = 3; // 0, 1 and 2 are the standard streams
+    while size.map_or(gap < MAX_FD_GAP, |size| fd < size) {
+        let this = fd;
+        fd += 1;
         if ours(this) {
             gap = 0;
             result.in_use += 1;
@@ -74,13 +74,13 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
     result
 }
 
-/// A duplicate of the connection behind `number`, also of one that was reset, if it was accepted on `listen`.
+/// A duplicate of the connection behind `fd`, also of one that was reset, if it was accepted on `listen`.
 ///
 /// # Errors
 ///
 /// No descriptor is left for the duplicate.
-fn identify(number: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket>> {
-    let socket = match duplicate(number) {
+fn identify(fd: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket>> {
+    let socket = match duplicate(fd) {
         Ok(socket) => socket,
         Err(Errno::MFILE) => return Err(Errno::MFILE.into()),
         Err(_) => return Ok(None), // closed meanwhile
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!((found.peer, found.peer), (peer, client.local_addr().unwrap()));
 
         let ours = found.socket.as_raw_fd();
-        let again = scan(address, |number| number == ours, |cookie| cookie == found.cookie);
+        let again = scan(address, |fd| fd == ours, |cookie| cookie == found.cookie);
         assert!(again.found.is_empty());
         assert!(again.cookies.contains(&found.cookie), "the holder still has it");
 
@@ -130,7 +130,7 @@ mod tests {
         assert!(scan(other.local_addr().unwrap(), |_| false, |_| false).found.is_empty());
 
         drop((held, clone));
-        let gone = scan(address, |number| number == ours, |_| true);
+        let gone = scan(address, |fd| fd == ours, |_| true);
         assert!(!gone.cookies.contains(&found.cookie), "only our duplicate is left");
     }
     #[test]

@@ -237,7 +237,8 @@ impl Exchange {
         if self.is_body_consumed() || self.body.truncated {
             return true;
         }
-        // A client that waits for `100 Continue` has not sent the body, and is told not to by a final response.
+        // With `Expect: 100-continue` and no 100 sent, the client holds the body back, and a final status tells it not to
+        // send it.
         if !self.quirks.body_buffered && (closing || self.has_header("expect")) {
             return false;
         }

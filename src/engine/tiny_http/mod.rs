@@ -1,16 +1,16 @@
-//! The engine on `tiny_http`: what it does not do, and what is done about it.
+//! The engine on `tiny_http`, and the measures for what `tiny_http` does not do.
 //!
 //! `tiny_http` accepts, reads and frames requests, on a thread for each connection, and is used unmodified. Everything
-//! else that a server must do is here, one file for each of its ways:
+//! else that a server must do is here, one file for each trait of `tiny_http`:
 //!
-//! | its way | file |
+//! | trait of `tiny_http` | file |
 //! | --- | --- |
 //! | threads without names; panics as messages; `Drop` connects to its own port | `server` |
 //! | an unbounded queue; `unblock` leaves a marker in it | `receive` |
 //! | its accept thread dies when descriptors or threads run out | `restart` |
 //! | pipelined requests come at once and block each other's responses | `connections` |
 //! | no event when a connection begins or ends; sockets are not shown | `discover` |
-//! | which bodies are in memory, when it closes by itself, what it sends by itself | `quirks` |
+//! | its own rules for bodies in memory, for closing, and for `100 Continue` | `quirks` |
 //! | dropping a request reads its body to the end, and allocates all of it | `unread_body` |
 //! | it reads ahead without bound | `throttle` |
 //! | no timeouts, starved connections, leaks, no limit on a head | `monitor` |

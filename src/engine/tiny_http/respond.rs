@@ -19,10 +19,11 @@ use crate::engine::CloseReason;
 use crate::http::encode::{ResponseContext, SendError, Sent, send};
 use crate::http::response::Response;
 
-/// Memory of a response, in bytes, that a thread keeps for the next one; larger buffers are freed.
+/// Maximum response buffer, in bytes, that a thread retains for the next response; larger ones are freed.
 const MAX_RETAINED_BUFFER: usize = 16 * 1024;
 
-/// Time after the start of a drain in which all that had arrived by then is received from `tiny_http`, also on busy cores.
+/// Time from the start of a drain until all requests that had arrived by then are received from `tiny_http`, also on busy
+/// cores.
 const SETTLED: Duration = Duration::from_millis(50);
 
 thread_local! {

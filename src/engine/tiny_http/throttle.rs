@@ -114,7 +114,7 @@ impl Backlog {
     }
 
     /// Whether a throttled connection should be resumed for a moment. Its client may have begun to read, or have closed,
-    /// and the filter drops the packets that say so. The backoff doubles each time, since all that arrives then must be
+    /// and the filter drops the packets that say so. The backoff doubles each time, since everything that arrives must be
     /// stored; in a drain, which waits for the connection, it is at most [`DRAIN_BACKOFF`].
     pub(crate) fn should_probe(&mut self, is_throttled: bool, now: Instant, draining: bool) -> bool {
         if !is_throttled {
@@ -164,11 +164,11 @@ pub(crate) fn resume_oldest<'a>(
         return;
     }
     let mut throttled: Vec<_> =
-        all.filter(|(flow, connection)| flow.estimated_requests() == 0 && connection.is_throttled()).collect();
-    throttled.sort_by_key(|(flow, _)| flow.resumed_at);
-    for (flow, connection) in throttled.into_iter().take(room) {
+        all.filter(|(backlog, connection)| backlog.estimated_requests() == 0 && connection.is_throttled()).collect();
+    throttled.sort_by_key(|(backlog, _)| backlog.resumed_at);
+    for (backlog, connection) in throttled.into_iter().take(room) {
         connection.resume_if_short_queue();
-        flow.resumed_at = Some(now);
+        backlog.resumed_at = Some(now);
     }
 }
 
@@ -177,11 +177,11 @@ mod tests {
     use super::*;
 
     fn after(samples: &[(u64, u64, u64)], engine_queue_empty: bool) -> Backlog {
-        let mut flow = Backlog::default();
+        let mut backlog = Backlog::default();
         for &(taken, arrived, requests) in samples {
-            flow.update(Sample { taken, parsed: arrived, requests }, engine_queue_empty);
+            backlog.update(Sample { taken, parsed: arrived, requests }, engine_queue_empty);
         }
-        flow
+        backlog
     }
 
     #[test]
@@ -199,9 +199,9 @@ mod tests {
 
     #[test]
     fn small_requests_that_were_not_received_exceed_the_share() {
-        let flow = after(&[(40_000, 4_000, 100)], false);
-        assert_eq!(flow.estimated_requests(), 900);
-        assert!(flow.exceeds_share());
+        let backlog = after(&[(40_000, 4_000, 100)], false);
+        assert_eq!(backlog.estimated_requests(), 900);
+        assert!(backlog.exceeds_share());
     }
 
     #[test]
@@ -213,17 +213,17 @@ mod tests {
 
     #[test]
     fn a_throttled_connection_is_probed_with_exponential_backoff() {
-        let mut flow = Backlog::default();
+        let mut backlog = Backlog::default();
         let began = Instant::now();
         let mut probes = Vec::new();
         for tenth in 0..76 {
-            if flow.should_probe(true, began + Duration::from_millis(100) * tenth, false) {
+            if backlog.should_probe(true, began + Duration::from_millis(100) * tenth, false) {
                 probes.push(tenth * 100);
             }
         }
         assert_eq!(probes, [500, 1500, 3500, 7500]);
-        assert!(flow.should_probe(true, began + Duration::from_millis(7500) + DRAIN_BACKOFF, true), "a drain waits");
-        assert!(!flow.should_probe(false, began + MAX_BACKOFF * 2, false), "it is not throttled");
+        assert!(backlog.should_probe(true, began + Duration::from_millis(7500) + DRAIN_BACKOFF, true), "a drain waits");
+        assert!(!backlog.should_probe(false, began + MAX_BACKOFF * 2, false), "it is not throttled");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::http::response::Response;
 use crate::http::status::{is_bodyless, reason_phrase};
 use crate::http::stream::StreamSource;
 
-/// What the connection and the request add to a response.
+/// Parts of a response that the connection and the request decide.
 #[derive(Clone, Copy)]
 pub(crate) struct ResponseContext<'a> {
     pub(crate) version: Version,
@@ -235,9 +235,9 @@ fn send_stream(
         buffer.truncate(CHUNK_PREFIX);
         sent.map_err(|error| match error {
             SendError::Client(error) => {
-                let told = io::Error::new(error.kind(), error.to_string());
+                let copy = io::Error::new(error.kind(), error.to_string());
                 client_error.get_or_insert(error);
-                told
+                copy
             }
             SendError::Reader(reason) | SendError::Panic(reason) => io::Error::other(reason),
             SendError::Late => io::ErrorKind::TimedOut.into(),
@@ -246,7 +246,7 @@ fn send_stream(
     buffer.clear();
     buffer.resize(CHUNK_PREFIX, 0);
     let result = source.write_to(&mut emit, buffer);
-    // What the function makes of the client's leaving is not its failure.
+    // An error of the function after the client has left is not its failure.
     let result = match (client_error, result) {
         (_, Err(message)) => Err(SendError::Panic(message)),
         (Some(error), _) => Err(SendError::Client(error)),
@@ -257,7 +257,7 @@ fn send_stream(
     if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
 }
 
-/// Sends what the source gives, each read at once, up to its end.
+/// Sends the source up to its end, each read at once.
 fn copy(
     source: &mut BodySource,
     framing: BodyFraming,

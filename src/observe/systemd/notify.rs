@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 
 use crate::sync::WarnOnce;
 
-/// systemd's end of `NOTIFY_SOCKET`, and what it was last told.
+/// The socket of `NOTIFY_SOCKET`, and the last status sent to it.
 pub(super) struct NotifySocket {
     /// `WATCHDOG_USEC`: systemd kills a service that does not write `WATCHDOG=1` this often.
     pub(super) watchdog: Option<Duration>,

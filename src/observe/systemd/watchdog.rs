@@ -48,11 +48,11 @@ impl Checks {
         if stats.busy < stats.threads || stats.busy == 0 || (stats.busy < stats.max_threads && stats.queued == 0) {
             return Ok(());
         }
-        let is_over = |since: Instant| since.elapsed() > self.request_timeout.saturating_add(STUCK_AFTER);
+        let is_overdue = |since: Instant| since.elapsed() > self.request_timeout.saturating_add(STUCK_AFTER);
         // Both the job and the request must be old: a job serves the requests of its connection one after the other.
         let requests = self.engines.requests_in_flight();
-        let overdue = requests.iter().filter(|request| is_over(request.since)).count();
-        if overdue >= stats.busy && self.pool.running_jobs().iter().all(|job| is_over(job.since)) {
+        let overdue = requests.iter().filter(|request| is_overdue(request.since)).count();
+        if overdue >= stats.busy && self.pool.running_jobs().iter().all(|job| is_overdue(job.since)) {
             return Err(format!("{} stuck beyond the request timeout", pluralize(stats.busy, "worker")));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What one line of the log says.
+//! One line of the log: its fields.
 
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;

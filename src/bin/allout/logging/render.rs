@@ -8,8 +8,8 @@ use crate::args::LogFormat;
 use crate::logging::event::{Event, MAX_LINE, Value};
 
 /// Limits in bytes that are tried in turn on the message and on each field until the line fits.
-const CUT_STEPS: [usize; 8] = [usize::MAX, 3072, 1536, 768, 384, 192, 96, SHORTEST_CUT];
-const SHORTEST_CUT: usize = 48;
+const CUT_STEPS: [usize; 8] = [usize::MAX, 3072, 1536, 768, 384, 192, 96, MIN_CUT];
+const MIN_CUT: usize = 48;
 
 /// How lines look.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub(super) fn line(style: Style, event: &Event<'_>) -> String {
     while shortest.len() > MAX_LINE {
         let Some((_, fewer)) = fields.split_last() else { break };
         fields = fewer;
-        shortest = render(SHORTEST_CUT, fields);
+        shortest = render(MIN_CUT, fields);
     }
     shortest
 }

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Between two evictions for the sake of descriptors.
+/// Minimum time between two evictions caused by a shortage of descriptors.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a tick saw.
+/// Numbers of connections at a tick.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     /// Connections that may be open.
@@ -30,7 +30,7 @@ pub(super) struct Capacity {
 }
 
 impl Capacity {
-    /// Has idle connections closed at the next tick, for the sake of their descriptors.
+    /// Evicts idle connections at the next tick, because descriptors are short.
     pub(super) fn request_eviction(&mut self) {
         self.requested = true;
     }

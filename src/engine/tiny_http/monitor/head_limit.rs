@@ -4,7 +4,7 @@
 use crate::http::validate::{MAX_HEADERS_TOTAL, MAX_TARGET};
 
 /// Bytes that tiny_http may take from a connection without a request or a part of a body coming of them: the longest
-/// target and the longest headers, and as much again for line ends and for what the client sent of its next request.
+/// target and the longest headers, and as much again for line ends and for the beginning of the next request.
 const MAX_HEAD_BYTES: u64 = 2 * (MAX_TARGET + MAX_HEADERS_TOTAL) as u64;
 
 /// How much of a head one connection has sent.

@@ -13,7 +13,7 @@ use crate::http::encode::{ResponseContext, encode};
 use crate::http::head::Version;
 use crate::http::response::Response;
 
-/// Answers 503 in the place of the handler, unless it begins to answer in this moment.
+/// Answers 503 in the place of the handler, unless the handler has started its response.
 pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: &ConnStats, automatic: HeaderLines) {
     if !connection.claim_response() {
         return;

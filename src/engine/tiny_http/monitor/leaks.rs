@@ -19,7 +19,7 @@ const FAST_LEAK_AFTER: Duration = Duration::from_millis(250);
 /// Between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of them.
+/// All leaked sockets.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
     /// Cookies of leaked sockets that are still in the table.

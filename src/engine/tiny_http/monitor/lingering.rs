@@ -61,7 +61,7 @@ impl Lingering {
 
     /// Drops those whose clients have left, or have had `patience` to do so.
     pub(super) fn check(&mut self, now: Instant, patience: Duration) {
-        for one in self.all.extract_if(.., |one| is_over(one.client_has_left(), now - one.since, patience)) {
+        for one in self.all.extract_if(.., |one| is_done(one.client_has_left(), now - one.since, patience)) {
             one.discard();
         }
     }
@@ -72,7 +72,7 @@ impl Lingering {
     }
 }
 
-fn is_over(client_has_left: bool, waited: Duration, patience: Duration) -> bool {
+fn is_done(client_has_left: bool, waited: Duration, patience: Duration) -> bool {
     client_has_left || waited > patience
 }
 
@@ -82,8 +82,8 @@ mod tests {
 
     #[test]
     fn a_request_lingers_until_its_client_has_left_or_patience_is_over() {
-        assert!(is_over(true, Duration::ZERO, LINGERING_TIMEOUT));
-        assert!(!is_over(false, LINGERING_TIMEOUT, LINGERING_TIMEOUT));
-        assert!(is_over(false, LINGERING_TIMEOUT * 2, LINGERING_TIMEOUT));
+        assert!(is_done(true, Duration::ZERO, LINGERING_TIMEOUT));
+        assert!(!is_done(false, LINGERING_TIMEOUT, LINGERING_TIMEOUT));
+        assert!(is_done(false, LINGERING_TIMEOUT * 2, LINGERING_TIMEOUT));
     }
 }

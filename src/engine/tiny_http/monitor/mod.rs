@@ -1,24 +1,24 @@
-//! The monitor: the thread that watches every socket that tiny_http holds, and acts on what it sees. No client decides
-//! when it wakes up, and no request waits for it.
+//! The monitor: a thread that watches every socket that tiny_http holds. No client decides when it wakes up, and no
+//! request waits for it.
 //!
 //! tiny_http shows no sockets, has no timeouts, loses connections in its own thread pool, and dies when descriptors run
 //! out. So the monitor finds the sockets itself (`sockets`, `reap`), holds a duplicate of each, and checks, at each tick:
 //!
-//! | file | what is checked |
+//! | file | check |
 //! | --- | --- |
 //! | `timeouts` | idle connections, requests beyond their time, clients that are gone; in a drain, idle connections |
 //! | `lingering` | requests with unread bodies whose client has left |
 //! | `starvation` | connections that tiny_http has accepted and left without a thread |
-//! | `head_limit` | heads without end |
-//! | [`throttle`](crate::engine::tiny_http::throttle) | clients that send faster than requests are taken in |
-//! | `unparsable` | what tiny_http drops without a word |
-//! | `leaks` | sockets that tiny_http never lets go of |
+//! | `head_limit` | heads above the limit |
+//! | [`throttle`](crate::engine::tiny_http::throttle) | clients that send faster than requests are received |
+//! | `unparsable` | connections that tiny_http closes without a response |
+//! | `leaks` | sockets that tiny_http never closes |
 //! | `capacity` | the number of connections |
 //! | `accept_health` | whether tiny_http accepts |
 //! | `quiescence` | whether a drain has anything left to wait for |
 //! | `heap` | memory to be returned after many connections |
 //!
-//! Each decision is a function of what was observed and of the time; `tick` observes and acts.
+//! Each check is a function of observations and the time; `tick` observes and acts.
 //!
 //! # When it wakes up
 //!
@@ -96,7 +96,7 @@ impl Monitor {
         })
     }
 
-    /// Says how to have tiny_http started anew when its accept thread has ended. Must not block. Only the first call
+    /// Sets the callback that restarts tiny_http when its accept thread has ended. Must not block. Only the first call
     /// counts.
     pub(crate) fn on_accept_stalled(&self, restart: impl Fn() + Send + Sync + 'static) {
         let _ = self.context.on_accept_stopped.set(Box::new(restart));
@@ -112,23 +112,23 @@ impl Monitor {
         self.ticks.load(Ordering::Relaxed)
     }
 
-    /// Has the monitor tick at once.
+    /// Wakes the monitor for a tick.
     pub(crate) fn wake(&self) {
         self.mailbox.wake();
     }
 
-    /// Says that a request has arrived; to be called for each. `new_connection`: nothing was known of its connection
-    /// before. Costs one load, but for the first request after a tick.
+    /// Notes that a request has arrived; called for each. `new_connection`: its connection was unknown. Costs one
+    /// load, except for the first request after a tick.
     pub(crate) fn note_request(&self, new_connection: bool) {
         self.mailbox.note_request(new_connection);
     }
 
-    /// Has idle connections closed, for the sake of their descriptors.
+    /// Requests the eviction of idle connections, because descriptors are short.
     pub(crate) fn request_eviction(&self) {
         let _ = self.mailbox.send(Command::Evict); // fails when all is over
     }
 
-    /// Makes the monitor's thread leave.
+    /// Stops the monitor's thread.
     pub(crate) fn stop(&self) {
         let _ = self.mailbox.send(Command::Stop); // fails if it has left
     }

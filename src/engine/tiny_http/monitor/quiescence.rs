@@ -1,4 +1,4 @@
-//! Whether a drain has anything left to wait for. The argument why nothing is lost stands in `lifecycle::drain`.
+//! Quiescence: whether a drain has nothing left to wait for. `lifecycle::drain` has the proof that nothing is lost.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,8 @@ pub(super) enum Step {
 }
 
 impl Quiescence {
-    /// Begins anew if `stop`, the number of the present stop of accepting, is another one: what was seen during one stop
-    /// proves nothing about the next.
+    /// Restarts the proof if `stop`, the number of the present stop of accepting, has changed: observations during one stop
+    /// prove nothing about the next.
     pub(super) fn begin(&mut self, stop: Option<u64>) {
         if self.stop != stop {
             *self = Quiescence { stop, ..Quiescence::default() };

@@ -26,7 +26,7 @@ impl Context {
         memory.scans.ending = false;
         self.reap(&scan, memory, now);
         if !scan.exhausted {
-            // The scan has found what is there, so a connection without a socket is gone.
+            // The scan is complete, so a connection without a socket is closed.
             self.connections.remove_stale(now.checked_sub(STALE_AFTER).unwrap_or(now), began);
         }
         memory.watched.extend(self.sockets.take_fresh());

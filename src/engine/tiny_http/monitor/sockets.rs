@@ -116,7 +116,7 @@ impl SocketTable {
         Ok(SocketTable { gate, connections, events, known: Mutex::default() })
     }
 
-    /// Scans the table, and attaches each new socket to its connection. What the scan saw is complete for all sockets that
+    /// Scans the table, and attaches each new socket to its connection. The scan is complete for all sockets that
     /// the monitor watched before it began.
     pub(super) fn scan(&self) -> FdScan {
         let (own_fds, cookies) = {
@@ -202,7 +202,7 @@ impl SocketTable {
         lock(&self.known).close_retired()
     }
 
-    /// Gives the monitor's thread what was found since the last call.
+    /// Takes the sockets found since the last call, for the monitor's thread.
     pub(super) fn take_fresh(&self) -> Vec<(u64, WatchedSocket)> {
         std::mem::take(&mut lock(&self.known).fresh)
     }
@@ -212,7 +212,7 @@ impl SocketTable {
         !lock(&self.known).fresh.is_empty()
     }
 
-    /// Forgets a watched socket. With `keep_cookie` it is not found anew.
+    /// Removes a watched socket. With `keep_cookie` later scans skip it.
     pub(super) fn remove(&self, cookie: u64, watched: WatchedSocket, keep_cookie: bool) {
         let mut known = lock(&self.known);
         known.retired.push(watched.socket);

@@ -19,7 +19,7 @@ pub(super) struct Starved {
 }
 
 impl Starved {
-    /// Takes in what a tick saw: bytes that wait, and all bytes received, of which the end of the stream counts as one.
+    /// Updates at a tick with the unread bytes and all bytes received (the end of the stream counts as one).
     /// True from the second tick in a row at which nothing was ever read.
     pub(super) fn update(&mut self, unread: u64, received: u64) -> bool {
         let untouched = unread > 0 && received <= unread + 1;

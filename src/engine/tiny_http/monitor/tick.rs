@@ -1,4 +1,4 @@
-//! One tick of the monitor: what it observes, and what it does about it.
+//! One tick of the monitor: observations, checks, and actions.
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,7 @@ use crate::engine::tiny_http::unread_body;
 use crate::engine::{CloseReason, Events, Settings, StopState};
 use crate::sys::tcp::{tcp_info, unread_bytes};
 
-/// What the monitor watches, and whom it tells.
+/// Everything that the monitor watches, and its callbacks.
 pub(super) struct Context {
     pub(super) sockets: SocketTable,
     pub(super) connections: Arc<ConnectionTable>,
@@ -63,7 +63,7 @@ pub(super) struct Scans {
     retired_left: bool,
 }
 
-/// Limits of what is logged.
+/// Rate limits of log lines.
 #[derive(Default)]
 pub(super) struct Logs {
     unstarve: Unstarve,
@@ -102,9 +102,9 @@ impl Happened {
     }
 }
 
-/// What follows from a tick.
+/// The result of a tick.
 pub(super) struct Outcome {
-    /// Something must be checked again soon.
+    /// A check must be repeated soon.
     pub(super) again: bool,
     /// The number of the stop of accepting in which nothing is left.
     pub(super) quiescent: Option<u64>,
@@ -317,7 +317,7 @@ impl Context {
         match memory.quiescence.step(nothing_left, path_empty, now) {
             Step::Wait => false,
             Step::Probe => {
-                let _ = self.gate.knock(); // refused, two ticks must do
+                let _ = self.gate.knock(); // if it fails, two ticks are the proof
                 false
             }
             Step::Done => true,

@@ -13,7 +13,7 @@ use crate::sys::tcp::TcpInfo;
 /// Time for two retransmissions (`TCP_RTO_MIN` of 200 ms, then 400 ms), and some slack.
 const RETRANSMIT_WINDOW: Duration = Duration::from_millis(700);
 
-/// What a tick saw of one connection.
+/// Observations of one connection at a tick.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     pub(super) tcp: TcpInfo,
@@ -24,7 +24,7 @@ pub(super) struct Observation {
     pub(super) busy: bool,
     /// Since when it is busy, or idle.
     pub(super) since: Instant,
-    /// What the request in flight is doing.
+    /// Activity of the request in flight.
     pub(super) activity: Activity,
     /// The body of the request in flight was cut off, as its time is over.
     pub(super) body_expired: bool,

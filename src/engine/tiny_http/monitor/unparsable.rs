@@ -1,4 +1,4 @@
-//! Connections that tiny_http closes by itself because it cannot read what they send: a byte above 0x7F in a head, TLS, a
+//! Connections that tiny_http closes because it cannot parse their bytes: a byte above 0x7F in a head, TLS, a
 //! PROXY line. No layer above tiny_http sees such a request, so its bytes are counted: what was received, against what
 //! requests and bodies have come of it.
 //!
@@ -23,7 +23,7 @@ pub(super) struct Accounted {
 }
 
 impl Accounted {
-    /// Takes in what a tick saw. An idle connection of which no byte waits has no error in its account, or the beginning
+    /// Updates at a tick. An idle connection of which no byte waits has no error in its account, or the beginning
     /// of a head, of which something will come.
     pub(super) fn update(&mut self, idle: bool, unread: u64, taken: u64, parsed: u64) {
         if idle && unread == 0 {
@@ -31,7 +31,7 @@ impl Accounted {
         }
     }
 
-    /// Whether tiny_http has closed the connection because of what it sent. `info` is of a duplicate of its socket, after
+    /// Whether tiny_http has closed the connection because of its bytes. `info` is of a duplicate of its socket, after
     /// tiny_http has closed its own; `requests` are those that have come of it.
     pub(super) fn is_unparsable(self, info: TcpInfo, parsed: u64, requests: u64) -> bool {
         if info.peer_closed_first {

@@ -17,13 +17,13 @@ use super::lingering::LingeringClose;
 use crate::sync::lock;
 use crate::sys::sigio::set_sigio;
 
-/// What others ask of the monitor.
+/// Commands to the monitor.
 pub(super) enum Command {
     /// Close idle connections: their descriptors are needed.
     Evict,
     /// Keep this request until its client has left.
     Linger(Box<LingeringClose>),
-    /// Leave.
+    /// Stop.
     Stop,
 }
 
@@ -65,7 +65,7 @@ impl Mailbox {
         })
     }
 
-    /// Has the monitor tick at once.
+    /// Wakes the monitor for a tick.
     pub(super) fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()); // EAGAIN: it is about to wake anyway
     }

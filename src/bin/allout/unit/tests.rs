@@ -1,0 +1,83 @@
+//! Tests of the units as they are printed.
+
+use super::*;
+
+#[test]
+fn the_binary_is_quoted_where_it_must_be() {
+    for (path, quoted) in [
+        ("/usr/local/bin/allout", "/usr/local/bin/allout"),
+        ("/opt/my app/allout", "\"/opt/my app/allout\""),
+        ("/opt/100%/a\"b\\c$d", "\"/opt/100%%/a\\\"b\\\\c$d\""),
+        ("/opt/é\n", "\"/opt/é\\x0a\""),
+    ] {
+        let unit = service_unit(Path::new(path), &Options::default(), false);
+        assert!(unit.contains(&format!("\nExecStart={quoted}\n")), "{path}: {unit}");
+        assert!(!has_placeholder(&unit), "{unit}");
+    }
+    assert_eq!(quote(b"/\xff"), "\"/\\xff\"");
+}
+
+/// Filters of system calls begin with `@` as well, in lower case.
+fn has_placeholder(unit: &str) -> bool {
+    unit.split('@').skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
+}
+
+#[test]
+fn options_become_variables_and_what_they_need_is_allowed() {
+    let binary = Path::new("/usr/bin/allout");
+    let unit = service_unit(binary, &Options::default(), false);
+    assert!(unit.contains("\nIPAddressDeny=any\n") && unit.contains("\nPrivateUsers=yes\n"), "{unit}");
+    assert!(!unit.contains("\nEnvironment="), "{unit}");
+
+    let options = Options {
+        variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
+        addresses: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
+        token_file: Some("/etc/allout/token".into()),
+    };
+    let unit = service_unit(binary, &options, false);
+    assert!(!has_placeholder(&unit), "{unit}");
+    for line in [
+        "Environment=ALLOUT_LISTEN=0.0.0.0:80",
+        "Environment=\"ALLOUT_GRACE=1m 30s\"",
+        "LoadCredential=shutdown-token:/etc/allout/token",
+        "Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token",
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+    ] {
+        assert!(unit.contains(&format!("\n{line}\n")), "{line}: {unit}");
+    }
+    assert!(!unit.contains("\nIPAddressDeny") && !unit.contains("\nPrivateUsers"), "{unit}");
+    // Later settings win, so that the file overrides the options.
+    assert!(unit.find("Environment=") < unit.find("EnvironmentFile="), "{unit}");
+
+    let unit = service_unit(binary, &options, true);
+    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n") && !has_placeholder(&unit), "{unit}");
+    let unit = service_unit(binary, &Options::default(), true);
+    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=127.0.0.1:%i\n"), "{unit}");
+
+    let unit = user_unit(binary, &options);
+    assert!(unit.contains("\nWantedBy=default.target\n") && !has_placeholder(&unit), "{unit}");
+    assert!(unit.contains("\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=/etc/allout/token\n"), "{unit}");
+    assert!(!unit.contains("DynamicUser") && !unit.contains("IPAddress"), "{unit}");
+}
+
+#[test]
+fn a_binary_that_the_unit_hides_is_pointed_out() {
+    let service_unit = |path| service_unit(path, &Options::default(), false);
+    assert!(service_unit(Path::new("/home/me/allout")).contains("CAUTION"));
+    assert!(service_unit(Path::new("/opt/a\"b")).contains("CAUTION"));
+    assert!(!service_unit(Path::new("/usr/bin/allout")).contains("CAUTION"));
+}
+
+#[test]
+fn the_socket_admits_those_who_can_reach_its_address() {
+    let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
+    assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");
+    let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))]);
+    assert!(all.contains("\nListenStream=0.0.0.0:80\nListenStream=[::]:80\n"), "{all}");
+    assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
+    let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))]);
+    assert!(one.contains("\nFreeBind=yes\n"), "{one}");
+    for unit in [local, all, one] {
+        assert!(!unit.contains('@'), "{unit}");
+    }
+}

@@ -343,6 +343,23 @@ fn sigusr1_tells_who_is_doing_what() {
     assert_eq!(server.get("/healthz").status, 200);
 }
 
+#[test]
+fn admin_routes_answer_although_all_workers_are_busy() {
+    let mut server =
+        Allout::new().args(["--timeout-delay", "60s", "--workers", "1", "--queue", "0", "--grace", "100ms"]).start();
+    let mut stuck = server.connect();
+    stuck.request("GET", "/timeout");
+    server.wait_until_read(&stuck);
+    wait_until(LIMIT, "the only worker to be busy", || server.ask("POST", "/timeout").status == 405);
+    for path in ["/healthz", "/livez", "/metrics"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    assert_eq!(sample(&server, "allout_workers{state=\"busy\"}"), Some(2.0), "one of them is reserved for /metrics");
+    assert_eq!(server.get("/timeout").status, 503, "it is shed");
+    assert_eq!(server.get("/shutdown").status, 200);
+    assert!(matches!(server.wait_exit(LIMIT).code(), Some(0 | 3)));
+}
+
 // --- Responses
 
 #[test]

@@ -25,6 +25,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Workers that never time out, so that the first slow request after a pause needs no new thread.
 const MIN_WORKERS: usize = 1;
 
+/// Workers beyond the pool's limit, for urgent jobs: those of an operator who wants to know why all others are busy, or to
+/// stop the service.
+const RESERVED_WORKERS: usize = 4;
+
 /// A job of a [`Pool`].
 pub(crate) trait Work: Send + 'static {
     /// What [`Pool::running_jobs`] identifies the job by.
@@ -115,6 +119,20 @@ impl<W: Work> Pool<W> {
     ///
     /// The job itself, if all workers are busy and the queue is full, or the pool is closing.
     pub(crate) fn submit(self: &Arc<Self>, job: W) -> Result<(), W> {
+        self.submit_to(self.max_threads, job)
+    }
+
+    /// Gives a job to a worker before those that are queued, and to one of [`RESERVED_WORKERS`] if all others are busy.
+    /// Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// As for [`submit`](Pool::submit), the reserved workers included.
+    pub(crate) fn submit_urgent(self: &Arc<Self>, job: W) -> Result<(), W> {
+        self.submit_to(self.max_threads + RESERVED_WORKERS, job)
+    }
+
+    fn submit_to(self: &Arc<Self>, max_threads: usize, job: W) -> Result<(), W> {
         let mut state = self.lock();
         if state.closing {
             return Err(job);
@@ -125,8 +143,12 @@ impl<W: Work> Pool<W> {
             self.work.notify_one();
             return Ok(());
         }
-        if state.threads < self.max_threads {
+        if state.threads < max_threads {
             match self.spawn_worker(&mut state) {
+                Ok(()) if state.threads > self.max_threads => {
+                    state.jobs.push_front(job); // the reserved worker is for this job, not for those that are queued
+                    return Ok(());
+                }
                 Ok(()) => {
                     state.jobs.push_back(job);
                     return Ok(());
@@ -171,6 +193,9 @@ impl<W: Work> Pool<W> {
                 }
                 state = self.lock();
                 state.running.remove(&number);
+                if state.threads > self.max_threads {
+                    break; // one was reserved for an urgent job; the others take what is queued
+                }
                 continue;
             }
             if state.closing {
@@ -302,6 +327,26 @@ mod tests {
         for _ in 0..2 {
             begins.recv_timeout(SAFETY).expect("queued jobs run in the end");
         }
+        pool.close();
+    }
+
+    #[test]
+    fn an_urgent_job_runs_although_all_workers_are_busy_and_the_queue_is_full() {
+        let (_crew, pool) = pool(1, 1);
+        let (begun, begins) = unbounded();
+        let (go, gone) = bounded::<()>(0);
+        let job = || Job::Wait(begun.clone(), gone.clone());
+        assert!(pool.submit(job()).is_ok());
+        begins.recv_timeout(SAFETY).expect("the first job runs");
+        assert!(pool.submit(job()).is_ok() && pool.submit(job()).is_err(), "one is queued");
+        for _ in 0..RESERVED_WORKERS {
+            assert!(pool.submit_urgent(job()).is_ok());
+            begins.recv_timeout(SAFETY).expect("an urgent job runs at once");
+        }
+        assert!(pool.submit_urgent(job()).is_err(), "their number is limited");
+        assert_eq!(pool.stats().queued, 1, "the queued job waits for the pool's own worker");
+        drop(go);
+        begins.recv_timeout(SAFETY).expect("the queued job runs in the end");
         pool.close();
     }
 

@@ -123,9 +123,13 @@ impl Dispatch {
         slot.and_then(|slot| slot.take()).unwrap_or_else(|| Response::from(500))
     }
 
-    /// Gives a task to a worker; sheds the request if none is idle and the queue is full.
+    /// Gives a task to a worker; sheds the request if none is idle and the queue is full. Admin routes have workers in
+    /// reserve.
     fn submit(self: &Arc<Self>, task: Task) -> Option<Exchange> {
-        let Err(job) = self.pool.submit(Job { dispatch: Arc::clone(self), task }) else { return None };
+        let is_urgent = matches!(&task, Task::Handle(routed) if routed.matched.is_admin);
+        let job = Job { dispatch: Arc::clone(self), task };
+        let submitted = if is_urgent { self.pool.submit_urgent(job) } else { self.pool.submit(job) };
+        let Err(job) = submitted else { return None };
         self.stats.shed.fetch_add(1, Ordering::Relaxed);
         let mut request = match job.task {
             Task::Handle(Routed { exchange, matched }) => {

@@ -73,6 +73,8 @@ pub(crate) struct RouteMatch {
     pub(crate) inline: bool,
     /// It is answered whatever the workers are doing: middleware that may wait is left out.
     pub(crate) must_not_wait: bool,
+    /// An admin route: if it needs a worker, one is reserved for it.
+    pub(crate) is_admin: bool,
     pub(crate) params: Params,
     pub(crate) limits: Limits,
     /// The methods of the path, if the request's method is not one of them.
@@ -87,6 +89,7 @@ impl RouteMatch {
             handler: None,
             inline: true,
             must_not_wait: false,
+            is_admin: false,
             params: Params::default(),
             limits: Limits::default(),
             allow: None,
@@ -184,11 +187,13 @@ impl Router {
             let get = || place.methods.iter().find(|entry| method == "HEAD" && entry.method == "GET");
             let entry = place.methods.iter().find(|entry| entry.method == method).or_else(get);
             let inline = entry.is_none_or(|entry| entry.inline);
+            let is_admin = self.first_admin.is_some_and(|first| *matched.value >= first);
             return RouteMatch {
                 route: Route { pattern: Arc::clone(&place.pattern), index: *matched.value },
                 handler: entry.map(|entry| Arc::clone(&entry.handler)),
                 inline,
-                must_not_wait: inline && self.first_admin.is_some_and(|first| *matched.value >= first),
+                must_not_wait: inline && is_admin,
+                is_admin,
                 params: Params::new(matched.params.iter().map(|(name, value)| (name, decode(value)))),
                 limits: place.limits,
                 allow: (entry.is_none() && !place.masked).then(|| Arc::clone(&place.allow)),

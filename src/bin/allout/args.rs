@@ -573,6 +573,19 @@ mod tests {
     }
 
     #[test]
+    fn the_file_of_options_in_packages_has_every_option_with_its_default() {
+        let file = include_str!("../../packaging/allout.default");
+        for arg in command().get_arguments() {
+            let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
+            // The first is for everyone to read, and the second prints a unit.
+            let is_left_out = ["ALLOUT_SHUTDOWN_TOKEN", "ALLOUT_SYSTEMD_UNIT"].contains(&name);
+            let default = arg.get_default_values().first().map(|value| value.display().to_string());
+            let line = format!("\n#{name}={}", default.unwrap_or_default());
+            assert_eq!(file.contains(&line), !is_left_out, "{line}");
+        }
+    }
+
+    #[test]
     fn addresses_parse_or_say_what_would() {
         let listen =
             |line: &[&str]| read(line).unwrap().listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");

@@ -81,3 +81,11 @@ fn the_socket_admits_those_who_can_reach_its_address() {
         assert!(!unit.contains('@'), "{unit}");
     }
 }
+
+#[test]
+fn packages_contain_the_units_that_are_printed() {
+    let unit = service_unit(Path::new("/usr/bin/allout"), &Options::default(), false);
+    assert_eq!(include_str!("../../../packaging/allout.service"), unit);
+    let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
+    assert_eq!(include_str!("../../../packaging/allout.socket"), unit);
+}

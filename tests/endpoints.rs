@@ -1,4 +1,4 @@
-//! What each endpoint answers, byte by byte where it matters.
+//! The responses of each endpoint, byte by byte where it matters.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

@@ -1,4 +1,4 @@
-//! What handlers fail with, and what the client and the log get of it.
+//! Errors of handlers: the response to the client, and the line in the log.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

@@ -1,5 +1,5 @@
-//! Framing, as the RFCs have it where a server is easily wrong: what is whole is taken for whole, what cannot be
-//! understood is 400 and ends the connection, and no response says a length that it must not say.
+//! Framing in the corner cases of the RFCs: complete messages are accepted, malformed ones are 400 and end the connection,
+//! and no response has a length that it must not have.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

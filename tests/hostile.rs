@@ -1,5 +1,5 @@
-//! No client can hurt another: clients that are many, slow, silent, endless, greedy or rude, and fresh ones that ask for
-//! `/healthz` and `/` meanwhile and must all get a 200. Sizes are small enough for every day; see `tests/soak` for long
+//! Hostile clients (many, slow, silent, endless or greedy ones) do not affect others: new clients that ask for `/healthz`
+//! and `/` meanwhile must all get a 200. Sizes are small enough for every day; see `tests/soak` for long
 //! runs, and `--ignored` for large ones.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "tests say what they expect by panicking")]

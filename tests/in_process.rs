@@ -1,4 +1,4 @@
-//! A service without a socket: requests are made, handled, and their responses looked at, within a test.
+//! A service without a socket: requests are made and handled, and their responses checked, within a test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

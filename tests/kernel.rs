@@ -1,5 +1,5 @@
-//! What the kernel does, as far as the argument that nothing is lost relies on it. Nothing of the program is run here:
-//! if one of these fails, the argument does not hold on this kernel.
+//! Kernel behaviour on which the argument that nothing is lost relies. The program is not run here: if one of these fails,
+//! the argument does not hold on this kernel.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

@@ -1,5 +1,5 @@
-//! What a client gets is its own: no response reaches another request than the one it was made for, also where the
-//! connection's address is that of another connection, before it or beside it.
+//! Responses reach the request that they were made for, and no other, also where two connections have the same peer
+//! address, one after the other or at once.
 //!
 //! Each request carries a token (`load/token.rs`). A wrong answer is never allowed. Where two connections cannot be
 //! told apart, both may be closed; a client is never left waiting.

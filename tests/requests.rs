@@ -1,4 +1,4 @@
-//! What handlers learn of a request: values of any type, cookies, and who the client is.
+//! Requests as handlers see them: values of any type, cookies, and the address of the client.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

@@ -1,4 +1,4 @@
-//! What the client gets is whole, or visibly broken; it comes when it is there; and what does not come in time is said.
+//! Responses are complete or visibly broken, are sent as soon as they exist, and late ones are reported.
 //!
 //! Services run within this process, with handlers whose readers fail, fall short, wait, panic and stream. The bytes
 //! on the wire are looked at, not what a forgiving client makes of them.

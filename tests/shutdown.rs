@@ -1,4 +1,4 @@
-//! Who may use `/shutdown`: people and scripts on this machine, clients with the token, and neither pages nor proxies.
+//! Access to `/shutdown`: for people and scripts on this machine and clients with the token, not for web pages or proxies.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

@@ -1,4 +1,4 @@
-//! Who may use `/shutdown` without a token: the user that the service runs as, and root, from this machine; not a web
+//! Access to `/shutdown` without a token: for the user that the service runs as, and root, from this machine; not a web
 //! page, and not a proxy on the same machine, also one that says nothing of itself.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]

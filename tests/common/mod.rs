@@ -1,8 +1,8 @@
-//! The program as seen from outside: started, listened to, spoken to, signalled, and ended in any case.
+//! The program as seen from outside: it is started, sent requests and signals, and ended in any case.
 //!
-//! Nothing here sleeps to give something time. Whatever is waited for is an event (a line of the log, the end of the
-//! process, bytes of a socket), or a state that is looked at until it holds; each wait has a limit and says on failure
-//! what it waited for and what the process has said so far.
+//! No sleep here synchronises anything. Every wait is for an event (a line of the log, the end of the process, bytes of a
+//! socket), or polls a state until it holds; each has a limit, and says on failure what it waited for and what the process
+//! has logged so far.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 

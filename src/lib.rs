@@ -160,6 +160,7 @@ pub use crate::{
         response::Response,
         stream::StreamWriter,
     },
+    service::member::Restart,
     service::{Service, config::Config, error::StartError, run::ServiceHandle},
 };
 

@@ -18,6 +18,8 @@ mod hostile;
 mod library;
 #[path = "lifecycle.rs"]
 mod lifecycle;
+#[path = "members.rs"]
+mod members;
 #[path = "middleware.rs"]
 mod middleware;
 #[path = "operations.rs"]

@@ -61,6 +61,8 @@ pub(crate) struct MemberState {
     pub(crate) since: Instant,
     /// `None` while the member runs.
     pub(crate) exit: Option<Exit>,
+    /// The crew goes on when it has finished.
+    pub(super) may_finish: bool,
 }
 
 /// A member's place in the table.
@@ -92,7 +94,7 @@ impl MemberTable {
 
     /// Adds a member that starts now.
     pub(super) fn push(&self, name: &str, thread: Option<JoinHandle<()>>, interrupt: Option<Interrupt>) {
-        let state = MemberState { name: name.to_owned(), since: Instant::now(), exit: None };
+        let state = MemberState { name: name.to_owned(), since: Instant::now(), exit: None, may_finish: false };
         self.lock().push(Slot { state, thread, interrupt });
     }
 
@@ -104,13 +106,19 @@ impl MemberTable {
         self.lock().get(slot.0).map_or_else(String::new, |slot| slot.state.name.clone())
     }
 
+    /// Whether a member has finished that may.
+    pub(super) fn has_finished_well(&self, slot: SlotId) -> bool {
+        let slots = self.lock();
+        slots.get(slot.0).is_some_and(|slot| slot.state.may_finish && slot.state.exit == Some(Exit::Finished))
+    }
+
     pub(super) fn is_running(&self, slot: SlotId) -> bool {
         self.lock().get(slot.0).is_some_and(|slot| slot.state.exit.is_none())
     }
 }
 
 /// Runs a member's body to its end.
-pub(super) fn catch_exit<R: Into<Exit>>(body: impl FnOnce() -> R) -> Exit {
+pub(crate) fn catch_exit<R: Into<Exit>>(body: impl FnOnce() -> R) -> Exit {
     // The policy for panics of every thread in this crate: caught at the root of the thread and reported. Nothing that
     // the panicking code held is used again, so no broken state is observed: hence `AssertUnwindSafe`.
     match catch_unwind(AssertUnwindSafe(|| body().into())) {

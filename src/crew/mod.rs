@@ -172,6 +172,13 @@ impl Crew {
         guard
     }
 
+    /// Lets a member finish while all others go on.
+    pub(crate) fn allow_finish(&mut self, slot: SlotId) {
+        if let Some(slot) = self.members.lock().get_mut(slot.0) {
+            slot.state.may_finish = true;
+        }
+    }
+
     /// Sets what makes a [reserved](Crew::reserve) member stop.
     pub(crate) fn on_interrupt(&mut self, slot: SlotId, interrupt: impl FnOnce() + Send + 'static) {
         if let Some(slot) = self.members.lock().get_mut(slot.0) {
@@ -192,6 +199,11 @@ impl Crew {
                 cause => break cause,
             }
         };
+        self.finish(cause)
+    }
+
+    /// Stops all members, and returns how it went.
+    pub(crate) fn finish(mut self, cause: Cause) -> Outcome {
         log::info!("{cause}: one out, all out");
         let mut shutdown = Shutdown::new(cause, self.grace);
         self.stop_members(&mut shutdown);
@@ -208,7 +220,8 @@ impl Crew {
         }
     }
 
-    /// As [`wait_first`](Crew::wait_first); `None` if there is no message until `until`.
+    /// As [`wait_first`](Crew::wait_first); `None` if there is no message until `until`, or when a member has finished that
+    /// [may](Crew::allow_finish).
     pub(crate) fn wait_first_until(&mut self, until: Option<Instant>) -> Option<Cause> {
         loop {
             let message = match until {
@@ -221,6 +234,9 @@ impl Crew {
             match message {
                 Some(Message::Exited { slot, exit }) => {
                     self.record_exit(slot, &exit);
+                    if self.members.has_finished_well(slot) {
+                        return None;
+                    }
                     return Some(Cause::Member { name: self.members.name(slot), exit });
                 }
                 Some(Message::Command { command, .. }) => return Some(command.into()),
@@ -299,9 +315,10 @@ impl Crew {
         (0..self.members.len()).map(SlotId).filter(|slot| Some(*slot) != self.signals && self.is_running(*slot))
     }
 
-    /// True while no member has ended.
+    /// True while no member has ended, but for those that may.
     pub(crate) fn all_running(&self) -> bool {
-        (0..self.members.len()).all(|slot| self.is_running(SlotId(slot)))
+        let mut slots = (0..self.members.len()).map(SlotId);
+        slots.all(|slot| self.is_running(slot) || self.members.has_finished_well(slot))
     }
 
     /// True while this member has not ended.

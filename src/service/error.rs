@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::admin::InstallError;
+use crate::crew::outcome::{Cause, Outcome};
 use crate::dispatch::router::BadRoute;
 use crate::listen::ListenError;
 
@@ -22,6 +23,8 @@ pub enum StartError {
     Inherited(String),
     /// A route is invalid.
     Route(BadRoute),
+    /// It was stopped, or something failed, before it was [ready](crate::Service::before_ready).
+    Stopped(Cause),
     /// A setting cannot be: why.
     Setting(String),
     /// The system refuses a thread, a descriptor or the like: which one, and the error.
@@ -41,6 +44,7 @@ impl fmt::Display for StartError {
             StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
+            StartError::Stopped(cause) => write!(f, "stopped before it was ready: {cause}"),
             StartError::Setting(why) => write!(f, "bad setting: {why}"),
             StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),
         }
@@ -52,8 +56,24 @@ impl std::error::Error for StartError {
         match self {
             StartError::Listen(_, error) | StartError::Unresolved(error) | StartError::System(_, error) => Some(error),
             StartError::Route(error) => Some(error),
-            StartError::AddressInUse(_) | StartError::Inherited(_) | StartError::Setting(_) => None,
+            StartError::AddressInUse(_)
+            | StartError::Inherited(_)
+            | StartError::Stopped(_)
+            | StartError::Setting(_) => None,
         }
+    }
+}
+
+/// Why a service does not run.
+pub(crate) enum NotStarted {
+    Error(StartError),
+    /// It was stopped while it started.
+    Stopped(Box<Outcome>),
+}
+
+impl From<StartError> for NotStarted {
+    fn from(error: StartError) -> NotStarted {
+        NotStarted::Error(error)
     }
 }
 

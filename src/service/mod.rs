@@ -5,6 +5,8 @@ mod capacity;
 pub(crate) mod config;
 pub(crate) mod error;
 mod in_process;
+pub(crate) mod member;
+mod members;
 mod parts;
 mod routes;
 pub(crate) mod run;
@@ -16,10 +18,8 @@ use std::sync::Arc;
 use crate::admin::AdminRoutes;
 use crate::crew::Crew;
 use crate::crew::hooks::Hook;
-use crate::crew::member::Exit;
 use crate::crew::message::Stopper;
 use crate::crew::outcome::{Cause, Outcome};
-use crate::crew::stop::Stop;
 use crate::dispatch::DispatchSettings;
 use crate::dispatch::middleware::Around;
 use crate::dispatch::router::Router;
@@ -27,15 +27,9 @@ use crate::http::automatic::HeaderLines;
 use crate::http::forwarded::TrustedProxies;
 use crate::lifecycle::reexec;
 use crate::service::config::Config;
-use crate::service::error::StartError;
+use crate::service::error::{NotStarted, StartError};
+use crate::service::member::Member;
 use crate::service::run::ServiceHandle;
-
-/// A member that waits to be started.
-struct Member {
-    name: String,
-    interrupt: Hook,
-    body: Box<dyn FnOnce(&Stop) -> Exit + Send>,
-}
 
 /// A service that is being put together: routes, settings, members, hooks. It begins with [`run`](Service::run), or with
 /// [`start`](Service::start) on threads of its own.
@@ -106,41 +100,6 @@ impl Service {
     /// The first thing that is wrong is what keeps the service from starting.
     pub(crate) fn fail(&mut self, error: StartError) {
         self.error.get_or_insert(error);
-    }
-
-    /// Adds a member to the crew: a thread of this name (15 bytes at most are kept) that lives and dies with the service.
-    ///
-    /// Its [`Stop`] tells it to leave, once the last request has been answered or grace is nearly over, and it is waited
-    /// for within the grace. It returns nothing, or a `Result` of nothing. If it ends before it is told to, in whichever
-    /// way, everyone goes out.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use allout::Service;
-    /// let service = Service::new().member("ticker", |stop| {
-    ///     while !stop.wait_timeout(Duration::from_secs(1)) {
-    ///         println!("tick");
-    ///     }
-    /// });
-    /// ```
-    pub fn member<R: Into<Exit>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
-        self.member_with_interrupt(name, || {}, body)
-    }
-
-    /// As [`member`](Service::member), for one that waits for something else than [`Stop`]: `interrupt` is called once,
-    /// from another thread, to make it leave. It must not block, and must be safe to call when the member has left.
-    pub fn member_with_interrupt<R: Into<Exit>>(
-        mut self,
-        name: &str,
-        interrupt: impl FnOnce() + Send + 'static,
-        body: impl FnOnce(&Stop) -> R + Send + 'static,
-    ) -> Service {
-        self.members.push(Member {
-            name: name.to_owned(),
-            interrupt: Box::new(interrupt),
-            body: Box::new(move |stop| body(stop).into()),
-        });
-        self
     }
 
     /// What stops the service, from any thread: for handlers and members. Pulled before the service runs, it stops it
@@ -215,7 +174,8 @@ impl Service {
         }
         match self.start_parts(Some(signals)) {
             Ok(parts) => parts.run(),
-            Err(error) => not_started(&error),
+            Err(NotStarted::Error(error)) => not_started(&error),
+            Err(NotStarted::Stopped(outcome)) => run::log_outcome(*outcome),
         }
     }
 
@@ -226,7 +186,11 @@ impl Service {
     ///
     /// [`StartError`]: the address is in use, a route cannot be, or the system refuses something.
     pub fn start(self) -> Result<ServiceHandle, StartError> {
-        self.start_parts(None)?.start().map_err(|error| StartError::System("a thread", error))
+        match self.start_parts(None) {
+            Ok(parts) => parts.start().map_err(|error| StartError::System("a thread", error)),
+            Err(NotStarted::Error(error)) => Err(error),
+            Err(NotStarted::Stopped(outcome)) => Err(StartError::Stopped(outcome.cause)),
+        }
     }
 
     /// Checks everything that a start would, except the resources that the running service holds.

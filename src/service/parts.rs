@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::capacity::{Capacity, Limits};
 use super::config::Config;
-use super::{Member, Service};
+use super::{Service, member};
 use crate::admin::{AdminRoutes, Observed};
 use crate::crew::Crew;
 use crate::crew::member::SlotId;
@@ -24,7 +24,7 @@ use crate::listen::{self, ListenSocket, Role, Wanted};
 use crate::observe::ServiceState;
 use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
-use crate::service::error::StartError;
+use crate::service::error::{NotStarted, StartError};
 use crate::service::run::Parts;
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
@@ -33,9 +33,9 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 
 impl Service {
     /// Starts all parts. With `signals`, the service owns the process: it may take inherited sockets and notify systemd.
-    pub(super) fn start_parts(self, signals: Option<SignalSource>) -> Result<Parts, StartError> {
+    pub(super) fn start_parts(self, signals: Option<SignalSource>) -> Result<Parts, NotStarted> {
         if let Some(error) = self.error {
-            return Err(error);
+            return Err(error.into());
         }
         let dispatch_settings = self.dispatch_settings();
         let config = self.config;
@@ -63,7 +63,8 @@ impl Service {
         let own_router = listening.iter().any(|(_, role)| *role == Role::Admin);
         let exposure = exposure_warnings(&self.admin, &listening, own_router);
         let ports = listening.iter().map(|(address, _)| address.port()).collect();
-        let installed = self.admin.install(self.routes, own_router, &state, &stopper, ports)?;
+        let installed =
+            self.admin.install(self.routes, own_router, &state, &stopper, ports).map_err(StartError::from)?;
         let dispatch = |Observed { router, observers }: Observed| {
             Arc::new(Dispatch {
                 router,
@@ -80,7 +81,9 @@ impl Service {
         if let Some(signals) = signals {
             spawn_signals(&mut crew, signals, state.clone())?;
         }
-        spawn_members(&mut crew, self.members)?;
+        if let Some(cause) = member::spawn(&mut crew, self.members)? {
+            return Err(NotStarted::Stopped(Box::new(crew.finish(cause))));
+        }
         spawn_notifier(&mut crew, owns_process, &state, &config)?;
         // Last, since requests arrive from here on.
         let engine_threads = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
@@ -171,14 +174,6 @@ fn events(stopper: &Stopper) -> Events {
 fn spawn_signals(crew: &mut Crew, signals: SignalSource, state: ServiceState) -> Result<(), StartError> {
     let dump = StateDump { began: Instant::now(), members: crew.members(), state };
     crew.spawn_signals(signals, move || dump.log()).map_err(system("the signal thread"))
-}
-
-fn spawn_members(crew: &mut Crew, members: Vec<Member>) -> Result<(), StartError> {
-    for Member { name, interrupt, body } in members {
-        let stop = crew.stop();
-        crew.spawn_member(&name, Some(interrupt), move || body(&stop)).map_err(system("the thread of a member"))?;
-    }
-    Ok(())
 }
 
 fn spawn_notifier(

@@ -96,13 +96,7 @@ impl Parts {
         for (engine, socket) in self.drain.engines.iter().zip(&self.sockets) {
             engine.finish(socket.outlives_us);
         }
-        let outcome = shutdown.outcome();
-        if outcome.code() == 0 {
-            log::info!("{outcome}");
-        } else {
-            log::error!("{outcome}");
-        }
-        outcome
+        log_outcome(shutdown.outcome())
     }
 
     /// Serves until there is a cause to stop. A re-exec is one once the binary has passed its preflight: then it comes with
@@ -130,6 +124,16 @@ impl Parts {
             }
         }
     }
+}
+
+/// Logs how it went.
+pub(super) fn log_outcome(outcome: Outcome) -> Outcome {
+    if outcome.code() == 0 {
+        log::info!("{outcome}");
+    } else {
+        log::error!("{outcome}");
+    }
+    outcome
 }
 
 /// The signals that the next image is to receive: a stop that came too late for this one, and a re-exec that was asked for

@@ -1,0 +1,92 @@
+//! The members of a service.
+
+use crate::crew::member::Exit;
+use crate::crew::stop::Stop;
+use crate::service::Service;
+use crate::service::member::{Kind, Member, Restart};
+
+/// # Members
+impl Service {
+    /// Adds a member to the crew: a thread of this name (15 bytes at most are kept) that lives and dies with the service.
+    ///
+    /// Its [`Stop`] tells it to return, once the last request has been answered or the grace period is nearly over, and
+    /// it is waited for within that. It returns nothing, or a `Result` of nothing. If it ends before it is told to, in
+    /// whichever way, everyone goes out.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use allout::Service;
+    /// let service = Service::new().member("ticker", |stop| {
+    ///     while !stop.wait_timeout(Duration::from_secs(1)) {
+    ///         println!("tick");
+    ///     }
+    /// });
+    /// ```
+    pub fn member<R: Into<Exit>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
+        self.add_member(name, Kind::Stays, || {}, body)
+    }
+
+    /// As [`member`](Service::member), for one that waits for something else than [`Stop`]: `interrupt` is called once,
+    /// from another thread, to make it return. It must not block, and must be safe to call when the member has returned.
+    pub fn member_with_interrupt<R: Into<Exit>>(
+        self,
+        name: &str,
+        interrupt: impl FnOnce() + Send + 'static,
+        body: impl FnOnce(&Stop) -> R + Send + 'static,
+    ) -> Service {
+        self.add_member(name, Kind::Stays, interrupt, body)
+    }
+
+    /// As [`member`](Service::member), for one that may end while the service goes on: it warms a cache, for example. If
+    /// it fails or panics, everyone goes out.
+    pub fn one_shot<R: Into<Exit>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
+        self.add_member(name, Kind::MayFinish, || {}, body)
+    }
+
+    /// Runs `body` to its end before the service is ready: a migration, for example. Several run one after the other.
+    ///
+    /// The socket is open already: requests that come wait until it has ended. Members, readiness and systemd's `READY=1`
+    /// come after it. If it fails the service does not start; a stop that is asked for meanwhile is told by its [`Stop`].
+    ///
+    /// ```
+    /// # use allout::Service;
+    /// let service = Service::new().before_ready("migrate", |_| std::fs::create_dir_all("/var/lib/shop"));
+    /// ```
+    pub fn before_ready<R: Into<Exit>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
+        self.add_member(name, Kind::BeforeReady, || {}, body)
+    }
+
+    /// As [`member`](Service::member), for one that is started again when it ends, fails or panics: after a pause, and a
+    /// number of times; then everyone goes out, with its last end as the cause.
+    ///
+    /// ```
+    /// # use allout::{Restart, Service, Stop};
+    /// # fn consume(stop: &Stop) -> std::io::Result<()> { stop.wait(); Ok(()) }
+    /// let service = Service::new().restarted_member("consumer", Restart::new(), consume);
+    /// ```
+    pub fn restarted_member<R: Into<Exit>>(
+        self,
+        name: &str,
+        restart: Restart,
+        body: impl Fn(&Stop) -> R + Send + 'static,
+    ) -> Service {
+        let known = name.to_owned();
+        self.member(name, move |stop| restart.run(&known, stop, |stop| body(stop).into()))
+    }
+
+    fn add_member<R: Into<Exit>>(
+        mut self,
+        name: &str,
+        kind: Kind,
+        interrupt: impl FnOnce() + Send + 'static,
+        body: impl FnOnce(&Stop) -> R + Send + 'static,
+    ) -> Service {
+        self.members.push(Member {
+            name: name.to_owned(),
+            interrupt: Box::new(interrupt),
+            body: Box::new(move |stop| body(stop).into()),
+            kind,
+        });
+        self
+    }
+}

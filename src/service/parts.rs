@@ -232,7 +232,12 @@ fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capaci
     }
     let connections = capacity.connections * listening.len();
     let (workers, queue, bound) = (capacity.workers, config.queue, capacity.bound());
-    log::info!("at most {workers} workers, {queue} requests in the queue, {connections} connections{bound}");
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    let commit = option_env!("ALLOUT_COMMIT").map(|commit| format!(" ({commit})")).unwrap_or_default();
+    log::info!(
+        "allout {version}{commit}, pid {pid}: at most {workers} workers, {queue} requests in the queue, \
+         {connections} connections{bound}"
+    );
     if !std::path::Path::new("/proc/self").exists() {
         log::warn!(
             "/proc is not mounted: the limits on threads and memory are unknown, re-exec finds no binary, SIGUSR1 lists no threads"

@@ -354,14 +354,21 @@ fn a_socket_of_systemd_is_served_and_outlives_the_service() {
         assert!(machine.is(ENDED, ENDED_WELL));
     }
     assert!(machine.said("info").contains("descriptor 3 (http)"));
-    // Of several, the one with the name.
+    // Of several, those with the names.
     machine.run("systemctl stop allout.socket");
-    let other = "[Socket]\nListenStream=127.0.0.1:9000\nService=allout.service\nFileDescriptorName=admin";
-    machine.run(&format!("echo '{other}' > /etc/systemd/system/admin.socket && systemctl daemon-reload"));
-    machine.add("allout.service", "[Service]\nSockets=admin.socket allout.socket");
-    machine.run("systemctl start admin.socket allout.socket");
-    assert_eq!(get("/").status, 200);
-    assert!(machine.said("warning").contains("(admin) was passed as well"), "{}", machine.said("warning"));
+    for (name, port) in [("admin", 9000), ("debug", 9001)] {
+        let socket =
+            format!("[Socket]\nListenStream=127.0.0.1:{port}\nService=allout.service\nFileDescriptorName={name}");
+        machine.run(&format!("echo '{socket}' > /etc/systemd/system/{name}.socket && systemctl daemon-reload"));
+    }
+    machine.add("allout.service", "[Service]\nSockets=admin.socket debug.socket allout.socket");
+    machine.run("systemctl start admin.socket debug.socket allout.socket");
+    assert_eq!((get("/").status, get("/healthz").status), (200, 404));
+    let admin = |path: &str| format!("curl -s -o /dev/null -w '%{{http_code}}' http://127.0.0.1:9000{path}");
+    for (path, status) in [("/healthz", "200"), ("/", "404")] {
+        assert_eq!(String::from_utf8_lossy(&machine.try_run(&admin(path)).stdout), status, "{path}");
+    }
+    assert!(machine.said("warning").contains("(debug) was passed as well"), "{}", machine.said("warning"));
 }
 
 #[test]

@@ -586,6 +586,15 @@ mod tests {
     }
 
     #[test]
+    fn every_option_is_in_the_readme() {
+        let readme = include_str!("../../../README.md");
+        for long in command().get_arguments().filter_map(clap::Arg::get_long) {
+            let hidden = ["help", "version", "generate"].contains(&long);
+            assert!(hidden || readme.contains(&format!("| `--{long}")), "--{long}");
+        }
+    }
+
+    #[test]
     fn addresses_parse_or_say_what_would() {
         let listen =
             |line: &[&str]| read(line).unwrap().listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");

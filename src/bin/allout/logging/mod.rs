@@ -57,6 +57,7 @@ pub fn init(format: LogFormat) -> io::Result<()> {
         .map_err(io::Error::other)?;
     if let Some(error) = unusable {
         log::warn!("RUST_LOG is ignored: {error}");
+        return Ok(());
     }
     for name in unknown_targets(&std::env::var("RUST_LOG").unwrap_or_default()) {
         log::warn!(

@@ -106,7 +106,7 @@ WantedBy=sockets.target
 /// A service of the user's own manager, which cannot give what needs privileges.
 pub(super) const USER_SERVICE: &str = "\
 # Printed by allout --systemd-unit=user. Install as ~/.config/systemd/user/allout.service:
-#   systemctl --user enable --now allout; loginctl enable-linger   # serves while nobody is logged in, too
+#   systemctl --user enable --now allout; loginctl enable-linger   # serves without an open session, too
 # Options go into ~/.config/allout.env, a line each: ALLOUT_GRACE=10s
 [Unit]
 Description=allout HTTP service: one out, all out

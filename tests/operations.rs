@@ -287,7 +287,7 @@ fn a_log_that_is_not_read_blocks_no_request() {
 fn no_clean_stop_logs_an_error_not_even_of_the_engine() {
     for listen in ["127.0.0.1:0", "[::]:0"] {
         for path in ["", "/", "/shutdown"] {
-            let mut server = Allout::new().args(["--listen", listen]).env("RUST_LOG", "info,tiny_http=debug").start();
+            let mut server = Allout::new().args(["--listen", listen]).env("RUST_LOG", "debug,tiny_http=debug").start();
             if !path.is_empty() {
                 assert_eq!(ask_with(&server, "GET", path, "").status, 200);
             }
@@ -297,8 +297,8 @@ fn no_clean_stop_logs_an_error_not_even_of_the_engine() {
             server.assert_exit(0, LIMIT);
             let said = server.log();
             assert!(!said.contains("ERROR") && !said.contains("WARN  Error"), "{said}");
-            let ended = common::engine::NATIVE || said.contains("Terminating accept thread");
-            assert!(ended, "tiny_http's accept thread did not end:\n{said}");
+            // Whether its thread says so before the process is gone is chance; that it had to be forced is said first.
+            assert!(!said.contains("ended by closing its socket"), "tiny_http's accept thread did not end:\n{said}");
         }
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use token::{Kind, Mixed, Tally, Tokened, connect_from, reset, spin};
 
 /// How long a client waits for its response, or for the end of its connection.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tries of each kind.
 const TRIES: usize = 100;

@@ -320,8 +320,10 @@ fn with_few_descriptors_it_refuses_to_start_or_serves(engine: &str) {
 /// Item 7: the limit on address space, in KiB.
 fn with_little_address_space_it_refuses_to_start_or_serves(engine: &str) {
     let _alone = alone();
-    let limits = [50_000, 100_000, 200_000, 400_000];
+    let limits = [50_000, 100_000, 200_000, 400_000, 1_500_000];
     assert_refuses_or_serves(engine, limits.into_iter().map(|n| format!("ulimit -v {n}")), 150);
+    let limits = limits.into_iter().map(|n| format!("export MALLOC_ARENA_MAX=1; ulimit -v {n}"));
+    assert_refuses_or_serves(engine, limits, 150);
 }
 
 /// Tells the child of this test program, which is `the_service_of_a_child`, to be one, and on which engine.
@@ -557,13 +559,10 @@ mod tiny_http {
         clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         what_clients_of_http_2_leak_is_counted_and_said;
         clients_of_http_2_do_not_use_up_the_descriptors;
-        #[ignore = "755 MB in 5 s, and others are not answered"]
         clients_with_the_highest_ttl_that_pipeline_are_bounded;
         pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;
         pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight;
-        #[ignore = "12 to 40 descriptors: it starts, and answers nobody after a crowd"]
         with_few_descriptors_it_refuses_to_start_or_serves;
-        #[ignore = "50 to 200 MB: an allocation fails in a crowd of 150"]
         with_little_address_space_it_refuses_to_start_or_serves;
         no_announced_length_that_a_handler_reads_ends_the_process;
         #[ignore = "none is counted, none is said"]

@@ -3,6 +3,9 @@
 use std::fmt;
 
 use super::config::Config;
+use super::error::StartError;
+use crate::engine::EngineKind;
+use crate::sys::address_space::AddressSpace;
 use crate::sys::limits;
 
 /// Descriptors for everything but connections: sockets, the log, epoll, duplicates.
@@ -18,6 +21,10 @@ const MEMORY_OF_WORKER: u64 = 56 * 1024;
 /// Fewest connections and workers, whatever the limits are: below it nothing works.
 const MIN_CONNECTIONS: u64 = 8;
 const MIN_WORKERS: u64 = 4;
+/// Fewest descriptors and threads for an engine with a thread for each connection. Tried with a hundred clients: with 40
+/// descriptors no client is answered afterwards, and with 8 threads it does not start.
+const MIN_DESCRIPTORS: u64 = OTHER_DESCRIPTORS;
+const MIN_THREADS: u64 = OTHER_THREADS;
 
 /// Limits of the process.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +33,7 @@ pub(super) struct Limits {
     pub(super) threads: u64,
     /// In bytes.
     pub(super) memory: u64,
+    pub(super) address_space: AddressSpace,
 }
 
 impl Limits {
@@ -35,7 +43,40 @@ impl Limits {
             descriptors: limits::raise_nofile_limit(),
             threads: limits::max_threads(),
             memory: limits::max_memory(),
+            address_space: AddressSpace::of_this_process(),
         }
+    }
+
+    /// # Errors
+    ///
+    /// [`StartError::Limit`]: `engine` cannot work with them.
+    pub(super) fn check(&self, engine: EngineKind) -> Result<(), StartError> {
+        if engine.cost_of_connection().threads == 0 {
+            return Ok(());
+        }
+        let too_low = |limit: String, needed: String| {
+            Err(StartError::Limit(format!("{limit}; the engine {} needs at least {needed}", engine.name())))
+        };
+        if self.descriptors < MIN_DESCRIPTORS {
+            return too_low(format!("RLIMIT_NOFILE is {}", self.descriptors), MIN_DESCRIPTORS.to_string());
+        }
+        if self.threads < MIN_THREADS {
+            let limit = format!("the limit on threads (pids.max or RLIMIT_NPROC) is {}", self.threads);
+            return too_low(limit, MIN_THREADS.to_string());
+        }
+        let threads = OTHER_THREADS + MIN_CONNECTIONS + MIN_WORKERS;
+        if self.address_space.threads() < threads {
+            let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+            let (needed, with_one_arena) = self.address_space.needed_for(threads);
+            let hint = if needed > with_one_arena {
+                format!(", or {} with MALLOC_ARENA_MAX=1 in its environment", mib(with_one_arena))
+            } else {
+                String::new()
+            };
+            let limit = format!("RLIMIT_AS is {}", mib(self.address_space.limit));
+            return too_low(limit, format!("{}{hint}", mib(needed)));
+        }
+        Ok(())
     }
 }
 
@@ -54,6 +95,7 @@ enum Bound {
     Descriptors(u64),
     Threads(u64),
     Memory(u64),
+    AddressSpace(u64),
 }
 
 /// `limit on memory: 32 MiB`
@@ -63,6 +105,7 @@ impl fmt::Display for Bound {
             Bound::Descriptors(limit) => write!(f, "limit on descriptors: {limit}"),
             Bound::Threads(limit) => write!(f, "limit on threads: {limit}"),
             Bound::Memory(limit) => write!(f, "limit on memory: {} MiB", limit >> 20),
+            Bound::AddressSpace(limit) => write!(f, "limit on address space: {} MiB", limit >> 20),
         }
     }
 }
@@ -71,29 +114,40 @@ impl Capacity {
     /// The numbers of `config`, for so many listening sockets, or fewer if the limits allow no more.
     ///
     /// Each connection has its descriptors and one more, which its handler may open. Of the threads a quarter are for
-    /// workers. Of the memory a half is for connections and a quarter for workers; the rest is for bodies, and for socket
+    /// workers; of those for which the address space suffices as well. Of the memory a half is for connections and a quarter for workers; the rest is for bodies, and for socket
     /// buffers, which cgroups of version 2 charge as well.
     pub(super) fn new(config: &Config, sockets: usize, limits: Limits) -> Capacity {
         let cost = config.engine.cost_of_connection();
         let memory = limits.memory.saturating_sub(OTHER_MEMORY);
-        let by_threads = (limits.threads.saturating_sub(OTHER_THREADS) / 4 * 3).checked_div(cost.threads);
+        let for_connections = |threads: u64| {
+            (threads.saturating_sub(OTHER_THREADS) / 4 * 3).checked_div(cost.threads).unwrap_or(u64::MAX)
+        };
+        let stacks = limits.address_space.threads();
         let (connections, bound) = [
             (
                 limits.descriptors.saturating_sub(OTHER_DESCRIPTORS) / (cost.descriptors + 1),
                 Bound::Descriptors(limits.descriptors),
             ),
-            (by_threads.unwrap_or(u64::MAX), Bound::Threads(limits.threads)),
+            (for_connections(limits.threads), Bound::Threads(limits.threads)),
             (memory / 2 / cost.memory, Bound::Memory(limits.memory)),
+            (for_connections(stacks), Bound::AddressSpace(limits.address_space.limit)),
         ]
         .into_iter()
         .min_by_key(|(connections, _)| *connections)
         .unwrap_or((u64::MAX, Bound::Memory(u64::MAX)));
         let each = count(connections.max(MIN_CONNECTIONS)) / sockets.max(1);
-        let workers = count((memory / 4 / MEMORY_OF_WORKER).max(MIN_WORKERS));
+        let (workers, workers_bound) = [
+            (memory / 4 / MEMORY_OF_WORKER, Bound::Memory(limits.memory)),
+            (stacks.saturating_sub(OTHER_THREADS) / 4, Bound::AddressSpace(limits.address_space.limit)),
+        ]
+        .into_iter()
+        .min_by_key(|(workers, _)| *workers)
+        .unwrap_or((u64::MAX, bound));
+        let workers = count(workers.max(MIN_WORKERS));
         let bound = if each < config.max_connections {
             Some(bound)
         } else if workers < config.workers {
-            Some(Bound::Memory(limits.memory))
+            Some(workers_bound)
         } else {
             None
         };
@@ -115,7 +169,12 @@ mod tests {
     use super::*;
     use crate::engine::EngineKind;
 
-    const NONE: Limits = Limits { descriptors: u64::MAX, threads: u64::MAX, memory: u64::MAX };
+    const NONE: Limits = Limits {
+        descriptors: u64::MAX,
+        threads: u64::MAX,
+        memory: u64::MAX,
+        address_space: AddressSpace::empty(u64::MAX),
+    };
 
     fn capacity(engine: EngineKind, limits: Limits) -> (usize, usize, String) {
         let config = Config { engine, ..Config::default() };
@@ -148,9 +207,39 @@ mod tests {
 
     #[test]
     fn nothing_is_left_without_any_connection_or_worker() {
-        let none = Limits { descriptors: 0, threads: 0, memory: 0 };
+        let none = Limits { descriptors: 0, threads: 0, memory: 0, ..NONE };
         let (connections, workers, _) = capacity(EngineKind::TinyHttp, none);
         assert_eq!((connections, workers), (8, 4));
+    }
+
+    #[test]
+    fn the_address_space_bounds_connections_and_workers_with_their_stacks() {
+        let few = Limits { address_space: AddressSpace::empty(400 << 20), ..NONE };
+        assert!(few.check(EngineKind::TinyHttp).is_ok());
+        let bound = " (limit on address space: 400 MiB)".to_owned();
+        assert_eq!(capacity(EngineKind::TinyHttp, few), (108, 36, bound.clone()));
+        assert_eq!(capacity(EngineKind::Native, few), (4096, 36, bound), "its connections have no threads");
+    }
+
+    #[test]
+    fn limits_with_which_an_engine_cannot_work_are_refused_and_what_it_needs_is_said() {
+        let said = |limits: Limits| limits.check(EngineKind::TinyHttp).map_err(|error| error.to_string());
+        assert_eq!(said(NONE), Ok(()));
+        let rows = [
+            (Limits { descriptors: 32, ..NONE }, "RLIMIT_NOFILE is 32; the engine tiny-http needs at least 64"),
+            (
+                Limits { threads: 12, ..NONE },
+                "the limit on threads (pids.max or RLIMIT_NPROC) is 12; the engine tiny-http needs at least 16",
+            ),
+            (
+                Limits { address_space: AddressSpace::empty(100 << 20), ..NONE },
+                "RLIMIT_AS is 100 MiB; the engine tiny-http needs at least 122 MiB",
+            ),
+        ];
+        for (limits, expected) in rows {
+            assert_eq!(said(limits), Err(format!("cannot start: {expected}")));
+            assert!(limits.check(EngineKind::Native).is_ok());
+        }
     }
 
     #[test]

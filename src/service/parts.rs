@@ -41,6 +41,7 @@ impl Service {
         let config = self.config;
         let owns_process = signals.is_some();
         let limits = Limits::of_this_process();
+        limits.check(config.engine)?;
         let sockets = open_sockets(&config, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);
@@ -154,7 +155,7 @@ fn settings(config: &Config, max_connections: usize, automatic: HeaderLines) -> 
         idle_timeout: config.idle_timeout,
         request_timeout: config.request_timeout,
         keepalive_min: config.keepalive_min,
-        leak_limit: (max_connections as u64 / 4).clamp(16, 1024),
+        leak_limit: (max_connections as u64 / 4).clamp(4, 1024),
         receivers: config.receivers,
         max_discard: config.max_body,
         automatic,

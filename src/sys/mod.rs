@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code, reason = "system calls and libc functions that no crate wraps; each block says why it is sound")]
 
+pub(crate) mod address_space;
 pub(crate) mod children;
 pub(crate) mod exec;
 pub(crate) mod fd;

@@ -83,7 +83,8 @@
 //!
 //! # What always holds
 //!
-//! * The library never calls `process::exit`, never installs a logger, never prints.
+//! * The library never calls `process::exit`, never installs a logger, never prints: but for the failure that `main` returns
+//!   as an [`Outcome`], if no logger has told it.
 //! * A request that was accepted is answered, or it is counted as abandoned and named in the log; there is no third.
 //! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.
@@ -116,23 +117,42 @@
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 #![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("allout runs on Linux only: it is built on epoll, /proc and systemd's protocol");
+
+#[cfg(target_os = "linux")]
 mod admin;
+#[cfg(target_os = "linux")]
 mod clock;
+#[cfg(target_os = "linux")]
 mod crew;
+#[cfg(target_os = "linux")]
 mod dispatch;
+#[cfg(target_os = "linux")]
 mod engine;
+#[cfg(target_os = "linux")]
 mod http;
+#[cfg(target_os = "linux")]
 mod lifecycle;
+#[cfg(target_os = "linux")]
 mod listen;
+#[cfg(target_os = "linux")]
 mod observe;
+#[cfg(target_os = "linux")]
 mod service;
+#[cfg(target_os = "linux")]
 mod sync;
+#[cfg(target_os = "linux")]
 mod sys;
+#[cfg(target_os = "linux")]
 mod text;
 
+#[cfg(target_os = "linux")]
 pub use crossbeam_channel as channel;
 
+#[cfg(target_os = "linux")]
 pub use crate::{
     admin::checks::Check,
     crew::{
@@ -160,8 +180,7 @@ pub use crate::{
         response::Response,
         stream::StreamWriter,
     },
-    service::member::Restart,
-    service::{Service, config::Config, error::StartError, run::ServiceHandle},
+    service::{Service, config::Config, error::StartError, member::Restart, run::ServiceHandle},
 };
 
 /// The examples of the README are compiled as well.

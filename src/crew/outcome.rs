@@ -1,6 +1,7 @@
 //! How a crew, or a service, ended: the cause, and the exit code that follows from it.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
@@ -97,6 +98,21 @@ impl Outcome {
         Outcome { cause, abandoned: Vec::new(), failures: Vec::new(), forced_by: None, duration: Duration::ZERO }
     }
 
+    /// The cause of a failure, what failed after it, and what was abandoned.
+    fn failure_line(&self) -> String {
+        let mut line = match &self.cause {
+            Cause::NotStarted(why) => why.clone(),
+            _ => self.to_string(),
+        };
+        for failure in &self.failures {
+            line.extend(["; ", failure]);
+        }
+        for abandoned in &self.abandoned {
+            line.extend(["; abandoned: ", abandoned]);
+        }
+        line
+    }
+
     /// The exit code.
     ///
     /// | code | |
@@ -146,8 +162,13 @@ impl From<Outcome> for ExitCode {
     }
 }
 
+/// What `main` returns. If it is a failure and no logger was there to tell it, it is printed to stderr, in a line: the one
+/// thing that this crate prints.
 impl Termination for Outcome {
     fn report(self) -> ExitCode {
+        if !matches!(self.code(), 0 | EXIT_PREFLIGHT_OK) && !log::log_enabled!(log::Level::Error) {
+            let _ = writeln!(io::stderr(), "{}", self.failure_line()); // nothing is left to tell it to
+        }
         self.into()
     }
 }
@@ -172,6 +193,16 @@ mod tests {
         assert_eq!(Outcome { abandoned: vec!["GET /".into()], ..asked.clone() }.code(), 3);
         assert_eq!(Outcome { failures: vec!["workers".into()], ..asked.clone() }.code(), 1);
         assert_eq!(Outcome { forced_by: Some(2), ..asked }.code(), 130);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_one_line() {
+        let in_use = outcome(Cause::NotStarted("address in use: 127.0.0.1:80".into()));
+        assert_eq!(in_use.failure_line(), "address in use: 127.0.0.1:80");
+        let late = Outcome { abandoned: vec!["GET / from a for 3s".into()], ..outcome(Cause::Signal(15)) };
+        let late = Outcome { failures: vec!["journal failed: full".into()], ..late };
+        let line = "SIGTERM: 1 abandoned, 1 failed after 7ms; journal failed: full; abandoned: GET / from a for 3s";
+        assert_eq!(late.failure_line(), line);
     }
 
     #[test]

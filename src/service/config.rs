@@ -56,6 +56,9 @@ pub struct Config {
     /// Default limit, in bytes, for reading a request body, and for discarding one that a handler leaves unread. Default
     /// 1 MiB, as nginx has it (`client_max_body_size`).
     pub max_body: u64,
+    /// Whether SIGHUP, or a leak of the engine, may re-execute the process. Default: yes. Without it SIGHUP does nothing, and
+    /// a leak stops the service.
+    pub reexec: bool,
     /// The largest head of a request, in bytes: see [`Limits::max_head`](crate::Limits::max_head). Default: none but that of
     /// the engine, about 64 KiB.
     pub max_head: Option<usize>,
@@ -78,6 +81,7 @@ impl Default for Config {
             request_timeout: Duration::from_mins(1),
             max_body: 1024 * 1024,
             max_head: None,
+            reexec: true,
         }
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod run;
 pub(crate) mod settings;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::admin::AdminRoutes;
@@ -30,6 +31,9 @@ use crate::service::config::Config;
 use crate::service::error::{NotStarted, StartError};
 use crate::service::member::Member;
 use crate::service::run::ServiceHandle;
+
+/// Wants to know the addresses of a service that serves.
+type OnListening = Box<dyn FnOnce(&[SocketAddr]) + Send>;
 
 /// A service that is being put together: routes, settings, members, hooks. It begins with [`run`](Service::run), or with
 /// [`start`](Service::start) on threads of its own.
@@ -55,6 +59,7 @@ pub struct Service {
     proxies: Option<Arc<TrustedProxies>>,
     automatic: HeaderLines,
     members: Vec<Member>,
+    on_listening: Vec<OnListening>,
     before_drain: Vec<Hook>,
     after_drain: Vec<Hook>,
     admin: AdminRoutes,
@@ -90,6 +95,7 @@ impl Service {
             proxies: None,
             automatic: HeaderLines::DEFAULT,
             members: Vec::new(),
+            on_listening: Vec::new(),
             before_drain: Vec::new(),
             after_drain: Vec::new(),
             admin: AdminRoutes::default(),
@@ -113,6 +119,18 @@ impl Service {
     /// ```
     pub fn stopper(&self) -> Stopper {
         self.crew.stopper()
+    }
+
+    /// Calls `tell` once the service serves, with all addresses that it listens on: to print them, for example. The log has
+    /// them as well.
+    ///
+    /// ```
+    /// # use allout::Service;
+    /// let service = Service::new().on_listening(|addresses| println!("listening on http://{}", addresses[0]));
+    /// ```
+    pub fn on_listening(mut self, tell: impl FnOnce(&[SocketAddr]) + Send + 'static) -> Service {
+        self.on_listening.push(Box::new(tell));
+        self
     }
 
     /// Runs `hook` when the drain begins, while everything is still served: to tell others to look elsewhere.

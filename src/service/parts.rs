@@ -24,6 +24,7 @@ use crate::listen::{self, ListenSocket, Role, Wanted};
 use crate::observe::ServiceState;
 use crate::observe::state_dump::StateDump;
 use crate::observe::systemd::{self, SystemdNotifier};
+use crate::service::OnListening;
 use crate::service::error::{NotStarted, StartError};
 use crate::service::run::Parts;
 
@@ -37,8 +38,7 @@ impl Service {
         if let Some(error) = self.error {
             return Err(error.into());
         }
-        let dispatch_settings = self.dispatch_settings();
-        let config = self.config;
+        let (dispatch_settings, config) = (self.dispatch_settings(), self.config);
         let owns_process = signals.is_some();
         let limits = Limits::of_this_process();
         limits.check(config.engine)?;
@@ -89,6 +89,7 @@ impl Service {
         // Last, since requests arrive from here on.
         let engine_threads = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
         announce(&config, &listening, &capacity, &exposure);
+        let addresses = tell_addresses(&listening, self.on_listening);
 
         let drain = Drain {
             engines,
@@ -104,8 +105,8 @@ impl Service {
             drain,
             sockets,
             pool,
-            addresses: listening.into_iter().map(|(address, _)| address).collect(),
-            owns_process,
+            addresses,
+            may_reexec: owns_process && config.reexec,
             grace: config.grace,
             before: self.before_drain,
             after: self.after_drain,
@@ -133,6 +134,15 @@ fn new_engines(
     let engine = |socket: &ListenSocket| Engine::new(kind, &socket.listener, settings, events(stopper));
     let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
     Ok(Engines::new(engines.map_err(system("the listening socket"))?))
+}
+
+/// Tells the addresses to all who want to know, and returns them.
+fn tell_addresses(listening: &[(SocketAddr, Role)], on_listening: Vec<OnListening>) -> Vec<SocketAddr> {
+    let addresses: Vec<_> = listening.iter().map(|(address, _)| *address).collect();
+    for tell in on_listening {
+        tell(&addresses);
+    }
+    addresses
 }
 
 /// The pool of the workers, closed when the crew stops.

@@ -54,7 +54,8 @@ pub(super) struct Parts {
     pub(super) pool: Arc<Pool<Job>>,
     /// Where the sockets listen.
     pub(super) addresses: Vec<SocketAddr>,
-    pub(super) owns_process: bool,
+    /// The service owns the process, and may go on with another binary.
+    pub(super) may_reexec: bool,
     pub(super) grace: Duration,
     pub(super) before: Vec<Hook>,
     pub(super) after: Vec<Hook>,
@@ -105,11 +106,11 @@ impl Parts {
         let mut requests = ReexecRequests { started: Instant::now(), leak: None, preflight: None, again: None };
         loop {
             match self.crew.wait_first_until(requests.check_at()) {
-                Some(Cause::Reexec(why)) if self.owns_process => requests.request(why),
+                Some(Cause::Reexec(why)) if self.may_reexec => requests.request(why),
                 Some(Cause::Reexec(why)) => {
-                    log::warn!("{why} ignored: only Service::run can re-exec, not Service::start");
+                    log::warn!("{why} ignored: re-exec is off, or not possible, as by Service::start");
                 }
-                Some(Cause::EngineLeak(why)) if self.owns_process => {
+                Some(Cause::EngineLeak(why)) if self.may_reexec => {
                     log::warn!("{why}");
                     requests.leak = Some(why);
                 }

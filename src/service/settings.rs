@@ -97,6 +97,11 @@ impl Service {
         self.set(|config| config.request_timeout = timeout)
     }
 
+    /// Never re-executes the process: SIGHUP does nothing, and a leak of the engine stops the service.
+    pub fn without_reexec(self) -> Service {
+        self.set(|config| config.reexec = false)
+    }
+
     /// The largest head of a request, in bytes; see [`Limits::max_head`](crate::Limits::max_head).
     pub fn max_head(self, bytes: usize) -> Service {
         self.set(|config| config.max_head = Some(bytes))

@@ -38,7 +38,7 @@ pub(super) struct Limits {
 
 impl Limits {
     /// Those in force, once the soft limit on descriptors has been raised.
-    pub(super) fn of_this_process() -> Limits {
+    fn of_this_process() -> Limits {
         Limits {
             descriptors: limits::raise_nofile_limit(),
             threads: limits::max_threads(),
@@ -47,10 +47,20 @@ impl Limits {
         }
     }
 
+    /// The limits of this process, if `engine` can work with them.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Limit`]: one is too low.
+    pub(super) fn for_engine(engine: EngineKind) -> Result<Limits, StartError> {
+        let limits = Limits::of_this_process();
+        limits.check(engine).map(|()| limits)
+    }
+
     /// # Errors
     ///
     /// [`StartError::Limit`]: `engine` cannot work with them.
-    pub(super) fn check(&self, engine: EngineKind) -> Result<(), StartError> {
+    fn check(&self, engine: EngineKind) -> Result<(), StartError> {
         if engine.cost_of_connection().threads == 0 {
             return Ok(());
         }

@@ -40,8 +40,7 @@ impl Service {
         }
         let (dispatch_settings, config) = (self.dispatch_settings(), self.config);
         let owns_process = signals.is_some();
-        let limits = Limits::of_this_process();
-        limits.check(config.engine)?;
+        let limits = Limits::for_engine(config.engine)?;
         let sockets = open_sockets(&config, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);

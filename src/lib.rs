@@ -106,7 +106,8 @@
 //!
 //! * A connection costs a thread and three descriptors: thousands are fine, a hundred thousand are not.
 //! * A byte above 0x7F in a request's head (a UTF-8 cookie), TLS bytes or a PROXY line close the connection without an
-//!   answer; it is counted and logged.
+//!   answer. Most of those on kept connections are counted and logged; few of those on new ones are, which end sooner than
+//!   the monitor looks.
 //! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
 //!   and logged, and leads to a re-exec before threads or descriptors run out.
 //! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes after a

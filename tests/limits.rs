@@ -565,7 +565,7 @@ mod tiny_http {
         with_few_descriptors_it_refuses_to_start_or_serves;
         with_little_address_space_it_refuses_to_start_or_serves;
         no_announced_length_that_a_handler_reads_ends_the_process;
-        #[ignore = "none is counted, none is said"]
+        #[ignore = "new connections end sooner than the monitor looks; of kept ones 8 of 10 are counted"]
         what_cannot_be_parsed_is_counted_and_said;
         durations_without_an_end_are_no_panic;
         #[cfg(feature = "json")]

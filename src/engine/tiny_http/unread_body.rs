@@ -50,6 +50,11 @@ pub(super) fn discard_aborted(
 ) {
     let (_, quirks) = quirks::of_rejected(&raw);
     if quirks.body_buffered {
+        // It may be of a newer connection of the peer, which would wait for its response, or take the response to its
+        // next request for it. The request keeps its socket open, so that a scan finds it.
+        if connection.socket().is_none() || connection.is_tcp_closed() {
+            abort_peer(connection.peer);
+        }
         drop(raw.into_writer()); // a plain drop of `Request` answers 500
         return;
     }

@@ -31,10 +31,6 @@ use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
 const EPOLL_BATCH: usize = 256;
 /// The key of the listening socket's events; no socket has this cookie (the kernel counts from 1).
 const LISTENER_KEY: u64 = 0;
-/// Between two searches for a newer connection of the same peer that found none: a scan takes 1 ms with a thousand
-/// connections, and clients that send much to connections that are over would have the listener scan for each request.
-const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
-
 /// One socket under watch, with what each check remembers of it.
 pub(super) struct WatchedSocket {
     pub(super) connection: Arc<Connection>,
@@ -90,8 +86,8 @@ struct Known {
     peers: HashMap<u64, SocketAddr>,
     /// Found, and not yet taken by the monitor's thread.
     fresh: Vec<(u64, WatchedSocket)>,
-    /// When a newer connection was last searched in vain.
-    last_search: Option<Instant>,
+    /// When a newer connection was last searched in vain, and how long the scan took.
+    last_search: Option<(Instant, Duration)>,
 }
 
 impl Known {
@@ -157,14 +153,16 @@ impl SocketTable {
         scan
     }
 
-    /// Whether the peer of `connection` has another, newer one. Scans at most every [`SEARCH_INTERVAL`].
+    /// Whether the peer of `connection` has another, newer one. Scans at most half of the time: clients that send much to
+    /// connections that are over would have the listener scan for each request.
     pub(super) fn find_newer_connection(&self, connection: &Arc<Connection>) -> bool {
-        if lock(&self.known).last_search.is_some_and(|searched| searched.elapsed() < SEARCH_INTERVAL) {
+        if lock(&self.known).last_search.is_some_and(|(ended, took)| ended.elapsed() < took) {
             return false;
         }
+        let began = Instant::now();
         self.scan();
         let found = self.connections.get(connection.peer).is_some_and(|other| !Arc::ptr_eq(&other, connection));
-        lock(&self.known).last_search = (!found).then(Instant::now);
+        lock(&self.known).last_search = (!found).then(|| (Instant::now(), began.elapsed()));
         found
     }
 

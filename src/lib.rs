@@ -23,7 +23,19 @@
 //! }
 //! ```
 //!
-//! In a test, the same service runs within the process, on a port that the system picks, and stops when it is dropped:
+//! The [cookbook] has what services need besides: authentication, CORS, errors as JSON, files, uploads, events, proxies.
+//!
+//! In a test, a request is made and handled without a socket:
+//!
+//! ```
+//! use allout::{Request, Service};
+//!
+//! let service = Service::new().get("/", |_| "hello");
+//! assert_eq!(service.handle(Request::get("/")).into_text()?, "hello");
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Or the same service runs within the process, on a port that the system picks, and stops when it is dropped:
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -45,13 +57,18 @@
 //! | --- | --- |
 //! | [`Service`], [`Config`] | routes, settings, members and hooks, put together; [`run`](Service::run) or [`start`](Service::start) |
 //! | [`Request`], [`Response`] | what a handler gets, and what its result becomes; [`HandlerError`] makes `?` work in it |
+//! | [`Next`], [`ErrorInfo`] | middleware around all handlers; the service's own bodies for the library's errors |
+//! | [`StreamWriter`], [`EventWriter`] | bodies that are written while they are sent; server-sent events |
+//! | [`Check`], [`Restart`] | readiness checks; members that are restarted |
 //! | [`Stop`], [`Stopper`] | how a handler or a member sees the end coming, and how any thread brings it about |
 //! | [`Crew`] | a group of threads that live and die together, without any HTTP |
 //! | [`Outcome`], [`Cause`] | how it ended, why, what was abandoned; it is what `main` returns |
 //! | [`channel`] | `crossbeam_channel`, whose `Receiver` is the one foreign type in a signature (but for serde's traits) |
 //!
-//! Features, all by default: `json` ([`Request::json`], [`Response::json`]), `metrics` (`/metrics`), and `cli`, which is
-//! for the program of the same name: a library user does without, by `default-features = false`.
+//! Features by default: `json` ([`Request::json`], [`Response::json`]; it includes `serde`), `metrics` (`/metrics`), and
+//! `cli`, which is for the program of the same name: a library user does without, by `default-features = false`. Others:
+//! `serde` (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow`
+//! (handlers that return `anyhow::Result`). Each adds, and changes nothing else.
 //!
 //! # The way of a request, and the way of the first message
 //!
@@ -129,11 +146,15 @@ mod admin;
 #[cfg(target_os = "linux")]
 mod clock;
 #[cfg(target_os = "linux")]
+pub mod cookbook;
+#[cfg(target_os = "linux")]
 mod crew;
 #[cfg(target_os = "linux")]
 mod dispatch;
 #[cfg(target_os = "linux")]
 mod engine;
+#[cfg(all(target_os = "linux", feature = "files"))]
+mod files;
 #[cfg(target_os = "linux")]
 mod http;
 #[cfg(target_os = "linux")]
@@ -184,6 +205,9 @@ pub use crate::{
     },
     service::{Service, config::Config, error::StartError, member::Restart, run::ServiceHandle},
 };
+
+#[cfg(all(target_os = "linux", feature = "files"))]
+pub use crate::files::Files;
 
 /// The examples of the README are compiled as well.
 #[cfg(doctest)]

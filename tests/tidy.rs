@@ -35,6 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "text",
         ],
     ),
+    ("cookbook", &[]),
+    ("files", &["dispatch::request", "http"]),
     ("observe", &["crew", "engine", "http::head", "lifecycle::phase", "clock", "sync", "text"]),
     ("lifecycle", &["crew", "engine", "clock", "sync", "sys", "text"]),
     ("dispatch", &["crew::pool", "crew::stop", "engine", "http", "observe", "clock", "sync", "text"]),

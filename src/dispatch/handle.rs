@@ -7,6 +7,8 @@ use super::middleware::{Call, Way};
 use super::request::Request;
 use super::router::RouteMatch;
 use super::{Dispatch, Reply, Routed};
+#[cfg(feature = "files")]
+use crate::http::conditional::Conditions;
 use crate::http::fault::truncated_body;
 use crate::http::head::Rejection;
 use crate::http::response::Response;
@@ -36,7 +38,7 @@ impl Dispatch {
             _ if max_head.is_some_and(|max| head_size(request) > max) => self.reject(request, HEAD_TOO_LARGE),
             // RFC 9110, section 9.3.8: TRACE sends back what intermediaries have added, secrets included.
             (None, _, allow) if request.method() == "TRACE" => not_allowed(allow.as_deref().unwrap_or(USUAL_METHODS)),
-            (None, Some(handler), _) => handler(request),
+            (None, Some(handler), _) => selected(handler(request), request),
             (None, None, Some(allow)) => not_allowed(allow),
             (None, None, None) => Response::error(404, "Not Found"),
         };
@@ -124,6 +126,21 @@ impl Dispatch {
         self.stats.panics.fetch_add(1, Ordering::Relaxed);
         log::error!("{what}");
     }
+}
+
+/// What the conditions and the range of the request select of a response.
+#[cfg(feature = "files")]
+fn selected(response: Response, request: &Request) -> Response {
+    if response.is_conditional && matches!(request.method(), "GET" | "HEAD") {
+        response.select(&Conditions::new(request.method(), request.headers()))
+    } else {
+        response
+    }
+}
+
+#[cfg(not(feature = "files"))]
+fn selected(response: Response, _: &Request) -> Response {
+    response
 }
 
 /// Bytes of a request's head, without those between its parts.

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::fs::File;
+#[cfg(feature = "files")]
+use std::io::Seek as _;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,6 +34,7 @@ pub(super) enum Content {
     Bytes(Vec<u8>),
     Shared(Arc<[u8]>),
     SharedText(Arc<str>),
+    File(FilePart),
     Reader(BodySource),
     Stream(StreamSource),
 }
@@ -74,6 +78,7 @@ impl Body {
     /// Its length in bytes, if it is known before the body is read.
     pub fn length(&self) -> Option<u64> {
         match &self.0 {
+            Content::File(part) => Some(part.length),
             Content::Reader(source) => source.length,
             _ => self.as_bytes().map(|bytes| bytes.len() as u64),
         }
@@ -86,7 +91,7 @@ impl Body {
             Content::Bytes(bytes) => Some(bytes),
             Content::Shared(bytes) => Some(bytes),
             Content::SharedText(text) => Some(text.as_bytes()),
-            Content::Reader(_) | Content::Stream(_) => None,
+            Content::File(_) | Content::Reader(_) | Content::Stream(_) => None,
         }
     }
 
@@ -98,6 +103,7 @@ impl Body {
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {
         match self.0 {
             Content::Bytes(bytes) => Ok(bytes),
+            Content::File(part) => Body(Content::Reader(part.into_source())).into_bytes(),
             Content::Reader(mut source) => {
                 let mut bytes = Vec::new();
                 source.read_to_end(&mut bytes)?;
@@ -107,6 +113,22 @@ impl Body {
             Content::Stream(source) => source.into_bytes(),
             _ => Ok(self.as_bytes().unwrap_or_default().to_vec()),
         }
+    }
+
+    /// A part of it, which must be within its length.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be positioned, or the body is a reader or stream.
+    #[cfg(feature = "files")]
+    pub(super) fn slice(self, first: u64, length: u64) -> io::Result<Body> {
+        if let Content::File(mut part) = self.0 {
+            part.file.seek_relative(i64::try_from(first).map_err(io::Error::other)?)?;
+            return Ok(Body(Content::File(FilePart { file: part.file, length })));
+        }
+        let range = usize::try_from(first).ok().zip(usize::try_from(first + length).ok());
+        let bytes = self.as_bytes().zip(range).and_then(|(bytes, (first, end))| bytes.get(first..end));
+        bytes.map(|bytes| Body::from(bytes.to_vec())).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// Whether it is written by a function, which may go on without end.
@@ -121,6 +143,19 @@ impl Body {
     }
 }
 
+/// A file from its present position on.
+pub(super) struct FilePart {
+    pub(super) file: File,
+    /// In bytes.
+    pub(super) length: u64,
+}
+
+impl FilePart {
+    pub(super) fn into_source(self) -> BodySource {
+        BodySource { reader: Some(Box::new(self.file)), length: Some(self.length), given: 0 }
+    }
+}
+
 /// Reads a body.
 struct BodyReader {
     body: Body,
@@ -130,6 +165,11 @@ struct BodyReader {
 
 impl Read for BodyReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Content::File(_) = &self.body.0
+            && let Body(Content::File(part)) = std::mem::take(&mut self.body)
+        {
+            self.body = Body(Content::Reader(part.into_source()));
+        }
         if let Content::Reader(source) = &mut self.body.0 {
             return source.read(into);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::body::Body;
+use super::body::{Body, Content, FilePart};
 use super::response::Response;
 use super::status::reason_phrase;
 use super::stream::StreamWriter;
@@ -86,6 +86,9 @@ impl Response {
     ///
     /// A file that is not a regular one, or that says that it is empty (as those in `/proc` do), is read to its end.
     ///
+    /// With the feature `files` a regular file that is sent from its beginning has `Last-Modified` and an `ETag` (of its
+    /// time and length), and requests for it are [conditional](Response::conditional), for ranges as well.
+    ///
     /// # Errors
     ///
     /// The file is a directory, or its metadata cannot be read.
@@ -94,12 +97,15 @@ impl Response {
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        let length = if metadata.is_file() && metadata.len() > 0 {
-            Some(metadata.len().saturating_sub(file.stream_position()?))
-        } else {
-            None
-        };
-        Ok(Response::reader(file, length))
+        if !metadata.is_file() || metadata.len() == 0 {
+            return Ok(Response::reader(file, None));
+        }
+        let at = file.stream_position()?;
+        let length = metadata.len().saturating_sub(at);
+        let response = Response::made(Some(BYTES), Body(Content::File(FilePart { file, length })));
+        #[cfg(feature = "files")]
+        let response = if at == 0 { response.with_validators(&metadata) } else { response };
+        Ok(response)
     }
 
     /// A status without a body.

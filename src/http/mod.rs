@@ -3,6 +3,8 @@
 
 pub(crate) mod automatic;
 pub(crate) mod body;
+#[cfg(feature = "files")]
+pub(crate) mod conditional;
 pub(crate) mod date;
 pub(crate) mod encode;
 pub(crate) mod error;

@@ -36,6 +36,9 @@ pub struct Response {
     pub(super) failure: Option<Box<Failure>>,
     /// The body is the text of an error that this crate made: status, reason, and a line break.
     pub(super) is_own_text: bool,
+    /// Conditions and a range of the request are to be evaluated.
+    #[cfg(feature = "files")]
+    pub(crate) is_conditional: bool,
 }
 
 /// Why a request failed, for the log and never for the client.
@@ -84,7 +87,16 @@ impl Response {
     /// 200, with this body.
     pub(super) fn made(content_type: Option<&'static str>, body: Body) -> Response {
         let content_type = content_type.map(Cow::Borrowed);
-        Response { status: 200, content_type, headers: Vec::new(), body, failure: None, is_own_text: false }
+        Response {
+            status: 200,
+            content_type,
+            headers: Vec::new(),
+            body,
+            failure: None,
+            is_own_text: false,
+            #[cfg(feature = "files")]
+            is_conditional: false,
+        }
     }
 
     /// The status.

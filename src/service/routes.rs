@@ -199,6 +199,32 @@ impl Service {
         self
     }
 
+    /// Serves the files of a directory below `path`: [`Files`](crate::Files), or just the directory's path.
+    ///
+    /// A directory that cannot be opened keeps the service from starting.
+    ///
+    /// ```no_run
+    /// let service = allout::Service::new().files("/static", "www");
+    /// ```
+    #[cfg(feature = "files")]
+    pub fn files(mut self, path: &str, files: impl Into<crate::files::Files>) -> Service {
+        let files = match files.into().opened() {
+            Ok(files) => files,
+            Err(reason) => {
+                self.fail(StartError::Setting(reason));
+                return self;
+            }
+        };
+        let base = path.trim_end_matches('/');
+        let handler = |path: Option<&'static str>| {
+            let files = files.clone();
+            boxed(move |request: &mut Request| files.serve(request, path.or(request.param("path")).unwrap_or_default()))
+        };
+        let service = if base.is_empty() { self } else { self.add("GET", base, false, handler(Some(""))) };
+        let service = service.add("GET", &format!("{base}/"), false, handler(Some("")));
+        service.add("GET", &format!("{base}/{{*path}}"), false, handler(None))
+    }
+
     fn add(mut self, method: &str, path: &str, inline: bool, handler: Handler) -> Service {
         if let Err(error) = self.routes.add(method, path, inline, handler) {
             self.fail(StartError::Route(error));

@@ -183,6 +183,7 @@ pub(crate) fn send(
     let copied = response.body().as_bytes().is_some_and(|body| body.len() <= MAX_COPIED_BODY);
     let framing = if copied { encode(&response, context, buffer) } else { append_head(&response, context, buffer) };
     let result = match response.into_body() {
+        Body(Content::File(part)) => send_reader(part.into_source(), framing, buffer, &mut out),
         Body(Content::Reader(source)) => send_reader(source, framing, buffer, &mut out),
         Body(Content::Stream(source)) => send_stream(source, framing, buffer, &mut out),
         body if !copied => send_large(body.as_bytes().unwrap_or_default(), framing, buffer, &mut out),

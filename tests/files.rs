@@ -1,0 +1,253 @@
+//! Files and directories: what is served, what is not, and of what a client has already only what it needs.
+
+#![cfg(feature = "files")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use allout::{Files, Request, RequestBuilder, Response, Service, StartError};
+
+/// Far longer than anything here takes, on a machine that is busy with something else.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A directory that is removed when it is dropped: `www`, beside a file that must not be served.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(name: &str) -> Tree {
+        let root = std::env::temp_dir().join(format!("allout-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root); // of a run that was killed
+        let tree = Tree(root);
+        fs::create_dir_all(tree.www()).unwrap();
+        fs::write(tree.0.join("secret"), "secret").unwrap();
+        tree
+    }
+
+    fn www(&self) -> PathBuf {
+        self.0.join("www")
+    }
+
+    fn add(&self, path: &str, text: &str) -> &Tree {
+        let path = self.www().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    fn service(&self) -> Service {
+        Service::new().files("/static", self.www())
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn get(service: &Service, path: &str) -> Response {
+    service.handle(Request::get(path))
+}
+
+fn text(response: Response) -> (u16, String) {
+    (response.status(), response.into_text().unwrap())
+}
+
+fn answer(status: u16, text: &str) -> (u16, String) {
+    (status, text.to_owned())
+}
+
+#[test]
+fn files_and_index_pages_are_served_with_their_types() {
+    let tree = Tree::new("types");
+    tree.add("index.html", "home").add("a b/index.html", "below").add("app.js", "code").add("empty.css", "");
+    tree.add("J\u{fc}rgen.txt", "name").add("noindex/x", "x");
+    let service = tree.service();
+    let app = get(&service, "/static/app.js");
+    assert_eq!(app.content_type(), Some("text/javascript; charset=utf-8"));
+    assert_eq!((app.length(), text(app)), (Some(4), answer(200, "code")));
+    assert_eq!(text(get(&service, "/static/")), answer(200, "home"));
+    assert_eq!(text(get(&service, "/static/a%20b/")), answer(200, "below"));
+    assert_eq!(text(get(&service, "/static/J%C3%BCrgen.txt")), answer(200, "name"));
+    let empty = get(&service, "/static/empty.css");
+    assert_eq!((empty.status(), empty.length(), empty.content_type()), (200, Some(0), Some("text/css; charset=utf-8")));
+    assert!(empty.header("ETag").is_some());
+    for (path, location) in
+        [("/static", "/static/"), ("/static?a=b", "/static/?a=b"), ("/static/a%20b", "/static/a%20b/")]
+    {
+        let response = get(&service, path);
+        assert_eq!((response.status(), response.header("Location")), (308, Some(location)), "{path}");
+    }
+    assert_eq!(get(&service, "/static/noindex/").status(), 404);
+    assert_eq!(get(&service, "/static/none").status(), 404);
+    assert_eq!(get(&service, "/static/app.js/").status(), 404);
+    let head = service.handle(RequestBuilder::new("HEAD", "/static/app.js"));
+    assert_eq!((head.status(), head.header("ETag").is_some(), text(head).1), (200, true, String::new()));
+    let refused = service.handle(Request::post("/static/app.js"));
+    assert_eq!((refused.status(), refused.header("Allow")), (405, Some("GET, HEAD")));
+}
+
+#[test]
+fn no_path_leads_out_of_the_directory() {
+    let tree = Tree::new("out");
+    tree.add("page", "page").add(".git/config", "hidden").add(".env", "hidden").add(".well-known/x", "known");
+    tree.add("sub/page", "page").add("a\\b", "backslash");
+    symlink("../secret", tree.www().join("out")).unwrap();
+    symlink(&tree.0, tree.www().join("up")).unwrap();
+    symlink("/etc", tree.www().join("etc")).unwrap();
+    symlink("loop", tree.www().join("loop")).unwrap();
+    symlink("sub/page", tree.www().join("in")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        tree.www().join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let service = tree.service();
+    let long = format!("/static/{}", "x".repeat(300));
+    for path in [
+        "/static/../secret",
+        "/static/..%2fsecret",
+        "/static/%2e%2e/secret",
+        "/static/%2e%2e%2fsecret",
+        "/static/sub/%2e%2e/%2e%2e/secret",
+        "/static/sub%2fpage",
+        "/static//etc/passwd",
+        "/static/%2fetc/passwd",
+        "/static/..%5csecret",
+        "/static/a%5Cb",
+        "/static/page%00",
+        "/static/page%00.html",
+        "/static/%252e%252e/secret",
+        "/static/out",
+        "/static/up/secret",
+        "/static/etc/passwd",
+        "/static/loop",
+        "/static/fifo",
+        "/static/.git/config",
+        "/static/.env",
+        "/static/.",
+        "/static/..",
+        "/static/./page",
+        long.as_str(),
+    ] {
+        let response = get(&service, path);
+        assert_eq!(response.status(), 404, "{path}: {response:?}");
+    }
+    for path in ["/static/page", "/static/in", "/static/.well-known/x"] {
+        assert_eq!(get(&service, path).status(), 200, "{path}");
+    }
+}
+
+#[test]
+fn a_client_is_sent_what_it_does_not_have() {
+    let tree = Tree::new("conditional");
+    tree.add("file.txt", "0123456789");
+    let service = tree.service();
+    let whole = get(&service, "/static/file.txt");
+    let (tag, date) = (whole.header("ETag").unwrap().to_owned(), whole.header("Last-Modified").unwrap().to_owned());
+    assert_eq!(whole.header("Accept-Ranges"), Some("bytes"));
+    let ask = |headers: &[(&str, &str)]| {
+        let request = Request::get("/static/file.txt");
+        service.handle(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+    };
+    let fresh = ask(&[("If-None-Match", &tag)]);
+    assert_eq!((fresh.status(), fresh.header("ETag"), fresh.length()), (304, Some(tag.as_str()), Some(0)));
+    assert_eq!(ask(&[("If-Modified-Since", &date)]).status(), 304);
+    assert_eq!(ask(&[("If-None-Match", "\"other\""), ("If-Modified-Since", &date)]).status(), 200);
+    assert_eq!(ask(&[("If-Match", "\"other\"")]).status(), 412);
+    assert_eq!(ask(&[("If-Match", &tag)]).status(), 200);
+    let part = ask(&[("Range", "bytes=2-4")]);
+    assert_eq!((part.header("Content-Range"), part.length()), (Some("bytes 2-4/10"), Some(3)));
+    assert_eq!(text(part), answer(206, "234"));
+    assert_eq!(text(ask(&[("Range", "bytes=-3"), ("If-Range", &tag)])), answer(206, "789"));
+    assert_eq!(text(ask(&[("Range", "bytes=0-1"), ("If-Range", "\"other\"")])), answer(200, "0123456789"));
+    let beyond = ask(&[("Range", "bytes=10-")]);
+    assert_eq!((beyond.status(), beyond.header("Content-Range")), (416, Some("bytes */10")));
+    fs::write(tree.www().join("file.txt"), "changed").unwrap();
+    assert_eq!(text(ask(&[("If-None-Match", &tag)])), answer(200, "changed"));
+}
+
+#[test]
+fn a_precompressed_sibling_goes_to_those_who_accept_it() {
+    let tree = Tree::new("coding");
+    tree.add("app.js", "code").add("app.js.gz", "gzipped").add("app.js.br", "brotli").add("plain.js", "code");
+    let service = tree.service();
+    let ask = |path: &str, accepted: &str| {
+        let response = service.handle(Request::get(path).header("Accept-Encoding", accepted));
+        let header = |name: &str| response.header(name).unwrap_or("none").to_owned();
+        let facts = [header("Content-Encoding"), header("Vary"), header("Content-Type"), header("ETag")];
+        (facts, response.into_text().unwrap())
+    };
+    let (plain, plain_text) = ask("/static/app.js", "");
+    assert_eq!((&plain[..2], plain_text.as_str()), (&["none".to_owned(), "Accept-Encoding".to_owned()][..], "code"));
+    for (accepted, coding, body) in
+        [("gzip, br", "br", "brotli"), ("gzip", "gzip", "gzipped"), ("br;q=0, *", "gzip", "gzipped")]
+    {
+        let (facts, text) = ask("/static/app.js", accepted);
+        assert_eq!((facts[0].as_str(), facts[1].as_str(), text.as_str()), (coding, "Accept-Encoding", body));
+        assert_eq!(facts[2], plain[2], "the type of the file itself");
+        assert_ne!(facts[3], plain[3], "a representation of its own");
+    }
+    assert_eq!(ask("/static/plain.js", "br, gzip").0[..2], ["none", "none"]);
+}
+
+#[test]
+fn a_directory_has_settings_and_may_be_the_whole_service() {
+    let tree = Tree::new("root");
+    tree.add("home.htm", "home").add("a/x.txt", "x");
+    let service = Service::new()
+        .get("/api", |_| "api")
+        .files("/", Files::new(tree.www()).index("home.htm").cache_control("max-age=60"));
+    assert_eq!(text(get(&service, "/")), answer(200, "home"));
+    assert_eq!(text(get(&service, "/api")), answer(200, "api"));
+    let file = get(&service, "/a/x.txt");
+    assert_eq!(file.header("Cache-Control"), Some("max-age=60"));
+    assert_eq!(text(file), answer(200, "x"));
+    assert_eq!(get(&service, "//a/x.txt").status(), 404);
+    let missing = Service::new().files("/", Path::new("/no/such/directory").to_owned()).listen("127.0.0.1:0").start();
+    assert!(matches!(&missing, Err(StartError::Setting(why)) if why.contains("/no/such/directory")), "{missing:?}");
+}
+
+fn exchange(address: SocketAddr, request: &str) -> String {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    client.read_to_string(&mut response).unwrap();
+    response
+}
+
+#[test]
+fn parts_and_heads_are_framed_as_they_must_be() {
+    let tree = Tree::new("wire");
+    let large = "0123456789".repeat(20_000);
+    tree.add("large.txt", &large);
+    let running = tree.service().listen("127.0.0.1:0").start().unwrap();
+    let ask = |method: &str, headers: &str| {
+        let request = format!("{method} /static/large.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
+        let response = exchange(running.address(), &request);
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    };
+    let (head, body) = ask("GET", "");
+    assert!(head.contains("\r\nContent-Length: 200000") && body == large, "{head}");
+    let (head, body) = ask("HEAD", "Range: bytes=0-1\r\n");
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && head.contains("\r\nContent-Length: 200000") && body.is_empty(),
+        "{head}"
+    );
+    let (head, body) = ask("GET", "Range: bytes=100000-100009\r\n");
+    assert!(head.starts_with("HTTP/1.1 206 Partial Content") && head.contains("\r\nContent-Length: 10"), "{head}");
+    assert_eq!(body, "0123456789");
+    let (head, body) = ask("GET", "If-None-Match: *\r\n");
+    assert!(head.starts_with("HTTP/1.1 304 ") && head.contains("\r\nETag: ") && body.is_empty(), "{head}");
+    assert!(!head.contains("Content-Length") && !head.contains("\r\nContent-Type"), "{head}");
+}

@@ -12,6 +12,8 @@ mod drain;
 mod drain_proof;
 #[path = "endpoints.rs"]
 mod endpoints;
+#[path = "examples.rs"]
+mod examples;
 #[path = "hostile.rs"]
 mod hostile;
 #[path = "library.rs"]

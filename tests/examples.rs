@@ -1,0 +1,96 @@
+//! The larger examples, each run as a service.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use allout::{Service, ServiceHandle};
+
+#[path = "common/engine.rs"]
+mod engine;
+#[allow(dead_code, reason = "its main is the example's")]
+#[path = "examples/status.rs"]
+mod status;
+#[allow(dead_code, reason = "its main is the example's")]
+#[path = "examples/uploads.rs"]
+mod uploads;
+
+/// Far longer than anything here takes, on a machine that is busy with something else.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn start(service: Service) -> ServiceHandle {
+    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
+}
+
+/// Sends a request, and ends the sending side if `cut`; returns the status and the body.
+fn send(address: SocketAddr, line: &str, headers: &str, body: &[u8], cut: bool) -> (u16, Vec<u8>) {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    let head = format!("{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
+    client.write_all(head.as_bytes()).unwrap();
+    let _ = client.write_all(body); // refused, where the answer comes before its end
+    if cut {
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    let mut response = Vec::new();
+    client.read_to_end(&mut response).unwrap_or_else(|error| panic!("{line}: {error}"));
+    let end =
+        response.windows(4).position(|part| part == b"\r\n\r\n").unwrap_or_else(|| panic!("{line}: {response:?}"));
+    let status = std::str::from_utf8(&response[9..12]).unwrap().parse().unwrap();
+    (status, response.split_off(end + 4))
+}
+
+fn put(address: SocketAddr, name: &str, announced: usize, body: &[u8], cut: bool) -> u16 {
+    send(address, &format!("PUT /files/{name}"), &format!("Content-Length: {announced}\r\n"), body, cut).0
+}
+
+#[test]
+fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
+    let directory: PathBuf =
+        std::env::temp_dir().join(format!("allout-uploads-{}-{}", engine::NATIVE, std::process::id()));
+    let _ = fs::remove_dir_all(&directory); // of a run that was killed
+    fs::create_dir_all(&directory).unwrap();
+    let running = start(uploads::service(directory.clone()));
+    let address = running.address();
+    let body: Vec<u8> = (0..5_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect();
+    assert_eq!(put(address, "large.bin", body.len(), &body, false), 201);
+    assert_eq!(put(address, "broken.bin", body.len(), &body[..100_000], true), 400);
+    assert_eq!(put(address, "huge.bin", (1 << 30) + 1, b"", false), 413);
+    assert_eq!(put(address, "..%2Fout", 1, b"x", false), 404);
+    assert_eq!(put(address, ".hidden", 1, b"x", false), 404);
+    let get = |name: &str| send(address, &format!("GET /files/{name}"), "", b"", false);
+    assert!(get("large.bin") == (200, body), "what was sent is what comes back");
+    assert_eq!(get("broken.bin").0, 404);
+    let names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["large.bin"], "no part of another is left");
+    assert_eq!(send(address, "DELETE /files/large.bin", "", b"", false).0, 204);
+    assert_eq!(send(address, "DELETE /files/large.bin", "", b"", false).0, 404);
+    assert_eq!(running.stop("a test").code(), 0);
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn the_status_example_shows_what_the_service_says() {
+    let running = start(status::service());
+    let get = |path: &str| {
+        let (status, body) =
+            send(running.address(), &format!("GET {path}"), "Accept: application/json\r\n", b"", false);
+        (status, String::from_utf8(body).unwrap())
+    };
+    let page = get("/").1;
+    assert!(page.contains("fetch('/metrics')") && page.contains("fetch('/readyz'"), "{page}");
+    let began = Instant::now();
+    while get("/readyz").0 != 200 {
+        assert!(began.elapsed() < LIMIT, "{}", get("/readyz").1);
+    }
+    assert_eq!(get("/readyz").1, r#"{"status":"ok","checks":[{"name":"disk","status":"ok"}]}"#);
+    #[cfg(feature = "metrics")]
+    for name in ["allout_phase", "allout_workers{", "allout_connections_open", "allout_http_requests_in_flight"] {
+        assert!(get("/metrics").1.contains(&format!("\n{name}")), "{name}");
+    }
+    assert_eq!(running.stop("a test").code(), 0);
+}

@@ -1,0 +1,67 @@
+//! Uploads and downloads of any size: no body is ever in memory as a whole, and what is named is whole.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use allout::{HandlerError, Outcome, Request, Response, Service, StatusError};
+
+/// Most bytes of an upload.
+const MAX: u64 = 1 << 30;
+
+fn main() -> io::Result<Outcome> {
+    fs::create_dir_all("uploads")?;
+    Ok(service(PathBuf::from("uploads")).run())
+}
+
+/// The service, with its files in this directory.
+pub fn service(directory: PathBuf) -> Service {
+    let (puts, gets, deletes) = (directory.clone(), directory.clone(), directory);
+    Service::new()
+        .put("/files/{name}", move |request| put(&puts, request))
+        .get("/files/{name}", move |request| get(&gets, request))
+        .delete("/files/{name}", move |request| -> Result<(), HandlerError> {
+            fs::remove_file(path(&deletes, request)?).map_err(not_found)
+        })
+}
+
+/// The path of the file that a request names. No name of a client's leads elsewhere.
+fn path(directory: &Path, request: &Request) -> Result<PathBuf, StatusError> {
+    let name = request.param("name").unwrap_or_default();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.starts_with('.') || !name.chars().all(is_plain) {
+        return Err(StatusError::new(404, "names are letters, digits, and - _ ."));
+    }
+    Ok(directory.join(name))
+}
+
+fn put(directory: &Path, request: &mut Request) -> Result<u16, HandlerError> {
+    let whole = path(directory, request)?;
+    let too_large = || StatusError::new(413, "1 GiB at most");
+    if request.body_length().is_some_and(|length| length > MAX) {
+        Err(too_large())?;
+    }
+    let part = directory.join(format!(".{}", request.id().replace('/', "_")));
+    let received = File::create(&part).and_then(|mut file| io::copy(&mut request.body().take(MAX + 1), &mut file));
+    match received {
+        Ok(length) if length <= MAX => fs::rename(part, whole)?,
+        other => {
+            fs::remove_file(part)?;
+            other?; // the client has left: 400; the disk is full: 500
+            Err(too_large())?;
+        }
+    }
+    Ok(201)
+}
+
+fn get(directory: &Path, request: &mut Request) -> Result<Response, HandlerError> {
+    let file = File::open(path(directory, request)?).map_err(not_found)?;
+    Ok(Response::file(file)?.with_header("Content-Disposition", "attachment"))
+}
+
+fn not_found(error: io::Error) -> HandlerError {
+    match error.kind() {
+        io::ErrorKind::NotFound => Response::from(404).into(),
+        _ => error.into(),
+    }
+}

@@ -4,9 +4,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use allout::{Response, Service, ServiceHandle, channel};
+use allout::{HandlerError, Request, Response, Service, ServiceHandle, channel};
 
 #[path = "common/engine.rs"]
 mod engine;
@@ -211,12 +212,17 @@ fn a_stream_that_never_ends_is_told_of_a_drain_and_cut_after_the_grace() {
         let running = start(Service::new().grace(Duration::from_secs(1)).get("/", endless(mind)));
         let mut client = get(running.address(), "/", "");
         head(&mut client);
-        let reader = std::thread::spawn(move || rest(&mut client).0);
+        assert_eq!(chunk(&mut client), "x", "it has begun");
+        let reader = std::thread::spawn(move || rest(&mut client));
         let began = Instant::now();
         let outcome = running.stop("a test");
         assert!(began.elapsed() < LIMIT / 2, "it took {:?}", began.elapsed());
-        let whole = reader.join().unwrap().ends_with("\r\n0\r\n\r\n");
-        assert_eq!((outcome.code(), whole), (0, mind), "{outcome}");
+        let (body, reset) = reader.join().unwrap();
+        let whole = body.ends_with("0\r\n\r\n");
+        let end = &body[body.len().saturating_sub(30)..];
+        // On a machine with other load the writer may see the end of the grace period later than the drain does: abandoned.
+        let codes = if mind { &[0][..] } else { &[0, 3] };
+        assert!(codes.contains(&outcome.code()) && whole == mind, "{outcome}; reset: {reset}, end: {end:?}");
     }
 }
 
@@ -238,6 +244,76 @@ fn a_stream_that_makes_progress_outlives_the_request_timeout() {
     head(&mut client);
     let (body, _) = rest(&mut client);
     assert!(body.ends_with("\r\n0\r\n\r\n"), "{body:?}");
+}
+
+/// Sends its body back.
+fn echo(request: &mut Request) -> Result<Response, HandlerError> {
+    Ok(Response::bytes(request.take_body()?))
+}
+
+/// Sends a head and a body while it reads: the response, up to the end of the connection.
+fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> Vec<u8> {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(head.as_bytes()).unwrap();
+    let (mut writer, body) = (client.try_clone().unwrap(), body.to_vec());
+    let sends = std::thread::spawn(move || writer.write_all(&body));
+    let mut response = Vec::new();
+    client.read_to_end(&mut response).unwrap_or_else(|error| panic!("{head}: {error}"));
+    sends.join().unwrap().unwrap_or_else(|error| panic!("{head}: {error}"));
+    response
+}
+
+#[test]
+fn a_body_of_any_size_is_sent_back_as_it_arrives() {
+    let running = start(Service::new().max_body(10).post("/", echo));
+    let address = running.address();
+    for length in [0, 1, 1000, 100_000, 20_000_000] {
+        let body: Vec<u8> = (0..length).map(|n: u32| b'a' + (n % 26) as u8).collect();
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let response = exchange(address, &head, &body);
+        assert!(response.starts_with(b"HTTP/1.1 200"), "{length}");
+        assert!(response.ends_with(&[b"\r\n\r\n", &body[..]].concat()), "{length}: {}", response.len());
+        let old = format!("POST / HTTP/1.0\r\nContent-Length: {length}\r\n\r\n");
+        assert!(exchange(address, &old, &body).ends_with(&body), "{length}");
+    }
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks = b"5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n";
+    let response = String::from_utf8(exchange(address, head, chunks)).unwrap();
+    assert!(response.contains("hello") && response.ends_with("\r\n0\r\n\r\n"), "{response}");
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
+fn what_was_sent_so_far_is_sent_back_before_the_rest_and_a_broken_body_is_seen() {
+    let running = start(Service::new().post("/", echo));
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 20000\r\n\r\n";
+    let mut client = send(running.address(), head);
+    assert!(self::head(&mut client).starts_with("HTTP/1.1 100 Continue"));
+    client.get_mut().write_all(b"first").unwrap();
+    let response = self::head(&mut client);
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("Content-Length: 20000"), "{response}");
+    let mut first = [0; 5];
+    client.read_exact(&mut first).expect("it comes back before the rest is sent");
+    assert_eq!(&first, b"first");
+    client.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut client).0, "", "less than was announced, and then the end");
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
+fn the_body_of_one_request_is_not_sent_in_the_response_to_another() {
+    let kept = Mutex::new(None);
+    let service = Service::new().post("/", move |request| -> Result<Response, HandlerError> {
+        let mine = request.take_body()?;
+        let of_another = kept.lock().unwrap().replace(mine);
+        Ok(of_another.map_or(Response::empty(202), Response::bytes))
+    });
+    // One that is sent with its first bytes is in memory: it belongs to no request.
+    let long = || Request::post("/").body("x".repeat(100_000));
+    assert_eq!(service.handle(long()).status(), 202);
+    assert_eq!(service.handle(Request::post("/").body("short")).status(), 500);
+    assert_eq!(service.handle(long()).status(), 200);
 }
 
 /// The next event of a stream, as an `EventSource` understands it: its id and its data.

@@ -70,6 +70,14 @@ impl Dispatch {
     /// Reads the rest of the body, if that is small enough. Where it breaks off the request has not arrived whole: 400 or
     /// 408, also where the handler did not read it.
     pub(super) fn with_whole_body(&self, request: &mut Request, response: Response, close: bool) -> Response {
+        if response.body().is_of_request() {
+            if request.body_is_taken() {
+                return response; // sending it reads the rest
+            }
+            log::error!("the response of {} has the body of another request", describe(request));
+            let error = self.dress(request, Response::from(500));
+            return self.with_whole_body(request, error, close);
+        }
         request.exchange_mut().consume_body(close);
         let body = request.exchange().body();
         if !body.truncated || response.status() >= 400 {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
+use crate::http::body::Body;
 use crate::http::fault::{BodyError, mark_truncated_body};
 use crate::http::forwarded::TrustedProxies;
 use crate::http::head::Framing;
@@ -20,12 +21,17 @@ use crate::http::validate::absolute_path;
 /// Memory, in bytes, that is reserved for a body because of its announced length alone.
 const MAX_RESERVED: u64 = 64 * 1024;
 
+/// Bytes of a body that are read before it is sent back; as many as `io::copy` reads at once.
+const FIRST_PIECE: usize = 8 * 1024;
+
 /// A request: method, path, query, headers, body, and what the service knows of it.
 pub struct Request {
     exchange: Exchange,
     id: String,
     context: Context,
     extensions: Vec<Box<dyn Any + Send + Sync>>,
+    /// The body was [taken](Request::take_body) for the response.
+    body_is_taken: bool,
 }
 
 /// The request's context within the service.
@@ -72,7 +78,7 @@ impl fmt::Debug for Request {
 impl Request {
     pub(crate) fn new(exchange: Exchange, context: Context) -> Request {
         let id = request_id(exchange.headers());
-        Request { exchange, id, context, extensions: Vec::new() }
+        Request { exchange, id, context, extensions: Vec::new(), body_is_taken: false }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -81,6 +87,10 @@ impl Request {
 
     pub(crate) fn exchange_mut(&mut self) -> &mut Exchange {
         &mut self.exchange
+    }
+
+    pub(crate) fn body_is_taken(&self) -> bool {
+        self.body_is_taken
     }
 
     /// What a response that is written while it is sent knows of this request.
@@ -275,6 +285,38 @@ impl Request {
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
         serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::malformed(error.to_string()))
+    }
+
+    /// Takes the rest of the body as the body of the response to this very request: it is sent back as it arrives, and is
+    /// never in memory as a whole. The first bytes are read at once; the client must read the response while it sends.
+    ///
+    /// Until it is sent, the body cannot be read or changed: [`Body::into_bytes`] fails. In the response to another request
+    /// it becomes a 500.
+    ///
+    /// ```
+    /// use allout::{HandlerError, Request, Response, Service};
+    ///
+    /// fn echo(request: &mut Request) -> Result<Response, HandlerError> {
+    ///     Ok(Response::bytes(request.take_body()?))
+    /// }
+    /// let response = Service::new().post("/echo", echo).handle(Request::post("/echo").body("hello"));
+    /// assert_eq!(response.into_text()?, "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError::Broken`]: the client has left, or did not send it in time.
+    pub fn take_body(&mut self) -> Result<Body, BodyError> {
+        let length = self.exchange.body().remaining;
+        let mut first = vec![0; FIRST_PIECE];
+        let n = self.body().read(&mut first).map_err(BodyError::Broken)?;
+        first.truncate(n);
+        if self.exchange.body().consumed {
+            return Ok(first.into());
+        }
+        self.body_is_taken = true;
+        Ok(Body::of_request(first, length))
     }
 
     /// Reads the rest of the body and throws it away, up to `limit` bytes.

@@ -159,14 +159,28 @@ impl Exchange {
     }
 
     /// Keeps the response for the one that made the request, as a client gets it.
-    pub(crate) fn respond(self, mut response: Response) -> Sent {
+    pub(crate) fn respond(mut self, mut response: Response) -> Sent {
         let status = response.status();
+        if response.body().is_of_request() {
+            let mut bytes = response.take_body().into_first();
+            let rest = io::copy(&mut BodyReader(&mut self), &mut bytes);
+            response.set_body(if rest.is_ok() { Body::from(bytes) } else { Body::reader(io::empty(), Some(1)) });
+        }
         if self.method == "HEAD" || is_bodyless(status) || status == 205 {
             response.take_body();
         }
         let bytes = response.length().unwrap_or(0);
         *lock(&self.slot.0) = Some(response);
         Sent { status, bytes, close: false, error: None }
+    }
+}
+
+/// The rest of the body.
+struct BodyReader<'a>(&'a mut Exchange);
+
+impl Read for BodyReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read_body(into)
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
 #[cfg(feature = "files")]
 use std::io::Seek as _;
 use std::io::{self, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::source::{BodySource, FilePart};
 use super::stream::{StreamSource, StreamWriter};
-use crate::text::panic_message;
 
 /// The body of a response: bytes in memory, some of which are shared, or a reader.
 ///
@@ -37,6 +35,14 @@ pub(super) enum Content {
     File(FilePart),
     Reader(BodySource),
     Stream(StreamSource),
+    /// The body of the request that is answered.
+    OfRequest(RequestBody),
+}
+
+/// The body of the request that is answered: what was read of it, and the length of all, if it is known.
+pub(super) struct RequestBody {
+    pub(super) first: Vec<u8>,
+    pub(super) length: Option<u64>,
 }
 
 impl Default for Content {
@@ -54,6 +60,7 @@ impl fmt::Debug for Body {
             (Some(bytes), _) if bytes.len() <= SHOWN => fmt::Debug::fmt(&String::from_utf8_lossy(bytes), f),
             (_, Some(length)) => write!(f, "{length} bytes"),
             (_, None) if matches!(self.0, Content::Stream(_)) => f.write_str("a stream"),
+            (_, None) if matches!(self.0, Content::OfRequest(_)) => f.write_str("the request's"),
             (_, None) => f.write_str("a reader"),
         }
     }
@@ -67,7 +74,7 @@ impl Body {
 
     /// What a reader gives; see [`Response::reader`](crate::Response::reader).
     pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Body {
-        Body(Content::Reader(BodySource { reader: Some(Box::new(reader)), length, given: 0 }))
+        Body(Content::Reader(BodySource::new(reader, length)))
     }
 
     /// What a function writes; see [`Response::stream`](crate::Response::stream).
@@ -80,6 +87,7 @@ impl Body {
         match &self.0 {
             Content::File(part) => Some(part.length),
             Content::Reader(source) => source.length,
+            Content::OfRequest(body) => body.length,
             _ => self.as_bytes().map(|bytes| bytes.len() as u64),
         }
     }
@@ -91,7 +99,7 @@ impl Body {
             Content::Bytes(bytes) => Some(bytes),
             Content::Shared(bytes) => Some(bytes),
             Content::SharedText(text) => Some(text.as_bytes()),
-            Content::File(_) | Content::Reader(_) | Content::Stream(_) => None,
+            Content::File(_) | Content::Reader(_) | Content::Stream(_) | Content::OfRequest(_) => None,
         }
     }
 
@@ -111,6 +119,7 @@ impl Body {
                 Ok(bytes)
             }
             Content::Stream(source) => source.into_bytes(),
+            Content::OfRequest(_) => Err(io::ErrorKind::Unsupported.into()),
             _ => Ok(self.as_bytes().unwrap_or_default().to_vec()),
         }
     }
@@ -131,6 +140,20 @@ impl Body {
         bytes.map(|bytes| Body::from(bytes.to_vec())).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
+    /// The body of the request that is answered; see [`Request::take_body`](crate::Request::take_body).
+    pub(crate) fn of_request(first: Vec<u8>, length: Option<u64>) -> Body {
+        Body(Content::OfRequest(RequestBody { first, length }))
+    }
+
+    pub(crate) fn is_of_request(&self) -> bool {
+        matches!(self.0, Content::OfRequest(_))
+    }
+
+    /// What was read of it already, if it is the body of the request.
+    pub(crate) fn into_first(self) -> Vec<u8> {
+        if let Content::OfRequest(body) = self.0 { body.first } else { Vec::new() }
+    }
+
     /// Whether it is written by a function, which may go on without end.
     pub fn is_stream(&self) -> bool {
         matches!(self.0, Content::Stream(_))
@@ -143,19 +166,6 @@ impl Body {
     }
 }
 
-/// A file from its present position on.
-pub(super) struct FilePart {
-    pub(super) file: File,
-    /// In bytes.
-    pub(super) length: u64,
-}
-
-impl FilePart {
-    pub(super) fn into_source(self) -> BodySource {
-        BodySource { reader: Some(Box::new(self.file)), length: Some(self.length), given: 0 }
-    }
-}
-
 /// Reads a body.
 struct BodyReader {
     body: Body,
@@ -165,92 +175,20 @@ struct BodyReader {
 
 impl Read for BodyReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if let Content::File(_) = &self.body.0
-            && let Body(Content::File(part)) = std::mem::take(&mut self.body)
-        {
-            self.body = Body(Content::Reader(part.into_source()));
-        }
+        self.body.0 = match std::mem::take(&mut self.body.0) {
+            Content::File(part) => Content::Reader(part.into_source()),
+            other => other,
+        };
         if let Content::Reader(source) = &mut self.body.0 {
             return source.read(into);
         }
-        if self.body.is_stream() {
+        if self.body.is_stream() || self.body.is_of_request() {
             self.body = std::mem::take(&mut self.body).into_bytes()?.into();
         }
         let mut rest = self.body.as_bytes().and_then(|bytes| bytes.get(self.at..)).unwrap_or_default();
         let n = rest.read(into)?;
         self.at += n;
         Ok(n)
-    }
-}
-
-/// A body that is read while the response is written, and its length in bytes if that is known.
-pub(super) struct BodySource {
-    /// `None` once it was dropped.
-    reader: Option<Box<dyn Read + Send>>,
-    pub(super) length: Option<u64>,
-    /// Bytes read by [`Read`].
-    given: u64,
-}
-
-/// A reader's failure.
-#[derive(Debug)]
-pub(super) enum ReadFailure {
-    Error(io::Error),
-    /// The message of the panic.
-    Panic(String),
-}
-
-impl BodySource {
-    /// Reads as [`Read::read`] does; a panic of the reader is a failure.
-    pub(super) fn read_piece(&mut self, into: &mut [u8]) -> Result<usize, ReadFailure> {
-        let Some(reader) = &mut self.reader else { return Ok(0) };
-        loop {
-            return match catch_unwind(AssertUnwindSafe(|| reader.read(into))) {
-                // A reader that claims more than there was room for has a bug like one that panics.
-                Ok(Ok(n)) if n > into.len() => {
-                    Err(ReadFailure::Panic("it read more than there was room for".to_owned()))
-                }
-                Ok(Ok(n)) => Ok(n),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Ok(Err(error)) => Err(ReadFailure::Error(error)),
-                Err(payload) => Err(ReadFailure::Panic(panic_message(payload.as_ref()))),
-            };
-        }
-    }
-
-    /// Drops the reader. Its panic is an error, with the message.
-    pub(super) fn close(&mut self) -> Result<(), String> {
-        let reader = self.reader.take();
-        catch_unwind(AssertUnwindSafe(|| drop(reader))).map_err(|payload| panic_message(payload.as_ref()))
-    }
-}
-
-/// Reads up to the length, if there is one; an end before it is an error.
-impl Read for BodySource {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = self.length.map_or(u64::MAX, |length| length.saturating_sub(self.given));
-        let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        if most == 0 {
-            return Ok(0);
-        }
-        match self.read_piece(&mut into[..most]) {
-            Ok(0) if self.length.is_some() => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                self.given += n as u64;
-                Ok(n)
-            }
-            Err(ReadFailure::Error(error)) => Err(error),
-            Err(ReadFailure::Panic(message)) => Err(io::Error::other(format!("the reader panicked: {message}"))),
-        }
-    }
-}
-
-/// A response may be dropped on any thread: a reader that panics in its `drop` must not end that thread.
-impl Drop for BodySource {
-    fn drop(&mut self) {
-        if let Err(message) = self.close() {
-            log::error!("the reader of a response that was not sent panicked when it was dropped: {message}");
-        }
     }
 }
 

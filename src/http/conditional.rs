@@ -68,10 +68,7 @@ impl<'a> Conditions<'a> {
             if !tags(&self.if_match).any(matches) {
                 return Selected::PreconditionFailed;
             }
-        } else if let (Some(since), Some(modified)) =
-            (self.if_unmodified_since.and_then(date), of.modified.and_then(date))
-            && modified > since
-        {
+        } else if both_dates(self.if_unmodified_since, of.modified).is_some_and(|(since, modified)| modified > since) {
             return Selected::PreconditionFailed;
         }
         if !self.if_none_match.is_empty() {
@@ -80,10 +77,7 @@ impl<'a> Conditions<'a> {
             if tags(&self.if_none_match).any(matches) {
                 return Selected::NotModified;
             }
-        } else if let (Some(since), Some(modified)) =
-            (self.if_modified_since.and_then(date), of.modified.and_then(date))
-            && modified <= since
-        {
+        } else if both_dates(self.if_modified_since, of.modified).is_some_and(|(since, modified)| modified <= since) {
             return Selected::NotModified;
         }
         match (&self.range[..], of.length) {
@@ -104,6 +98,11 @@ impl<'a> Conditions<'a> {
 
 fn date(text: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(text.trim()).ok()
+}
+
+/// Two dates, if both are valid: RFC 9110 ignores a condition with an invalid date.
+fn both_dates(first: Option<&str>, second: Option<&str>) -> Option<(SystemTime, SystemTime)> {
+    Some((date(first?)?, date(second?)?))
 }
 
 fn is_strong(tag: &str) -> bool {

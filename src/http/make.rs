@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::body::{Body, Content, FilePart};
+use super::body::{Body, Content};
 use super::response::Response;
+use super::source::FilePart;
 use super::status::reason_phrase;
 use super::stream::StreamWriter;
 

@@ -17,6 +17,7 @@ mod make;
 pub(crate) mod pairs;
 pub(crate) mod request_id;
 pub(crate) mod response;
+mod source;
 pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod validate;

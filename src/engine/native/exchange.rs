@@ -127,7 +127,8 @@ impl Exchange {
     /// Sends a response, and gives the connection back to its receiver.
     pub(crate) fn respond(mut self, response: Response, close: bool, request_id: &str) -> Sent {
         let (head_only, head) = (self.method() == "HEAD", self.head());
-        let consumed = self.consume_body(close);
+        let sends_body_back = response.body().is_of_request();
+        let mut consumed = sends_body_back || self.consume_body(close);
         let Some(mut connection) = self.connection.take() else {
             return Sent { status: response.status(), bytes: 0, close: true, error: None };
         };
@@ -155,18 +156,23 @@ impl Exchange {
             let sent = if here {
                 encode::send(response, &context, buffer, &mut OutboxWriter(&mut connection))
             } else {
-                let mut out = BlockingWriter::new(&connection.socket, self.timeout);
-                encode::send(response, &context, buffer, &mut out)
+                let socket = Arc::clone(&connection.socket);
+                let mut out = BlockingWriter::new(&socket, self.timeout);
+                let mut rest = read::BodyReader { connection: &mut connection, budget: &mut self.budget };
+                encode::send_through(response, &context, buffer, &mut out, &mut rest)
             };
             if buffer.capacity() > MAX_RETAINED_BUFFER {
                 *buffer = Vec::new();
             }
             sent
         });
+        if sends_body_back {
+            consumed = connection.inbox.as_ref().is_none_or(|inbox| inbox.body.is_complete());
+        }
         connection.after = match &sent.error {
             Some(SendError::Client(_)) => After::Close,
             Some(_) => After::Reset,
-            None if !close && !sent.close => After::Keep,
+            None if !close && !sent.close && consumed => After::Keep,
             // The client has said that it sends nothing more.
             None if consumed && head.is_ok() && wants_close && !connection.has_unused_input() => After::Close,
             None => After::Linger,

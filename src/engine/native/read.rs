@@ -31,6 +31,18 @@ pub(super) fn read(connection: &mut Connection, into: &mut [u8], budget: Option<
     result
 }
 
+/// The rest of a body, waited for.
+pub(super) struct BodyReader<'a> {
+    pub(super) connection: &'a mut Connection,
+    pub(super) budget: &'a mut Budget,
+}
+
+impl io::Read for BodyReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        read(self.connection, into, Some(self.budget))
+    }
+}
+
 fn read_on(inbox: &mut Inbox, socket: &Socket, into: &mut [u8], budget: Option<&mut Budget>) -> io::Result<usize> {
     let mut wait = Wait { socket, budget };
     loop {

@@ -1,7 +1,7 @@
 //! The response to a request of `tiny_http`, and what becomes of its connection.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use super::connections::AfterResponse;
 use super::exchange::Exchange;
 use super::{Shared, unread_body};
 use crate::engine::CloseReason;
-use crate::http::encode::{ResponseContext, SendError, Sent, send};
+use crate::http::encode::{ResponseContext, SendError, Sent, send, send_through};
 use crate::http::response::Response;
 
 /// Maximum response buffer, in bytes, that a thread retains for the next response; larger ones are freed.
@@ -38,10 +38,14 @@ impl Exchange {
         close: bool,
         request_id: &str,
     ) -> (Sent, Option<crate::engine::Exchange>) {
-        let unread = !self.consume_body(close);
+        let sends_body_back = response.body().is_of_request();
+        let unread = !sends_body_back && !self.consume_body(close);
         let body = self.body();
         if !self.connection.claim_response() {
             return self.give_up(response);
+        }
+        if sends_body_back {
+            return self.send_body_back(response, request_id);
         }
         if (self.rejection.is_some() || body.truncated) && !body.timed_out {
             self.shared.connections.count_close(CloseReason::BadRequest);
@@ -87,6 +91,49 @@ impl Exchange {
         }
         drop(writer);
         (sent, complete(shared, connection, last, quirks.engine_closes))
+    }
+
+    /// Responds with the request's own body, past `tiny_http`, whose writer ends its reader. The response is the last of
+    /// the connection.
+    fn send_body_back(mut self, response: Response, request_id: &str) -> (Sent, Option<crate::engine::Exchange>) {
+        let context = ResponseContext {
+            version: self.head.version,
+            head_only: self.raw.method().as_str() == "HEAD",
+            close: true,
+            keep_alive: false,
+            request_id,
+            automatic: self.shared.settings.automatic,
+        };
+        let connection = Arc::clone(&self.connection);
+        let proven =
+            if connection.has_busy_predecessor() { None } else { self.shared.monitor.prove_socket(connection.peer) };
+        let sent = match &proven {
+            Some(socket) => {
+                let mut buffer = BUFFER.take();
+                let mut out = RawSocket(socket);
+                send_through(response, &context, &mut buffer, &mut out, &mut BodyReader(&mut self))
+            }
+            None => {
+                self.shared.connections.count_close(CloseReason::Ambiguous);
+                let error = io::Error::other("its connection cannot be told from another one");
+                Sent { status: response.status(), bytes: 0, close: true, error: Some(SendError::Client(error)) }
+            }
+        };
+        let left = self.remaining();
+        let Exchange { shared, raw, .. } = self;
+        match proven {
+            Some(socket) if sent.error.is_none() => {
+                let _ = SockRef::from(&*socket).shutdown(Shutdown::Write); // fails if the peer has left
+                connection.begin_closing();
+                shared.monitor.linger_until_closed(socket, raw, left);
+            }
+            Some(_) => {
+                connection.reset();
+                unread_body::discard_closing(&shared, &connection, raw, left);
+            }
+            None => unread_body::discard_closing(&shared, &connection, raw, left),
+        }
+        (sent, complete(shared, connection, true, false))
     }
 
     /// The request timeout has sent a 503 in the meantime.
@@ -152,6 +199,15 @@ fn complete(
         }
     }
     None
+}
+
+/// The rest of a request's body.
+struct BodyReader<'a>(&'a mut Exchange);
+
+impl Read for BodyReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read_body(into)
+    }
 }
 
 /// Responds to a request with an unread body. It is kept while the response goes out past `tiny_http`: dropping it would

@@ -6,13 +6,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use crate::http::automatic::HeaderLines;
-use crate::http::body::{Body, BodySource, Content, ReadFailure};
+use crate::http::body::{Body, Content};
 use crate::http::date::append_date;
 use crate::http::head::Version;
 use crate::http::response::Response;
+use crate::http::source::{BodySource, ReadFailure};
 use crate::http::status::{is_bodyless, reason_phrase};
 use crate::http::stream::StreamSource;
 
@@ -177,6 +178,17 @@ pub(crate) fn send(
     buffer: &mut Vec<u8>,
     out: &mut dyn Write,
 ) -> Sent {
+    send_through(response, context, buffer, out, &mut io::empty())
+}
+
+/// As [`send`]; `rest` is what was not read of the request's body, for a response whose body is that.
+pub(crate) fn send_through(
+    response: Response,
+    context: &ResponseContext<'_>,
+    buffer: &mut Vec<u8>,
+    out: &mut dyn Write,
+    rest: &mut dyn Read,
+) -> Sent {
     let status = response.status();
     let mut out = CountingWriter { inner: out, bytes: 0 };
     buffer.clear();
@@ -185,6 +197,7 @@ pub(crate) fn send(
     let result = match response.into_body() {
         Body(Content::File(part)) => send_reader(part.into_source(), framing, buffer, &mut out),
         Body(Content::Reader(source)) => send_reader(source, framing, buffer, &mut out),
+        Body(Content::OfRequest(body)) => send_request_body(&body.first, rest, framing, buffer, &mut out),
         Body(Content::Stream(source)) => send_stream(source, framing, buffer, &mut out),
         body if !copied => send_large(body.as_bytes().unwrap_or_default(), framing, buffer, &mut out),
         _ => out.write_now(buffer),
@@ -206,11 +219,41 @@ fn send_reader(
 ) -> Result<(), SendError> {
     let result = out.write_now(buffer).and_then(|()| match framing {
         BodyFraming::None => Ok(()),
-        framing => copy(&mut source, framing, buffer, out),
+        framing => copy(&mut |into| source.read_piece(into), framing, buffer, out),
     });
     // The reader is dropped before the last chunk is sent: its panic is a failure as well, and counted whatever else failed.
     source.close().map_err(SendError::Panic)?;
     result?;
+    if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
+}
+
+/// Sends the body of the request back as it arrives. If it breaks off, or does not come in time, that is the client's doing.
+fn send_request_body(
+    first: &[u8],
+    rest: &mut dyn Read,
+    framing: BodyFraming,
+    buffer: &mut Vec<u8>,
+    out: &mut CountingWriter<'_>,
+) -> Result<(), SendError> {
+    out.write_now(buffer)?;
+    if framing == BodyFraming::None {
+        return Ok(());
+    }
+    let mut body = first.chain(rest);
+    let mut broken = None;
+    let mut read = |into: &mut [u8]| loop {
+        match body.read(into) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let copy = io::Error::new(error.kind(), error.to_string());
+                broken = Some(error);
+                return Err(ReadFailure::Error(copy));
+            }
+            Ok(n) => return Ok(n),
+        }
+    };
+    let copied = copy(&mut read, framing, buffer, out);
+    broken.map_or(copied, |error| Err(SendError::Client(error)))?;
     if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
 }
 
@@ -260,7 +303,7 @@ fn send_stream(
 
 /// Sends the source up to its end, each read at once.
 fn copy(
-    source: &mut BodySource,
+    read: &mut dyn FnMut(&mut [u8]) -> Result<usize, ReadFailure>,
     framing: BodyFraming,
     buffer: &mut Vec<u8>,
     out: &mut CountingWriter<'_>,
@@ -278,7 +321,7 @@ fn copy(
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(room);
         buffer.reserve_exact((CHUNK_FRAME + room).saturating_sub(buffer.len()));
         buffer.resize(CHUNK_FRAME + room, 0);
-        let n = match source.read_piece(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most]) {
+        let n = match read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most]) {
             Ok(0) => {
                 return match framing {
                     BodyFraming::Length(length) => {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[macro_use]
 mod common;
 #[path = "common/wire.rs"]
 mod wire;
@@ -194,17 +195,7 @@ fn a_body_that_will_not_be_read_is_a_413(engine: &str) {
 mod tiny_http {
     const ENGINE: &str = "tiny-http";
 
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         #[ignore = "11 of 18: with a half-close behind it, or with a trailer, it is a 400"]
         a_chunked_body_that_is_whole_is_answered;
         a_whole_request_with_a_half_close_behind_it_is_answered;
@@ -221,17 +212,7 @@ mod tiny_http {
 mod native {
     const ENGINE: &str = "native";
 
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         a_chunked_body_that_is_whole_is_answered;
         a_whole_request_with_a_half_close_behind_it_is_answered;
         what_cannot_be_framed_is_a_400_and_the_end;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[macro_use]
 mod common;
 
 use allout::{HandlerError, Request, Response, Service};
@@ -545,17 +546,7 @@ fn a_clean_stop_logs_no_error_of_the_engine(engine: &str) {
 mod tiny_http {
     const ENGINE: &str = "tiny-http";
 
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         what_clients_of_http_2_leak_is_counted_and_said;
         clients_of_http_2_do_not_use_up_the_descriptors;
@@ -578,17 +569,7 @@ mod tiny_http {
 mod native {
     const ENGINE: &str = "native";
 
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         clients_of_http_2_do_not_use_up_the_descriptors;
         clients_with_the_highest_ttl_that_pipeline_are_bounded;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[macro_use]
 mod common;
 #[path = "load/token.rs"]
 mod token;
@@ -208,47 +209,21 @@ fn whatever_clients_do_no_response_is_anothers(engine: &str) {
 mod tiny_http {
     const ENGINE: &str = "tiny-http";
 
-    #[test]
-    fn a_port_that_is_reused_after_a_reset_gets_no_former_response() {
-        super::a_port_that_is_reused_after_a_reset_gets_no_former_response(ENGINE);
-    }
-
-    #[test]
-    fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own() {
-        super::a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(ENGINE);
-    }
-
-    #[test]
-    fn connections_of_one_client_port_to_two_local_addresses_are_two() {
-        super::connections_of_one_client_port_to_two_local_addresses_are_two(ENGINE);
-    }
-
-    #[test]
-    fn whatever_clients_do_no_response_is_anothers() {
-        super::whatever_clients_do_no_response_is_anothers(ENGINE);
+    tests! {
+        a_port_that_is_reused_after_a_reset_gets_no_former_response;
+        a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
+        connections_of_one_client_port_to_two_local_addresses_are_two;
+        whatever_clients_do_no_response_is_anothers;
     }
 }
 
 mod native {
     const ENGINE: &str = "native";
 
-    #[test]
-    fn a_port_that_is_reused_after_a_reset_gets_no_former_response() {
-        super::a_port_that_is_reused_after_a_reset_gets_no_former_response(ENGINE);
-    }
-
-    #[test]
-    fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own() {
-        super::a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(ENGINE);
-    }
-
-    #[test]
-    fn connections_of_one_client_port_to_two_local_addresses_are_two() {
-        super::connections_of_one_client_port_to_two_local_addresses_are_two(ENGINE);
-    }
-
-    #[test]
-    fn whatever_clients_do_no_response_is_anothers() {
-        super::whatever_clients_do_no_response_is_anothers(ENGINE);
+    tests! {
+        a_port_that_is_reused_after_a_reset_gets_no_former_response;
+        a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
+        connections_of_one_client_port_to_two_local_addresses_are_two;
+        whatever_clients_do_no_response_is_anothers;
     }
 }

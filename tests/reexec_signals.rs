@@ -29,7 +29,7 @@ const SERVES: &str = "listening on http://";
 /// The first line of every stop, and of every drain before a re-exec: by then the preflight has passed.
 const DRAINS: &str = "one out, all out";
 
-fn start(_engine: &str, args: &[&str]) -> Serving {
+fn start(args: &[&str]) -> Serving {
     Allout::new().args(args.iter().copied()).start()
 }
 
@@ -50,13 +50,13 @@ fn end(server: &mut Serving, limit: Duration) -> String {
 }
 
 /// Sends SIGHUP, then `then` after each of these delays (a new process each), and tells how the processes ended.
-fn after_hangup(engine: &str, then: Signal, delays: impl Iterator<Item = Duration>) -> BTreeMap<String, usize> {
+fn after_hangup(then: Signal, delays: impl Iterator<Item = Duration>) -> BTreeMap<String, usize> {
     let (mut ends, began) = (BTreeMap::new(), Instant::now());
     for delay in delays {
         if began.elapsed() > Duration::from_secs(30) {
             break; // each that was swallowed costs its limit
         }
-        let mut server = start(engine, &[]);
+        let mut server = start(&[]);
         server.signal(Signal::HUP);
         thread::sleep(delay); // the moment of the re-exec that the signal falls into
         server.signal(then);
@@ -89,27 +89,31 @@ fn within_20_ms(steps: u64) -> impl Iterator<Item = Duration> {
     (0..steps).map(move |n| Duration::from_micros(20_000 * n / steps))
 }
 
-fn a_stop_within_20_ms_after_sighup_ends_with_code_0(engine: &str) {
+#[test]
+fn a_stop_within_20_ms_after_sighup_ends_with_code_0() {
     let _alone = alone();
-    assert_all_end_with_0(&after_hangup(engine, Signal::TERM, within_20_ms(160)));
+    assert_all_end_with_0(&after_hangup(Signal::TERM, within_20_ms(160)));
 }
 
-fn an_interrupt_within_20_ms_after_sighup_ends_with_code_0(engine: &str) {
+#[test]
+fn an_interrupt_within_20_ms_after_sighup_ends_with_code_0() {
     let _alone = alone();
-    assert_all_end_with_0(&after_hangup(engine, Signal::INT, within_20_ms(60)));
+    assert_all_end_with_0(&after_hangup(Signal::INT, within_20_ms(60)));
 }
 
-fn sigusr1_within_20_ms_after_sighup_ends_nothing(engine: &str) {
+#[test]
+fn sigusr1_within_20_ms_after_sighup_ends_nothing() {
     let _alone = alone();
-    assert_all_end_with_0(&after_hangup(engine, Signal::USR1, within_20_ms(60)));
+    assert_all_end_with_0(&after_hangup(Signal::USR1, within_20_ms(60)));
 }
 
 /// All of them at once, many times: the last image ends with code 0.
-fn signals_of_all_kinds_in_quick_succession_end_nothing_but_a_stop_does(engine: &str) {
+#[test]
+fn signals_of_all_kinds_in_quick_succession_end_nothing_but_a_stop_does() {
     let _alone = alone();
     let mut ends = BTreeMap::new();
     for n in 0..20 {
-        let mut server = start(engine, &[]);
+        let mut server = start(&[]);
         for k in 0..8 {
             server.signal([Signal::HUP, Signal::USR1][(n + k) % 2]);
             thread::sleep(Duration::from_millis((n + k) as u64 % 5)); // another moment each time
@@ -121,12 +125,13 @@ fn signals_of_all_kinds_in_quick_succession_end_nothing_but_a_stop_does(engine: 
     assert_all_end_with_0(&ends);
 }
 
-fn a_stop_during_a_reexec_loses_nothing(engine: &str) {
+#[test]
+fn a_stop_during_a_reexec_loses_nothing() {
     let _alone = alone();
     let mut bad = Vec::new();
     let runs = 16;
     for n in 0..runs {
-        let mut server = start(engine, &[]);
+        let mut server = start(&[]);
         let load = Load {
             mode: if n % 2 == 0 { Mode::KeepAlive } else { Mode::Close },
             lasts: LIMIT,
@@ -191,7 +196,8 @@ impl Drop for Place {
 type Change<'a> = (&'a str, Box<dyn Fn(&Place) + 'a>);
 
 /// What becomes of a binary between its preflight and the `exec`; a request in flight keeps the two apart.
-fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down(engine: &str) {
+#[test]
+fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down() {
     let _alone = alone();
     let good = fs::read(BINARY).expect("it can be read");
     let touched = std::env::temp_dir().join(format!("allout-signals-shell-{}", std::process::id()));
@@ -221,7 +227,7 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down(engine: &st
         server.signal(Signal::HUP);
         server.wait_for_line(DRAINS, LIMIT);
         change(&place);
-        assert_eq!(slow.hear("GET").status, 200, "{engine}: {name}");
+        assert_eq!(slow.hear("GET").status, 200, "{name}");
         let deadline = Instant::now() + Duration::from_secs(5);
         while server.is_alive() && times(&server, SERVES) < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
@@ -245,9 +251,10 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down(engine: &st
 }
 
 /// While slow requests hold up the old image, new clients do not wait for them, and what they ask is answered whole.
-fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait(engine: &str) {
+#[test]
+fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait() {
     let _alone = alone();
-    let mut server = start(engine, &["--timeout-delay", "2s", "--grace", "5s"]);
+    let mut server = start(&["--timeout-delay", "2s", "--grace", "5s"]);
     let mut slow: Vec<_> = (0..3).map(|_| server.connect()).collect();
     for connection in &mut slow {
         connection.request("GET", "/timeout");
@@ -282,11 +289,12 @@ fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait(engine: &str) 
 
 /// A stop that comes while a re-exec waits for slow requests has its own grace, and what was queued for the next image
 /// is answered.
-fn a_stop_while_a_reexec_waits_for_slow_requests_has_its_full_grace(engine: &str) {
+#[test]
+fn a_stop_while_a_reexec_waits_for_slow_requests_has_its_full_grace() {
     let _alone = alone();
     // With attempts to stop accepting from 1 s on: before, within and after the first, and when they are given up.
     for stop_after in [700, 1050, 1150, 1300, 1700].map(Duration::from_millis) {
-        let mut server = start(engine, &["--timeout-delay", "1s", "--grace", "2s"]);
+        let mut server = start(&["--timeout-delay", "1s", "--grace", "2s"]);
         let mut slow = server.connect();
         slow.request("GET", "/timeout");
         server.wait_until_read(&slow);
@@ -319,7 +327,8 @@ fn start_by(env: &[&str]) -> Serving {
     Allout::of(Path::new("/usr/bin/env")).args(args).start()
 }
 
-fn signals_that_were_blocked_at_the_start_are_heard(_engine: &str) {
+#[test]
+fn signals_that_were_blocked_at_the_start_are_heard() {
     let _alone = alone();
     let block = "--block-signal=TERM,INT,QUIT,HUP,USR1,CHLD";
     let mut bad = Vec::new();
@@ -343,7 +352,8 @@ fn signals_that_were_blocked_at_the_start_are_heard(_engine: &str) {
     assert!(bad.is_empty(), "{bad:?}");
 }
 
-fn children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec(_engine: &str) {
+#[test]
+fn children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec() {
     let _alone = alone();
     let mut server = start_by(&["--ignore-signal=CHLD"]);
     server.signal(Signal::HUP);
@@ -355,7 +365,8 @@ fn children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec(_engine: 
     server.assert_exit(0, LIMIT);
 }
 
-fn a_log_that_may_not_grow_is_no_reason_to_die(_engine: &str) {
+#[test]
+fn a_log_that_may_not_grow_is_no_reason_to_die() {
     let _alone = alone();
     let log = std::env::temp_dir().join(format!("allout-fsize-{}", std::process::id()));
     let script = format!("ulimit -f 8; exec \"$0\" --listen 127.0.0.1:0 --access-log on 2>{}", log.display());
@@ -386,7 +397,8 @@ fn a_log_that_may_not_grow_is_no_reason_to_die(_engine: &str) {
 }
 
 /// The variable is private, but what the environment holds is input.
-fn a_passed_socket_that_is_none_is_said_and_no_panic(_engine: &str) {
+#[test]
+fn a_passed_socket_that_is_none_is_said_and_no_panic() {
     let _alone = alone();
     for value in ["-1", "-2147483648", "0", "2", "99", "1000000", "99999999999", "", "x"] {
         let script = format!("ALLOUT_SOCKET={value}:$$ exec \"$0\" --listen 127.0.0.1:0");
@@ -405,34 +417,5 @@ fn a_passed_socket_that_is_none_is_said_and_no_panic(_engine: &str) {
             process.assert_exit(1, LIMIT);
             assert_eq!(process.log().lines().count(), 1, "{value:?}: one clear line: {}", process.log());
         }
-    }
-}
-
-mod tiny_http {
-    const ENGINE: &str = "tiny-http";
-
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
-        a_stop_within_20_ms_after_sighup_ends_with_code_0;
-        an_interrupt_within_20_ms_after_sighup_ends_with_code_0;
-        sigusr1_within_20_ms_after_sighup_ends_nothing;
-        signals_of_all_kinds_in_quick_succession_end_nothing_but_a_stop_does;
-        a_stop_during_a_reexec_loses_nothing;
-        a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down;
-        a_stop_while_a_reexec_waits_for_slow_requests_has_its_full_grace;
-        while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait;
-        signals_that_were_blocked_at_the_start_are_heard;
-        children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec;
-        a_log_that_may_not_grow_is_no_reason_to_die;
-        a_passed_socket_that_is_none_is_said_and_no_panic;
     }
 }

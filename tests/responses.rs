@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
 #[path = "common/engine.rs"]
+#[macro_use]
 mod engine;
 #[path = "common/logged.rs"]
 mod logged;
@@ -618,40 +619,34 @@ fn a_head_does_not_read_the_reader(engine: &str) {
     assert_sound(service);
 }
 
+/// One test for each route whose reader fails: the reader's part of the name, the path.
+macro_rules! broken {
+    () => {
+        broken! {
+            a_reader_that_fails_at_once "/fails-at-once";
+            a_reader_that_fails_early "/fails-early";
+            a_reader_that_fails_late "/fails-late";
+            a_reader_of_known_length_that_fails "/fails-of-known-length";
+            a_reader_that_is_short "/short";
+            a_reader_of_known_length_that_is_empty "/empty-of-known-length";
+            a_reader_that_panics "/panics";
+            a_reader_of_known_length_that_panics "/panics-of-known-length";
+        }
+    };
+    ($($name:ident $path:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            super::a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(ENGINE, $path, &super::MANNERS);
+        })*
+    };
+}
+
 mod tiny_http {
     const ENGINE: &str = "tiny-http";
 
-    macro_rules! broken {
-        ($($name:ident $path:literal;)*) => {
-            $(#[test]
-            fn $name() {
-                super::a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(ENGINE, $path, &super::MANNERS);
-            })*
-        };
-    }
+    broken!();
 
-    broken! {
-        a_reader_that_fails_at_once "/fails-at-once";
-        a_reader_that_fails_early "/fails-early";
-        a_reader_that_fails_late "/fails-late";
-        a_reader_of_known_length_that_fails "/fails-of-known-length";
-        a_reader_that_is_short "/short";
-        a_reader_of_known_length_that_is_empty "/empty-of-known-length";
-        a_reader_that_panics "/panics";
-        a_reader_of_known_length_that_panics "/panics-of-known-length";
-    }
-
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
         a_response_that_was_cut_is_logged_as_cut;
         the_access_line_says_what_happened_in_its_message;
@@ -673,37 +668,9 @@ mod tiny_http {
 mod native {
     const ENGINE: &str = "native";
 
-    macro_rules! broken {
-        ($($name:ident $path:literal;)*) => {
-            $(#[test]
-            fn $name() {
-                super::a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(ENGINE, $path, &super::MANNERS);
-            })*
-        };
-    }
+    broken!();
 
-    broken! {
-        a_reader_that_fails_at_once "/fails-at-once";
-        a_reader_that_fails_early "/fails-early";
-        a_reader_that_fails_late "/fails-late";
-        a_reader_of_known_length_that_fails "/fails-of-known-length";
-        a_reader_that_is_short "/short";
-        a_reader_of_known_length_that_is_empty "/empty-of-known-length";
-        a_reader_that_panics "/panics";
-        a_reader_of_known_length_that_panics "/panics-of-known-length";
-    }
-
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
+    tests! {
         a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
         a_response_that_was_cut_is_logged_as_cut;
         the_access_line_says_what_happened_in_its_message;

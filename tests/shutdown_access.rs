@@ -8,7 +8,7 @@ mod common;
 use common::{Allout, LIMIT, Serving, Speak as _};
 use std::process::{Command, Output, Stdio};
 
-fn start(_engine: &str, args: &[&str]) -> Serving {
+fn start(args: &[&str]) -> Serving {
     Allout::new().args(args.iter().copied()).start()
 }
 
@@ -21,12 +21,13 @@ fn ask(server: &Serving, host: &str) -> u16 {
 }
 
 /// Item 21: a page of any site can have a browser ask for an address that means this machine (0.0.0.0).
-fn where_it_listens_everywhere_that_is_no_name_of_its_own(engine: &str) {
+#[test]
+fn where_it_listens_everywhere_that_is_no_name_of_its_own() {
     for (listen, hosts) in [
         ("0.0.0.0:0", &["0.0.0.0:PORT", "0.0.0.0", "0:PORT", "[::]:PORT"][..]),
         ("[::]:0", &["[::]:PORT", "[::ffff:0.0.0.0]:PORT", "0.0.0.0:PORT"][..]),
     ] {
-        let mut server = start(engine, &["--listen", listen]);
+        let mut server = start(&["--listen", listen]);
         // The wildcard address itself can be connected to: it means this machine.
         for host in hosts {
             let status = ask(&server, host);
@@ -51,8 +52,9 @@ fn as_nobody(program: &str, args: &[&str]) -> Option<Output> {
 
 /// Item 21: what a proxy does that is configured with the address alone: the request comes from a socket of the
 /// proxy's user, for a host that is this machine, and says nothing of the client.
-fn a_proxy_that_says_nothing_of_itself_cannot_pass_it_on(engine: &str) {
-    let mut server = start(engine, &[]);
+#[test]
+fn a_proxy_that_says_nothing_of_itself_cannot_pass_it_on() {
+    let mut server = start(&[]);
     let port = server.addr.port();
     for host in [format!("127.0.0.1:{port}"), "localhost".to_owned(), format!("localhost:{port}")] {
         let talk = format!(
@@ -73,9 +75,10 @@ fn a_proxy_that_says_nothing_of_itself_cannot_pass_it_on(engine: &str) {
 }
 
 /// The mission's own: `curl localhost:PORT/shutdown`, also where it listens on both families.
-fn curl_on_the_same_machine_stops_it(engine: &str) {
+#[test]
+fn curl_on_the_same_machine_stops_it() {
     for (listen, host) in [("127.0.0.1:0", "localhost"), ("0.0.0.0:0", "localhost"), ("127.0.0.1:0", "127.0.0.1")] {
-        let mut server = start(engine, &["--listen", listen]);
+        let mut server = start(&["--listen", listen]);
         let url = format!("http://{host}:{}/shutdown", server.addr.port());
         let Ok(output) = Command::new("curl").args(["-s", "-m", "10", &url]).output() else {
             eprintln!("not run: there is no curl");
@@ -83,25 +86,5 @@ fn curl_on_the_same_machine_stops_it(engine: &str) {
         };
         assert_eq!(String::from_utf8_lossy(&output.stdout), "one out, all out\n", "{url}, {listen}");
         server.assert_exit(0, LIMIT);
-    }
-}
-
-mod tiny_http {
-    const ENGINE: &str = "tiny-http";
-
-    macro_rules! each {
-        ($($(#[$attribute:meta])* $name:ident;)*) => {
-            $(#[test]
-            $(#[$attribute])*
-            fn $name() {
-                super::$name(ENGINE);
-            })*
-        };
-    }
-
-    each! {
-        where_it_listens_everywhere_that_is_no_name_of_its_own;
-        a_proxy_that_says_nothing_of_itself_cannot_pass_it_on;
-        curl_on_the_same_machine_stops_it;
     }
 }

@@ -5,6 +5,18 @@
 
 use allout::{EngineKind, Service};
 
+/// One test for each name: the function of that name of the module above, with `ENGINE`.
+#[allow(unused_macros, reason = "shared by several test programs, each of which uses its own part")]
+macro_rules! tests {
+    ($($(#[$attribute:meta])* $name:ident;)*) => {
+        $(#[test]
+        $(#[$attribute])*
+        fn $name() {
+            super::$name(ENGINE);
+        })*
+    };
+}
+
 /// Whether this program tries the native engine.
 pub const NATIVE: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"native");
 

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 
+#[macro_use]
 pub mod engine;
 #[path = "../load/http.rs"]
 pub mod http;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A deadline that the clock cannot represent is put off to this.
-const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// `start + span`, or a century after `start` if the clock cannot represent that.
 pub(crate) fn saturating_add(start: Instant, span: Duration) -> Instant {

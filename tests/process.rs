@@ -6,6 +6,7 @@ mod common;
 
 use common::http::Connection;
 use common::{Allout, LIMIT, Speak as _, listening, wait_until};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Read as _;
@@ -15,6 +16,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+fn pid_of(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
+}
 
 /// The program as a shell starts it: `$0` is the program, and stands in `line` with its redirections.
 struct Shell {
@@ -84,7 +89,7 @@ fn closed_standard_streams_are_no_reason_to_die() {
 
 #[test]
 fn a_reader_of_the_log_that_leaves_is_no_reason_to_die() {
-    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     let mut command = Command::new(env!("CARGO_BIN_EXE_allout"));
     command.args(["--listen", "127.0.0.1:0"]).stderr(writer);
     let mut shell = Shell::start(command, Some);
@@ -107,7 +112,7 @@ fn as_process_1_it_reacts_to_signals_and_ends_with_the_right_code() {
             children.trim().parse::<u32>().ok()
         };
         let mut shell = Shell::start(command, first);
-        let pid = first(shell.child.id()).and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("it runs");
+        let pid = first(shell.child.id()).and_then(pid_of).expect("it runs");
         shell.answers();
         for harmless in [Signal::PIPE, Signal::USR1] {
             kill_process(pid, harmless).expect("it can be signalled");
@@ -160,7 +165,7 @@ fn as_process_1_it_waits_for_orphans() {
         drop(pipe);
         wait_until(LIMIT, "no orphan to be left", || children_of(pid) == (0, 0));
     }
-    let process = Pid::from_raw(pid.cast_signed()).expect("it runs");
+    let process = pid_of(pid).expect("it runs");
     // A preflight is a child as well, and is waited for by the re-exec.
     kill_process(process, Signal::HUP).expect("it can be signalled");
     shell.answers();

@@ -65,7 +65,7 @@ fn a_rolling_restart_behind_haproxy_is_not_noticed() {
     wait_until(LIMIT, "haproxy to serve", is_served);
 
     for mode in [Mode::KeepAlive, Mode::Close] {
-        let load = Load { mode, lasts: Duration::from_mins(5), ..Load::new(frontend, 16) };
+        let load = Load { mode, lasts: Duration::from_secs(300), ..Load::new(frontend, 16) };
         let lasts = Duration::from_secs(3) * u32::try_from(ROUNDS).expect("a few") / 2 + Duration::from_secs(1);
         let running = Running::start(Load { lasts, ..load }, None).expect("the clients start");
         let began = std::time::Instant::now();

@@ -45,7 +45,7 @@ const SOCKETS: &str = "ALLOUT_SOCKET";
 /// Longest time that a preflight may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
 /// Least time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with them.
-pub(crate) const MIN_LEAK_REEXEC_INTERVAL: Duration = Duration::from_mins(1);
+pub(crate) const MIN_LEAK_REEXEC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Variables of the protocols between a service manager and this process, which are not for its children.
 const PRIVATE_ENV: [&str; 6] =
@@ -82,10 +82,10 @@ pub(crate) fn inherited() -> Option<Vec<(RawFd, String)>> {
 /// Gives the process the name of its binary, which ps(1) and pkill(1) know it by: the kernel names a process that was
 /// executed by descriptor after the descriptor's number.
 pub(crate) fn restore_process_name() {
-    if inherited().is_some()
-        && let Ok(path) = binary_path()
-        && let Some(name) = path.file_name()
-    {
+    if inherited().is_none() {
+        return;
+    }
+    if let Some(name) = binary_path().ok().as_deref().and_then(Path::file_name) {
         let _ = std::fs::write("/proc/self/comm", name.as_bytes()); // cut to 15 bytes by the kernel, proc_pid_comm(5)
     }
 }

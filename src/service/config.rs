@@ -78,7 +78,7 @@ impl Default for Config {
             drain_delay: Duration::ZERO,
             keepalive_min: Duration::from_millis(50),
             idle_timeout: Duration::from_secs(30),
-            request_timeout: Duration::from_mins(1),
+            request_timeout: Duration::from_secs(60),
             max_body: 1024 * 1024,
             max_head: None,
             reexec: true,

@@ -56,7 +56,7 @@ impl Restart {
             times: 5,
             first: Duration::from_millis(100),
             most: Duration::from_secs(10),
-            reset_after: Duration::from_mins(1),
+            reset_after: Duration::from_secs(60),
         }
     }
 

@@ -79,8 +79,10 @@ impl Parts {
         let mut shutdown = Shutdown::new(cause, self.grace);
         self.drain.lifecycle.set_reexecuting(shutdown.is_reexec());
         let handed_over = self.drain.run(&mut self.crew, &mut shutdown, self.before, self.after);
-        if handed_over && let Err(error) = sys::signals::hold(&signals::HANDLED) {
-            log::error!("signals during the re-exec may be lost: {error}");
+        if handed_over {
+            if let Err(error) = sys::signals::hold(&signals::HANDLED) {
+                log::error!("signals during the re-exec may be lost: {error}");
+            }
         }
         // Signals that were caught before they were held are handled now.
         self.crew.stop_signal_thread(&mut shutdown);
@@ -188,11 +190,10 @@ impl ReexecRequests {
 
     /// Starts a preflight that is due, and returns why to re-exec, and with what, once one has passed.
     fn check(&mut self) -> Option<(String, Binary)> {
-        if self.preflight.is_none()
-            && reexec::may_reexec_for_leak(self.started)
-            && let Some(why) = self.leak.take()
-        {
-            self.start_preflight(why);
+        if self.preflight.is_none() && reexec::may_reexec_for_leak(self.started) {
+            if let Some(why) = self.leak.take() {
+                self.start_preflight(why);
+            }
         }
         let result = self.preflight.as_mut()?.1.result()?;
         let (why, _) = self.preflight.take()?;

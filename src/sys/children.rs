@@ -14,7 +14,8 @@ pub(crate) fn is_process_1() -> bool {
 
 /// Names the child that [`reap_orphans`] leaves alone; `None` once it has been waited for.
 pub(crate) fn set_own(child: Option<u32>) {
-    OWN.store(child.map_or(0, u32::cast_signed), Ordering::Relaxed);
+    let pid = child.and_then(|pid| pid_t::try_from(pid).ok());
+    OWN.store(pid.unwrap_or(0), Ordering::Relaxed);
 }
 
 /// Waits for all orphans that have ended, and does not block. To be called by the main thread: the kernel gives it the

@@ -68,19 +68,18 @@ fn read_table(table: impl io::Read, peer: SocketAddr, ports: &[u16], sockets: &m
         }
         // sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …
         let mut fields = line.split_ascii_whitespace().skip(1);
-        if let (Some(local), Some(remote), Some(state), Some(uid), Some(inode)) =
+        let (Some(local), Some(remote), Some(state), Some(uid), Some(inode)) =
             (fields.next(), fields.next(), fields.next(), fields.nth(3), fields.nth(1))
-            && let (Ok(uid), Ok(inode)) = (uid.parse(), inode.parse())
+        else {
+            continue;
+        };
+        let (Ok(uid), Ok(inode)) = (uid.parse(), inode.parse()) else { continue };
+        let is_ours = |remote: SocketAddr| ports.contains(&remote.port()) && remote.ip().is_loopback();
+        if state == LISTEN {
+            sockets.listening.insert(inode);
+        } else if state != TIME_WAIT && parse_address(local) == Some(peer) && parse_address(remote).is_some_and(is_ours)
         {
-            let is_ours = |remote: SocketAddr| ports.contains(&remote.port()) && remote.ip().is_loopback();
-            if state == LISTEN {
-                sockets.listening.insert(inode);
-            } else if state != TIME_WAIT
-                && parse_address(local) == Some(peer)
-                && parse_address(remote).is_some_and(is_ours)
-            {
-                sockets.peers.push(PeerSocket { uid, inode });
-            }
+            sockets.peers.push(PeerSocket { uid, inode });
         }
     }
 }

@@ -18,6 +18,9 @@ const MAX_HOLD_WAIT: Duration = Duration::from_millis(200);
 /// Pause between two looks at whether they have.
 const HOLD_TICK: Duration = Duration::from_micros(50);
 
+/// Highest signal number, signal(7): each is a bit of [`HELD`].
+const MAX_SIGNAL: c_int = 64;
+
 /// The signals that are held, as bits: signal n is bit n - 1.
 static HELD: AtomicU64 = AtomicU64::new(0);
 
@@ -105,7 +108,7 @@ extern "C" fn pass_on(signal: c_int, _: *mut siginfo_t, context: *mut c_void) {
 /// Adds the held signals to the mask that the thread has when the handler returns.
 fn block_in(context: *mut c_void) {
     let held = HELD.load(Ordering::SeqCst);
-    for signal in (1..=u64::BITS.cast_signed()).filter(|signal| held & (1 << (signal - 1)) != 0) {
+    for signal in (1..=MAX_SIGNAL).filter(|signal| held & (1 << (signal - 1)) != 0) {
         // SAFETY: with SA_SIGINFO the kernel passes a `ucontext_t` that is the handler's until it returns; the mask in it
         // becomes the thread's then (sigreturn(2)). `sigaddset` is async-signal-safe.
         unsafe {

@@ -282,7 +282,7 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
             let (others, done) = (&others, &done);
             scope.spawn(move || others.check_tokens(addr, seed, done));
         }
-        let first = length.min(Duration::from_mins(1));
+        let first = length.min(Duration::from_secs(60));
         let before = mix(&target, &others, began, first);
         println!("after the first minute, settled: {before:?}; {}", others.summary());
         let after = if length > first { mix(&target, &others, began, length) } else { before };

@@ -16,7 +16,7 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 /// Longest duration that is accepted. More is a typing error.
-const MAX_DURATION: Duration = Duration::from_hours(365 * 24);
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const AFTER_HELP: &str = "\
 Durations are written 30s, 500ms, 1m 30s. A flag overrides its variable.
@@ -355,8 +355,8 @@ fn distance(a: &str, b: &str) -> usize {
 pub fn command() -> clap::Command {
     Args::command().mut_args(|arg| {
         let mut facts = Vec::new();
-        facts.extend(arg.get_default_values().first().map(|value| format!("default: {}", value.display())));
-        facts.extend(arg.get_env().map(|name| format!("env: {}", name.display())));
+        facts.extend(arg.get_default_values().first().map(|value| format!("default: {}", value.to_string_lossy())));
+        facts.extend(arg.get_env().map(|name| format!("env: {}", name.to_string_lossy())));
         if facts.is_empty() {
             return arg;
         }
@@ -448,7 +448,7 @@ fn name_the_variable(mut error: clap::Error, line: &[OsString]) -> clap::Error {
         .and_then(|arg| arg.get_env().map(ToOwned::to_owned))
         .filter(|name| std::env::var_os(name).is_some());
     if let Some(name) = variable {
-        let tip = StyledStr::from(format!("the value comes from the environment variable {}", name.display()));
+        let tip = StyledStr::from(format!("the value comes from the environment variable {}", name.to_string_lossy()));
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
     error
@@ -551,7 +551,7 @@ mod tests {
         assert_eq!(args.drain_delay, Duration::ZERO);
         assert_eq!(args.keepalive_min, Duration::from_millis(50));
         assert_eq!(args.idle_timeout, Duration::from_secs(30));
-        assert_eq!(args.request_timeout, Duration::from_mins(1));
+        assert_eq!(args.request_timeout, Duration::from_secs(60));
         assert_eq!(args.timeout_delay, Duration::from_secs(20));
         assert_eq!(args.log_format, LogFormat::Text);
         assert!(!args.access_log.is_on());
@@ -579,7 +579,7 @@ mod tests {
             let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
             // The first is for everyone to read, and the second prints a unit.
             let is_left_out = ["ALLOUT_SHUTDOWN_TOKEN", "ALLOUT_SYSTEMD_UNIT"].contains(&name);
-            let default = arg.get_default_values().first().map(|value| value.display().to_string());
+            let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
             let line = format!("\n#{name}={}", default.unwrap_or_default());
             assert_eq!(file.contains(&line), !is_left_out, "{line}");
         }

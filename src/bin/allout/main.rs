@@ -19,10 +19,9 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    if let Some((first, rest)) = words.split_first()
-        && first == "healthcheck"
-    {
-        return healthcheck::run(rest);
+    match words.split_first() {
+        Some((first, rest)) if first == "healthcheck" => return healthcheck::run(rest),
+        _ => {}
     }
     let args = Args::from_process().unwrap_or_else(|error| error.exit());
     #[cfg(feature = "generate")]

@@ -126,9 +126,7 @@ impl Receiver {
 
     fn on_empty_queue(&mut self) {
         self.accepting.pause = Duration::ZERO;
-        if let Some(drain) = &self.drain
-            && drain.is_settled(self.now)
-        {
+        if let Some(drain) = self.drain.as_ref().filter(|drain| drain.is_settled(self.now)) {
             self.mailbox.settled.store(drain.number, Ordering::SeqCst);
             self.changed = true;
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
 
@@ -77,18 +77,19 @@ impl Receiver {
 
     /// Closes a connection that is idle, unless something has arrived: that is served. True if it was closed.
     pub(super) fn close_idle(&mut self, slot: u32, why: CloseReason) -> bool {
-        if let State::Idle(connection) = &self.slots.get(slot).state
-            && connection.inbox.is_none()
-        {
+        if self.is_idle_and_empty(slot) {
             self.receive(slot);
-            let entry = self.slots.get(slot);
-            if !matches!(&entry.state, State::Idle(connection) if connection.inbox.is_none()) {
+            if !self.is_idle_and_empty(slot) {
                 return false;
             }
         }
         let State::Idle(connection) = self.take_state(slot) else { return false };
         self.close(slot, connection, Some(why));
         true
+    }
+
+    fn is_idle_and_empty(&mut self, slot: u32) -> bool {
+        matches!(&self.slots.get(slot).state, State::Idle(connection) if connection.inbox.is_none())
     }
 
     /// Closes a connection.
@@ -109,15 +110,12 @@ impl Receiver {
 
     /// Ends what has used up its time.
     pub(super) fn expire(&mut self) {
-        let idle_timeout = self.common.settings.idle_timeout;
-        while let Some((slot, since)) = self.slots.first(Queue::Idle)
-            && self.now.saturating_duration_since(since) >= idle_timeout
-        {
+        let (now, idle_timeout) = (self.now, self.common.settings.idle_timeout);
+        let is_over = |span| move |(_, since): &(u32, Instant)| now.saturating_duration_since(*since) >= span;
+        while let Some((slot, _)) = self.slots.first(Queue::Idle).filter(is_over(idle_timeout)) {
             self.close_idle(slot, CloseReason::IdleTimeout);
         }
-        while let Some((slot, since)) = self.slots.first(Queue::Lingering)
-            && self.now.saturating_duration_since(since) >= LINGERING_TIMEOUT
-        {
+        while let Some((slot, _)) = self.slots.first(Queue::Lingering).filter(is_over(LINGERING_TIMEOUT)) {
             self.end_lingering(slot);
         }
         while let Some(slot) = self.timers.pop_due(self.now) {

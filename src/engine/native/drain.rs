@@ -56,9 +56,9 @@ impl Receiver {
         let wants_settling =
             drain.ending == Ending::Filter && self.mailbox.settled.load(Ordering::SeqCst) != drain.number;
         let keepalive_min = self.common.settings.keepalive_min;
-        while let Some((slot, idle_since)) = self.slots.first(Queue::Idle)
-            && self.now.saturating_duration_since(idle_since.max(since)) >= keepalive_min
-        {
+        let now = self.now;
+        let is_over = |(_, began): &(u32, Instant)| now.saturating_duration_since((*began).max(since)) >= keepalive_min;
+        while let Some((slot, idle_since)) = self.slots.first(Queue::Idle).filter(is_over) {
             if matches!(&self.slots.get(slot).state, State::Idle(connection) if connection.inbox.is_some()) {
                 // A head that has come in part.
                 self.slots.dequeue(slot);
@@ -68,9 +68,8 @@ impl Receiver {
                 break; // it has spoken, and has its time again
             }
         }
-        while let Some((slot, lingers_since)) = self.slots.first(Queue::Lingering)
-            && self.now.saturating_duration_since(lingers_since) >= keepalive_min
-        {
+        let is_over = |(_, began): &(u32, Instant)| now.saturating_duration_since(*began) >= keepalive_min;
+        while let Some((slot, _)) = self.slots.first(Queue::Lingering).filter(is_over) {
             self.end_lingering(slot);
         }
         if settled && wants_settling { self.accept() } else { Ok(()) }

@@ -133,11 +133,13 @@ impl Exchange {
             return Sent { status: response.status(), bytes: 0, close: true, error: None };
         };
         let here = connection.home.is_here();
-        if !here && let Answer::Timeout(bytes) = claim(&connection.socket) {
-            drop(response);
-            connection.after = After::Linger;
-            connection.give_back();
-            return Sent { status: 503, bytes, close: true, error: Some(SendError::Late) };
+        if !here {
+            if let Answer::Timeout(bytes) = claim(&connection.socket) {
+                drop(response);
+                connection.after = After::Linger;
+                connection.give_back();
+                return Sent { status: 503, bytes, close: true, error: Some(SendError::Late) };
+            }
         }
         if head.is_err() {
             connection.home.common.stats.count_close(CloseReason::BadRequest);

@@ -20,7 +20,7 @@ const BODY_BUFFER: usize = 64 * 1024;
 
 /// Idle time of a socket before the kernel sends keep-alive probes (`TCP_KEEPIDLE`). Idle connections are closed earlier;
 /// this detects a client machine that is gone while its request is in flight.
-const KEEPALIVE: Duration = Duration::from_mins(1);
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Sets the options that connections inherit from the listening socket.
 ///

@@ -10,9 +10,13 @@
 
 #![allow(unsafe_code)] // denied everywhere else; see `zero_remaining`
 
+use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::pipe::PipeFlags;
 
 use super::connection::Connection;
 use super::{Shared, quirks, server};
@@ -143,15 +147,15 @@ fn zero_remaining(request: &mut tiny_http::Request, left: usize) -> bool {
 /// A copy of `size` bytes of an object, padding included, made by the kernel through a pipe: what it returns is
 /// initialised, whatever the object holds. None if no pipe can be had.
 fn copy_by_kernel(object: *const u8, size: usize) -> Option<Vec<u8>> {
-    let (mut reader, writer) = std::io::pipe().ok()?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
     // SAFETY: `object` points to `size` readable bytes; the kernel reads them and nothing in this program does. An object
     // of this size, some 100 bytes, fits a pipe (PIPE_BUF, pipe(7)), so that the call does not block.
-    let written = unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&writer), object.cast(), size) };
+    let written = unsafe { libc::write(writer.as_raw_fd(), object.cast(), size) };
     if usize::try_from(written).ok()? != size {
         return None;
     }
     let mut bytes = vec![0; size];
-    reader.read_exact(&mut bytes).ok()?;
+    File::from(reader).read_exact(&mut bytes).ok()?;
     Some(bytes)
 }
 

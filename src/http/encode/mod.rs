@@ -87,10 +87,9 @@ const CHUNK_PREFIX: usize = 10;
 /// Appends the head, and the body if it is in memory, to `out`. Never blocks.
 pub(crate) fn encode(response: &Response, context: &ResponseContext<'_>, out: &mut Vec<u8>) -> BodyFraming {
     let framing = append_head(response, context, out);
-    if framing != BodyFraming::None
-        && let Some(body) = response.body().as_bytes()
-    {
-        out.extend_from_slice(body);
+    match response.body().as_bytes() {
+        Some(body) if framing != BodyFraming::None => out.extend_from_slice(body),
+        _ => {}
     }
     framing
 }

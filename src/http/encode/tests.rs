@@ -178,7 +178,7 @@ fn of_a_reader_the_head_and_each_read_leave_at_once() {
         let response = Response::reader(pieces(&["first", "second"]), length);
         let sent = send(response, &CONTEXT, &mut Vec::new(), &mut wire);
         assert!(sent.error.is_none() && !sent.close);
-        let mut writes = wire.writes.iter().map(|write| str::from_utf8(write).unwrap());
+        let mut writes = wire.writes.iter().map(|write| std::str::from_utf8(write).unwrap());
         assert!(
             writes.next().is_some_and(|head| head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"))
         );

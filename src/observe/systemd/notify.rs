@@ -48,10 +48,9 @@ impl NotifySocket {
 
     /// Writes these states in one datagram.
     pub(super) fn notify(&mut self, states: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(states)
-            && self.warned.is_first()
-        {
-            log::warn!("cannot notify systemd (NOTIFY_SOCKET): {error}");
+        match sd_notify::notify(states) {
+            Err(error) if self.warned.is_first() => log::warn!("cannot notify systemd (NOTIFY_SOCKET): {error}"),
+            _ => {}
         }
     }
 }

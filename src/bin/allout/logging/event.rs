@@ -114,7 +114,8 @@ pub(super) fn bounded(value: impl fmt::Display) -> String {
     impl fmt::Write for Bounded {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             let room = MAX_LINE.saturating_sub(self.0.len());
-            self.0.push_str(text.get(..text.floor_char_boundary(room)).unwrap_or_default());
+            let fits = (0..=room.min(text.len())).rev().find_map(|end| text.get(..end)); // no half character
+            self.0.push_str(fits.unwrap_or_default());
             // The error ends the formatting. The text is then longer than a line can be, so rendering cuts and marks it.
             if text.len() < room { Ok(()) } else { Err(fmt::Error) }
         }

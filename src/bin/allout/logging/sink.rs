@@ -130,8 +130,11 @@ fn dropped_line(style: Style, dropped: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{PipeReader, Read};
+    use std::fs::File;
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
     use crate::args::LogFormat;
@@ -150,7 +153,12 @@ mod tests {
         lines - 1
     }
 
-    fn read_lines(reader: &mut PipeReader, count: usize) -> String {
+    fn pipe() -> (File, File) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        (reader.into(), writer.into())
+    }
+
+    fn read_lines(reader: &mut File, count: usize) -> String {
         let mut bytes = Vec::new();
         while bytes.split(|byte| *byte == b'\n').count() <= count {
             let mut chunk = [0; 16 * 1024];
@@ -164,7 +172,7 @@ mod tests {
     #[test]
     fn a_full_pipe_costs_lines_and_no_time() {
         for style in [TEXT, JSON] {
-            let (mut reader, writer) = io::pipe().unwrap();
+            let (mut reader, writer) = pipe();
             let mut sink = Sink::new(writer, style);
             let written = fill(&mut sink);
             sink.write_all(b"lost\n").unwrap();
@@ -206,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_left_is_ignored() {
-        let (reader, writer) = io::pipe().unwrap();
+        let (reader, writer) = pipe();
         drop(reader);
         let mut sink = Sink::new(writer, TEXT);
         sink.write_all(b"into the void\n").unwrap();

@@ -65,9 +65,13 @@ impl Leaks {
 
     /// Removes sockets that are closed (not in the descriptor table any more), calling `remove` for each.
     pub(super) fn retain(&mut self, is_open: impl Fn(u64) -> bool, mut remove: impl FnMut(u64)) {
-        for gone in self.leaked.extract_if(|cookie| !is_open(*cookie)) {
-            remove(gone);
-        }
+        self.leaked.retain(|cookie| {
+            let open = is_open(*cookie);
+            if !open {
+                remove(*cookie);
+            }
+            open
+        });
     }
 
     /// Leaked sockets that are still in the table.

@@ -61,9 +61,10 @@ impl Lingering {
 
     /// Drops those whose clients have left, or have had `patience` to do so.
     pub(super) fn check(&mut self, now: Instant, patience: Duration) {
-        for one in self.all.extract_if(.., |one| is_done(one.client_has_left(), now - one.since, patience)) {
-            one.discard();
-        }
+        let is_done = |one: &LingeringClose| is_done(one.client_has_left(), now - one.since, patience);
+        let (done, rest) = std::mem::take(&mut self.all).into_iter().partition::<Vec<_>, _>(is_done);
+        self.all = rest;
+        done.into_iter().for_each(LingeringClose::discard);
     }
 
     /// Drops all.

@@ -39,11 +39,13 @@ impl Context {
         let closed = watched.values().filter(|one| !one.connection.snapshot().busy).filter_map(|one| one.closed_at);
         let draining = self.stop_state.accept_stopped().is_some();
         let patience = leaks.patience(closed, draining, self.settings.leak_limit, now);
-        let gone = watched.extract_if(|cookie, watched| {
-            !scan.cookies.contains(cookie) || patience.is_over(&watched.connection.snapshot(), watched.closed_at, now)
-        });
+        let is_gone = |(cookie, one): &(&u64, &WatchedSocket)| {
+            !scan.cookies.contains(*cookie) || patience.is_over(&one.connection.snapshot(), one.closed_at, now)
+        };
+        let gone: Vec<u64> = watched.iter().filter(is_gone).map(|(cookie, _)| *cookie).collect();
         let mut leaked = 0;
-        for (cookie, watched) in gone {
+        for cookie in gone {
+            let Some(watched) = watched.remove(&cookie) else { continue };
             let is_leaked = scan.cookies.contains(&cookie);
             if is_leaked {
                 log::debug!("tiny_http has leaked the connection of {}", watched.connection.peer);

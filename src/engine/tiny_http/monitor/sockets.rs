@@ -94,9 +94,13 @@ impl Known {
     /// Closes forgotten duplicates that no other thread holds. Until then their numbers count as ours: otherwise the next
     /// scan would take them for tiny_http's. True if some are left.
     fn close_retired(&mut self) -> bool {
-        for socket in self.retired.extract_if(.., |socket| Arc::strong_count(socket) == 1) {
-            self.own_fds.remove(&socket.as_raw_fd());
-        }
+        self.retired.retain(|socket| {
+            let held = Arc::strong_count(socket) > 1;
+            if !held {
+                self.own_fds.remove(&socket.as_raw_fd());
+            }
+            held
+        });
         !self.retired.is_empty()
     }
 }

@@ -143,10 +143,10 @@ impl Context {
         let again = arriving | self.check_sockets(happened, full, memory, now);
         memory.trim_timer.update(memory.watched.len(), now);
         memory.lingering.check(now, if draining { self.settings.keepalive_min } else { LINGERING_TIMEOUT });
-        if memory.accept_health.must_restart(self.gate.is_accepting(), now)
-            && let Some(restart) = self.on_accept_stopped.get()
-        {
-            restart();
+        if memory.accept_health.must_restart(self.gate.is_accepting(), now) {
+            if let Some(restart) = self.on_accept_stopped.get() {
+                restart();
+            }
         }
         if !draining {
             self.check_capacity(memory, now);
@@ -302,10 +302,10 @@ impl Context {
             self.abort(connection, Some(CloseReason::Evicted));
             memory.scans.ending = true;
         }
-        if let Some(closed) = memory.capacity.gate(usage, evicted)
-            && let Err(error) = self.gate.set_closed(closed)
-        {
-            log::debug!("cannot open or close the accept gate: {error}");
+        if let Some(closed) = memory.capacity.gate(usage, evicted) {
+            if let Err(error) = self.gate.set_closed(closed) {
+                log::debug!("cannot open or close the accept gate: {error}");
+            }
         }
     }
 

@@ -129,7 +129,7 @@ mod tests {
     const SETTINGS: Settings = Settings {
         max_connections: 100,
         idle_timeout: Duration::from_secs(30),
-        request_timeout: Duration::from_mins(1),
+        request_timeout: Duration::from_secs(60),
         keepalive_min: Duration::from_millis(50),
         leak_limit: 16,
         receivers: 0,

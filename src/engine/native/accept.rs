@@ -84,7 +84,14 @@ impl Receiver {
         }
         let mut accepted = 0;
         loop {
-            let is_full = self.common.open.load(Ordering::Relaxed) >= self.common.settings.max_connections;
+            let (open, max) = (self.common.open.load(Ordering::Relaxed), self.common.settings.max_connections);
+            let is_full = open >= max;
+            if open >= max + BATCH {
+                // Another receiver has been asked to close some, and has not yet.
+                self.stop_listening();
+                self.accepting.paused_until = self.now.checked_add(FIRST_PAUSE);
+                return Ok(());
+            }
             if is_full && self.slots.first(Queue::Idle).is_none() {
                 self.stop_listening();
                 self.accepting.full = true;
@@ -96,11 +103,11 @@ impl Receiver {
             }
             match acceptfrom_with(&self.common.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok((socket, address)) => {
-                    if is_full {
-                        self.evict(1);
-                    }
                     self.accepting.pause = Duration::ZERO;
                     self.admit(socket, address);
+                    if is_full {
+                        self.enforce_limit();
+                    }
                 }
                 Err(Errno::AGAIN) => break self.on_empty_queue(),
                 // After `shutdown` a Unix socket says so when its queue is empty.
@@ -162,6 +169,31 @@ impl Receiver {
             self.accepting.paused_until = None;
         }
         if self.accepting.full || self.accepting.paused_until.is_some() { Ok(()) } else { self.start_accepting() }
+    }
+
+    /// Closes the least recently used connections until no more are open than may be, or has the receiver do so whose they
+    /// are.
+    pub(super) fn enforce_limit(&mut self) {
+        for _ in 0..BATCH {
+            if self.common.open.load(Ordering::Relaxed) <= self.common.settings.max_connections {
+                return;
+            }
+            self.mailbox.set_oldest_idle(self.slots.first(Queue::Idle).map(|(_, since)| since));
+            match self.engine.idlest_receiver() {
+                None => return,
+                Some(other) if !Arc::ptr_eq(other, &self.mailbox) => return other.notify(),
+                Some(_) => {
+                    self.evict(1);
+                }
+            }
+        }
+    }
+
+    /// Closes connections because another receiver must accept, finds none that is idle, and cannot know of ours.
+    pub(super) fn make_room(&mut self) {
+        if self.engine.needs_room() {
+            self.evict(self.common.settings.max_connections / 8 + 1);
+        }
     }
 
     /// Closes connections that are idle, least recently used first. Returns how many.

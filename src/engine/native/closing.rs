@@ -16,7 +16,7 @@ use crate::engine::CloseReason;
 const DISCARD: usize = 16 * 1024;
 
 /// Most bytes that are thrown away of one connection: a client that goes on sending does not look at its response.
-const MAX_DISCARDED: usize = 4 * 1024 * 1024;
+const MAX_DISCARDED: usize = 1024 * 1024;
 
 impl Receiver {
     /// The kernel has not taken the whole response.

@@ -18,6 +18,8 @@ const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all receivers share.
 pub(super) struct Common {
+    /// Where times that are kept as numbers begin.
+    pub(super) epoch: Instant,
     pub(super) listener: OwnedFd,
     pub(super) settings: Settings,
     pub(super) events: Events,

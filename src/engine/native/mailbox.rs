@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -33,10 +33,14 @@ pub(super) struct Mailbox<C> {
     in_flight: Mutex<HashMap<u32, Flight>>,
     /// Requests in flight; the receiver alone counts.
     busy: AtomicUsize,
+    /// When the request began that the receiver answers at this moment: nanoseconds after the engine's epoch, 0 for none.
+    answering: AtomicU64,
     /// Its connections, those in `new` included.
     pub(super) open: AtomicUsize,
     /// Of these, those whose last response was sent.
     pub(super) lingering: AtomicUsize,
+    /// Since when its least recently used connection is idle: nanoseconds after the engine's epoch, `u64::MAX` if none is.
+    oldest_idle: AtomicU64,
     /// Turns of its loop.
     pub(super) ticks: AtomicU64,
     /// The number of the stop in which nothing was left to accept when it looked last; 0 if something may be.
@@ -70,8 +74,10 @@ impl<C> Mailbox<C> {
             new: Mutex::new(Some(Vec::new())),
             in_flight: Mutex::default(),
             busy: AtomicUsize::new(0),
+            answering: AtomicU64::new(0),
             open: AtomicUsize::new(0),
             lingering: AtomicUsize::new(0),
+            oldest_idle: AtomicU64::new(u64::MAX),
             ticks: AtomicU64::new(0),
             settled: AtomicU64::new(0),
         })
@@ -134,25 +140,50 @@ impl<C> Mailbox<C> {
         self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::SeqCst)
     }
 
-    /// A request is in flight from now on. Called by the receiver alone, as the two that follow: so a store suffices.
-    pub(super) fn begin_request(&self) {
+    fn nanoseconds(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.common.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Says since when the least recently used connection is idle.
+    pub(super) fn set_oldest_idle(&self, since: Option<Instant>) {
+        self.oldest_idle.store(since.map_or(u64::MAX, |since| self.nanoseconds(since)), Ordering::Relaxed);
+    }
+
+    /// The same, as a number that orders receivers; none if no connection is idle.
+    pub(super) fn oldest_idle(&self) -> Option<u64> {
+        Some(self.oldest_idle.load(Ordering::Relaxed)).filter(|since| *since != u64::MAX)
+    }
+
+    /// The receiver begins to answer a request. It alone calls this and the three that follow: so a store suffices.
+    pub(super) fn begin_request(&self, now: Instant) {
+        self.answering.store(self.nanoseconds(now).max(1), Ordering::Release);
         self.busy.store(self.busy.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
-    /// A request is answered.
+    /// The receiver has answered it.
     pub(super) fn end_request(&self) {
         self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
+        self.answering.store(0, Ordering::Release);
     }
 
-    /// A worker has the request of this slot.
+    /// A worker has it, and the connection of this slot.
     pub(super) fn went_away(&self, slot: u32, flight: Flight) {
         lock(&self.in_flight).insert(slot, flight);
+        self.answering.store(0, Ordering::Release);
     }
 
     /// A worker has answered the request of this slot.
     pub(super) fn came_back(&self, slot: u32) {
         lock(&self.in_flight).remove(&slot);
-        self.end_request();
+        self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
+    }
+
+    /// When the request began that the receiver answers at this moment.
+    pub(super) fn answering_since(&self) -> Option<Instant> {
+        match self.answering.load(Ordering::Acquire) {
+            0 => None,
+            nanoseconds => self.common.epoch.checked_add(Duration::from_nanos(nanoseconds)),
+        }
     }
 
     /// Requests in flight.

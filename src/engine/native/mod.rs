@@ -93,6 +93,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Instant;
 
 use common::Common;
 use connection::Home;
@@ -133,6 +134,7 @@ impl Engine {
         let own: OwnedFd = listener.try_clone()?.into();
         rustix::io::ioctl_fionbio(&own, true)?;
         let common = Arc::new(Common {
+            epoch: Instant::now(),
             listener: own,
             settings,
             events,
@@ -219,12 +221,10 @@ impl Engine {
     }
 
     pub(crate) fn has_requests_older_than_drain(&self) -> bool {
-        let stop_state = &self.common.stop_state;
+        let predates = |since| self.common.stop_state.predates_drain(since);
+        // In this order, in which a request goes from its receiver to a worker.
         self.mailboxes.iter().any(|mailbox| {
-            let flights = mailbox.flights();
-            // One that no worker has is being answered at this moment: its end is noticed.
-            let others = mailbox.in_flight() > flights.len() && stop_state.announced().is_some();
-            others || flights.iter().any(|flight| stop_state.predates_drain(flight.since))
+            mailbox.answering_since().is_some_and(predates) || mailbox.flights().iter().any(|one| predates(one.since))
         })
     }
 
@@ -288,6 +288,12 @@ impl Engine {
         let lightest = self.mailboxes.iter().min_by_key(|mailbox| load(mailbox))?;
         let limit = load(lightest) + imbalance.max(load(lightest) / 8);
         (load(own) >= limit).then_some(lightest)
+    }
+
+    /// The receiver whose idle connections are the least recently used.
+    fn idlest_receiver(&self) -> Option<&Arc<Home>> {
+        let idle = self.mailboxes.iter().filter_map(|mailbox| Some((mailbox.oldest_idle()?, mailbox)));
+        idle.min_by_key(|(since, _)| *since).map(|(_, mailbox)| mailbox)
     }
 
     /// Whether a receiver has no room for new connections, and none to close.

@@ -160,6 +160,7 @@ impl Receiver {
             self.expire();
             self.drain_on()?;
             self.resume_accepting()?;
+            self.mailbox.set_oldest_idle(self.slots.first(Queue::Idle).map(|(_, since)| since));
             self.mailbox.ticks.fetch_add(1, Ordering::Relaxed);
             if std::mem::take(&mut self.changed) && self.common.stop_state.announced().is_some() {
                 (self.common.events.changed)();
@@ -202,10 +203,8 @@ impl Receiver {
         for (socket, peer) in self.mailbox.take_new() {
             self.adopt(socket, peer);
         }
-        // Another receiver may find none that is idle.
-        if self.engine.needs_room() {
-            self.evict(self.common.settings.max_connections / 8 + 1);
-        }
+        self.make_room();
+        self.enforce_limit();
     }
 
     fn on_event(&mut self, key: u64) {
@@ -266,7 +265,7 @@ impl Receiver {
             self.request_line.push_str(target.get(..MAX_REQUEST_LINE).unwrap_or(target));
         }
         let peer = connection.peer;
-        self.mailbox.begin_request();
+        self.mailbox.begin_request(self.now);
         let next = (self.serve)(Exchange::Native(super::Exchange::new(connection, self.now)));
         debug_assert!(next.is_none(), "the next request of a connection is this receiver's business");
         let completed = Connection::take_completed();

@@ -185,3 +185,68 @@ impl Slots {
         used.filter_map(|(number, _)| u32::try_from(number).ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn socket() -> Arc<Socket> {
+        let (one, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Arc::new(Socket::new(one.into()))
+    }
+
+    /// The slots of a queue, in order; it is empty afterwards.
+    fn drain(slots: &mut Slots, queue: Queue) -> Vec<u32> {
+        let mut all = Vec::new();
+        while let Some((number, _)) = slots.first(queue) {
+            slots.dequeue(number);
+            all.push(number);
+        }
+        all
+    }
+
+    #[test]
+    fn a_key_is_of_one_connection_and_of_no_other_in_the_same_slot() {
+        let (mut slots, now) = (Slots::new(), Instant::now());
+        let first = slots.insert(now, socket());
+        let key = slots.key(first);
+        assert_eq!(slots.find(key), Some(first));
+        slots.remove(first);
+        assert_eq!(slots.find(key), None);
+        let second = slots.insert(now, socket());
+        assert_eq!((second, slots.find(key)), (first, None));
+        assert_eq!(slots.find(slots.key(second)), Some(second));
+        assert_eq!([slots.find(u64::MAX), slots.find(7)], [None, None]);
+    }
+
+    #[test]
+    fn queues_keep_their_order_whatever_leaves_them() {
+        let (mut slots, now) = (Slots::new(), Instant::now());
+        let all: Vec<_> = (0..5).map(|n| slots.insert(now + Duration::from_secs(n), socket())).collect();
+        for number in &all {
+            slots.enqueue(*number, Queue::Idle);
+        }
+        assert_eq!(slots.first(Queue::Idle), Some((all[0], now)));
+        slots.enqueue(all[0], Queue::Idle); // used again
+        slots.enqueue(all[4], Queue::Lingering);
+        slots.dequeue(all[2]);
+        slots.dequeue(all[2]);
+        slots.remove(all[3]);
+        assert_eq!(drain(&mut slots, Queue::Idle), [all[1], all[0]]);
+        assert_eq!(drain(&mut slots, Queue::Lingering), [all[4]]);
+        assert_eq!(slots.numbers().count(), 4);
+    }
+
+    #[test]
+    fn the_memory_of_a_crowd_is_given_back_when_it_has_left() {
+        let (mut slots, now, socket) = (Slots::new(), Instant::now(), socket());
+        let all: Vec<_> = (0..=MAX_RETAINED).map(|_| slots.insert(now, Arc::clone(&socket))).collect();
+        for number in all {
+            slots.remove(number);
+        }
+        assert_eq!(slots.all.capacity(), 0);
+        let again = slots.insert(now, socket);
+        assert_eq!(slots.find(slots.key(again)), Some(again));
+    }
+}

@@ -16,6 +16,11 @@ use crate::sync::lock;
 /// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
 const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Time from the beginning of a drain in which accepting may stop before clients are told to close. They connect again at
+/// once, and what a client sends over a connection whose handshake ends while the gate closes is ignored once: it is sent
+/// again after 200 ms (`TCP_RTO_MIN`), and the drain waits for it. Without a drain delay accepting stops sooner than this.
+const CLOSE_LEAD: Duration = Duration::from_millis(10);
+
 /// What all receivers share.
 pub(super) struct Common {
     /// Where times that are kept as numbers begin.
@@ -45,6 +50,12 @@ impl Common {
 
     pub(super) fn is_gate_closed(&self) -> bool {
         self.gate_closed.load(Ordering::Acquire)
+    }
+
+    /// Whether responses say `Connection: close`, in a drain.
+    pub(super) fn tells_clients_to_close(&self) -> bool {
+        let Some(began) = self.stop_state.announced() else { return false };
+        self.stop_state.stop_number().is_some() || began.elapsed() >= CLOSE_LEAD
     }
 
     /// The number of this stop and how accepting has stopped, if it has.

@@ -164,7 +164,7 @@ impl Connection {
 
     /// Whether a drain wants this response to be the last: it has begun, and no byte of another request has arrived.
     pub(super) fn should_close_for_drain(&self) -> bool {
-        self.home.common.stop_state.announced().is_some()
+        self.home.common.tells_clients_to_close()
             && !self.has_unused_input()
             && !rustix::io::ioctl_fionread(self.socket.fd()).is_ok_and(|unread| unread > 0)
     }

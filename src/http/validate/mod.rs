@@ -119,6 +119,11 @@ fn check_target(method: &str, target: &str) -> Result<(), Rejection> {
     if !target.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(bad_request("the target holds a character other than visible ASCII"));
     }
+    // RFC 3986, section 3.3: neither is part of a path, and recipients disagree on what they mean in one.
+    let path = target.split('?').next().unwrap_or_default();
+    if target.contains('#') || path.contains('\\') {
+        return Err(bad_request("the target holds a fragment or a backslash"));
+    }
     match target.as_bytes() {
         [b'/', ..] => Ok(()),
         // RFC 9112, section 3.2.4: asterisk form, for OPTIONS only.
@@ -147,7 +152,7 @@ fn split_absolute(target: &str) -> Option<(&str, &str)> {
         return None;
     }
     let rest = &target[scheme_end + 3..];
-    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     check_host(authority.as_bytes()).is_ok().then_some((authority, rest))
 }
 

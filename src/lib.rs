@@ -100,8 +100,8 @@
 //!
 //! # What always holds
 //!
-//! * The library never calls `process::exit`, never installs a logger, never prints: but for the failure that `main` returns
-//!   as an [`Outcome`], if no logger has told it.
+//! * The library never calls `process::exit`, never installs a logger, never prints. Two exceptions: the failure that `main`
+//!   returns as an [`Outcome`] is printed if no logger has told it, and a preflight ends where [`run`](Service::run) begins.
 //! * A request that was accepted is answered, or it is counted as abandoned and named in the log; there is no third.
 //! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.

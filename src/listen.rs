@@ -8,7 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{OwnedFd, RawFd};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::sys::fd::take_passed;
 use crate::sys::min_ttl::set_min_ttl_filter;
@@ -138,6 +138,19 @@ pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError
     all.map(open_one).collect()
 }
 
+/// Takes over a socket that the program has opened by itself.
+///
+/// # Errors
+///
+/// It cannot be set up.
+pub(crate) fn adopt(listener: TcpListener, receive_buffer: Option<usize>) -> Result<ListenSocket, ListenError> {
+    // `TcpListener::bind` sets a shorter queue; listen(2) may be called again.
+    let longer = SockRef::from(&listener).listen(BACKLOG).map_err(|error| error.to_string());
+    let listener = longer.and_then(|()| validate(listener.into(), receive_buffer));
+    let listener = listener.map_err(|why| ListenError::Inherited(format!("the program's own {why}")))?;
+    Ok(ListenSocket { listener, role: Role::Main, outlives_us: false })
+}
+
 /// Descriptor, name, role, and whether it outlives us.
 type Passed = (RawFd, String, Role, bool);
 
@@ -232,7 +245,6 @@ fn bind(address: SocketAddr, only_v6: bool, receive_buffer: Option<usize>) -> Re
 mod tests {
     use super::*;
     use crate::sys::min_ttl::has_min_ttl_filter;
-    use socket2::SockRef;
     use std::net::{TcpStream, UdpSocket};
     use std::os::unix::net::UnixListener;
     use std::time::Duration;

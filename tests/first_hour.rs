@@ -13,15 +13,25 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The variable that makes `a_program` one: where it is to listen.
 const LISTEN: &str = "ALLOUT_TEST_LISTEN";
 
+/// The variable that lets the program re-execute itself.
+const REEXEC: &str = "ALLOUT_TEST_REEXEC";
+
+/// Printed to stderr by the program behind `run`.
+const BEHIND_RUN: &str = "behind run";
+
 /// What `main` is in such a program: `?` works before the service runs, and the outcome is what it returns.
 fn program(address: &str) -> Result<Outcome, Box<dyn Error>> {
     let address: SocketAddr = address.parse()?;
     let service = Service::new()
         .get("/", |_| "hello")
-        .without_reexec()
         .listen(address)
         .on_listening(|addresses| println!("listening on http://{}", addresses[0]));
-    Ok(service.run())
+    if std::env::var_os(REEXEC).is_none() {
+        return Ok(service.without_reexec().run());
+    }
+    let outcome = service.run();
+    eprintln!("{BEHIND_RUN}");
+    Ok(outcome)
 }
 
 /// Not a test by itself: this program, started once more, with the variable set.
@@ -34,10 +44,15 @@ fn a_program() {
     }
 }
 
-fn start(address: &str) -> Child {
+fn command(address: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "a_program", "--nocapture", "--test-threads=1"]).env(LISTEN, address);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn start(address: &str) -> Child {
+    command(address).spawn().unwrap()
 }
 
 fn stderr(child: Child) -> (bool, String) {
@@ -73,4 +88,17 @@ fn it_says_why_it_did_not_start() {
     );
     let (success, line) = stderr(start("nowhere"));
     assert!(!success && line.contains("AddrParseError"), "{line}");
+}
+
+#[test]
+fn code_behind_run_waits_for_the_end_of_the_last_image_and_never_runs_in_a_preflight() {
+    let mut child = command("127.0.0.1:0").env(REEXEC, "1").spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut listens = || lines.find_map(|line| Some(line.split_once("listening on http://")?.1.to_owned()));
+    let first = listens().expect("it listens");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).unwrap();
+    assert_eq!(listens().expect("the next image listens"), first);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(stderr(child), (true, format!("{BEHIND_RUN}\n")));
 }

@@ -61,6 +61,15 @@ fn admin_routes_with_a_socket_of_their_own_are_on_no_other() {
             && text.contains("{code=\"404\",method=\"GET\",route=\"/shutdown\"} 1\n")
             && text.contains("{code=\"200\",method=\"GET\",route=\"/livez\"} 1\n")
     });
+    let text = get(admin, "/metrics").text();
+    for (name, addr, least) in [("opened_total", server.addr, 6), ("opened_total", admin, 6), ("open", admin, 1)] {
+        let before = format!("allout_listener_connections_{name}{{listener=\"{addr}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&before)?.parse().ok());
+        assert!(value.is_some_and(|value: u32| value >= least), "{before}{value:?}");
+    }
+    assert!(
+        text.contains("allout_listener_accept_queue_length") && text.contains("allout_listener_requests_in_flight")
+    );
     assert_eq!(get(admin, "/shutdown").status, 200);
     server.assert_exit(0, LIMIT);
 }
@@ -108,4 +117,21 @@ fn a_service_of_the_library_listens_on_several_addresses() {
     assert_eq!([first, second].map(|addr| get(addr, "/").text()), ["here", "here"]);
     assert_eq!((get(admin, "/").status, get(admin, "/healthz").status, get(first, "/healthz").status), (404, 200, 404));
     assert_eq!(service.stop("the test is over").code(), 0);
+}
+
+#[test]
+fn a_listener_of_the_programs_own_is_served_beside_others() {
+    let bound = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (own, other) = (bound(), bound());
+    let addresses = [&own, &other].map(|listener| listener.local_addr().expect("it is bound"));
+    own.set_nonblocking(true).expect("a flag"); // as another library leaves it
+    let service = Service::new().get("/", |_| "here").listener(own).listen("[::1]:0").listener(other);
+    let service = service.start().expect("it starts");
+    assert_eq!(service.addresses()[..2], addresses);
+    assert_eq!(service.addresses().len(), 3, "the configured address is not one of them");
+    assert_eq!(service.addresses().iter().map(|addr| get(*addr, "/").text()).collect::<String>(), "hereherehere");
+    assert_eq!(service.stop("the test is over").code(), 0);
+    for address in addresses {
+        assert!(std::net::TcpStream::connect(address).is_err(), "{address} is still open");
+    }
 }

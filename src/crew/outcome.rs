@@ -10,11 +10,9 @@ use crate::crew::message::Command;
 use crate::text::human_duration;
 
 /// Exit code of a member that failed, panicked or ended unasked, and of a service that could not start.
-const EXIT_FAILED: u8 = 1;
+pub(crate) const EXIT_FAILED: u8 = 1;
 /// Exit code when something was still running at the end of the grace period.
 const EXIT_ABANDONED: u8 = 3;
-/// Exit code of a preflight that went well: no other end has it. 2 is left to unusable arguments, as in clap and getopt.
-pub(crate) const EXIT_PREFLIGHT_OK: u8 = 99;
 /// Added to the number of the signal that forced the exit, as shells report it.
 const EXIT_SIGNAL: i32 = 128;
 
@@ -33,8 +31,6 @@ pub enum Cause {
     Reexec(String),
     /// The engine has leaked more connections (each a thread and descriptors) than is safe.
     EngineLeak(String),
-    /// The process was started only to try whether it would start, before the re-exec of another.
-    Preflight,
     /// A member ended by itself.
     Member {
         /// Its name.
@@ -51,7 +47,6 @@ impl fmt::Display for Cause {
             Cause::Signal(number) => f.write_str(&signal_name(*number)),
             Cause::Requested(who) => write!(f, "asked to stop: {who}"),
             Cause::Reexec(why) => write!(f, "re-exec ({why})"),
-            Cause::Preflight => f.write_str("preflight"),
             Cause::Member { name, exit } => write!(f, "{name} {exit}"),
         }
     }
@@ -120,16 +115,12 @@ impl Outcome {
     /// | 0 | asked to stop, and nothing was abandoned |
     /// | 1 | a member failed, panicked, or ended unasked |
     /// | 3 | something still ran at the end of the grace period |
-    /// | 99 | a preflight that went well |
     /// | 128+n | a second signal n forced the exit |
     ///
     /// 2 is for unusable arguments, as in programs that use `getopt`.
     pub fn code(&self) -> u8 {
         if let Some(signal) = self.forced_by {
             return u8::try_from(EXIT_SIGNAL + signal).unwrap_or(u8::MAX);
-        }
-        if self.cause == Cause::Preflight {
-            return EXIT_PREFLIGHT_OK;
         }
         let unasked = matches!(self.cause, Cause::Member { .. } | Cause::NotStarted(_) | Cause::EngineLeak(_));
         let failed = unasked || !self.failures.is_empty();
@@ -166,10 +157,17 @@ impl From<Outcome> for ExitCode {
 /// thing that this crate prints.
 impl Termination for Outcome {
     fn report(self) -> ExitCode {
-        if !matches!(self.code(), 0 | EXIT_PREFLIGHT_OK) && !log::log_enabled!(log::Level::Error) {
-            let _ = writeln!(io::stderr(), "{}", self.failure_line()); // nothing is left to tell it to
+        if self.code() != 0 {
+            print_unless_logged(&self.failure_line());
         }
         self.into()
+    }
+}
+
+/// Prints why the process fails, if no logger tells it.
+pub(crate) fn print_unless_logged(failure: &str) {
+    if !log::log_enabled!(log::Level::Error) {
+        let _ = writeln!(io::stderr(), "{failure}"); // nothing is left to tell it to
     }
 }
 

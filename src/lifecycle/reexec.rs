@@ -4,8 +4,8 @@
 //! # Why a bad binary does not end the service
 //!
 //! Before anything is stopped, the new binary passes a *preflight*: it is started as a child, with the same arguments, and
-//! a variable that makes it stop short of serving. Only if it gets as far as [`Service::run`](crate::Service::run) and
-//! says so, by an exit code that no other end has, does the drain begin. A binary that is missing, broken, built for
+//! a variable that makes it stop short of serving. Only if it gets as far as [`Service::run`](crate::Service::run), which
+//! exits with a code that no other end has, does the drain begin. A binary that is missing, broken, built for
 //! another machine or at odds with its arguments costs one line in the log, and the service goes on.
 //!
 //! The file is opened before its preflight, and that open file is what is executed, both times: a binary that is replaced,
@@ -34,7 +34,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::crew::outcome::EXIT_PREFLIGHT_OK;
+use crate::crew::outcome::{EXIT_FAILED, print_unless_logged};
 use crate::sys;
 
 /// Tells a child that it is a preflight.
@@ -42,6 +42,9 @@ const PREFLIGHT: &str = "ALLOUT_PREFLIGHT";
 /// Tells the next image where the listening sockets are: `3=http,7=admin:4711`, their descriptors and labels, and the pid
 /// that they are meant for.
 const SOCKETS: &str = "ALLOUT_SOCKET";
+/// Exit code of a preflight that went well: no [`Outcome`](crate::Outcome) has it, and 2 is for unusable arguments, as in
+/// clap and getopt.
+const EXIT_PREFLIGHT_OK: u8 = 99;
 /// Longest time that a preflight may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
 /// Least time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with them.
@@ -62,6 +65,17 @@ pub(crate) fn may_reexec_for_leak(started: Instant) -> bool {
 /// True if this process is a preflight.
 pub(crate) fn is_preflight() -> bool {
     std::env::var_os(PREFLIGHT).is_some()
+}
+
+/// Ends this process, which is a preflight: it would start, or it would not, for this reason. The code behind `run` belongs to a
+/// service that has stopped, and another one is serving.
+pub(crate) fn end_preflight(failure: Option<&str>) -> ! {
+    if let Some(why) = failure {
+        log::error!("{why}");
+        print_unless_logged(why);
+    }
+    log::logger().flush();
+    std::process::exit(i32::from(if failure.is_some() { EXIT_FAILED } else { EXIT_PREFLIGHT_OK }))
 }
 
 /// The listening sockets that the image before this one has left, if there was one: descriptors and labels.

@@ -37,10 +37,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::AddressInUse(address) => {
-                write!(
-                    f,
-                    "address in use: {address}: stop the process that listens there, or choose another (--listen)"
-                )
+                write!(f, "address in use: {address}: stop the process that listens there, or choose another address")
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
             StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),

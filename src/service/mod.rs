@@ -13,7 +13,7 @@ pub(crate) mod run;
 pub(crate) mod settings;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use crate::admin::AdminRoutes;
@@ -51,8 +51,9 @@ type OnListening = Box<dyn FnOnce(&[SocketAddr]) + Send>;
 #[must_use = "a service does nothing until it is run"]
 pub struct Service {
     pub(crate) config: Config,
-    /// [`listen`](Service::listen) was called.
+    /// [`listen`](Service::listen) or [`listener`](Service::listener) was called.
     pub(crate) listen_was_set: bool,
+    listeners: Vec<TcpListener>,
     crew: Crew,
     routes: Router,
     around: Around,
@@ -89,6 +90,7 @@ impl Service {
         Service {
             config,
             listen_was_set: false,
+            listeners: Vec::new(),
             crew: Crew::new(),
             routes: Router::default(),
             around: Around::default(),
@@ -173,9 +175,10 @@ impl Service {
     /// # Re-exec
     ///
     /// Before anything stops, the binary on disk is started a second time with the same arguments: it gets as far as this
-    /// call, and returns. So what `main` does before must be harmless while another instance serves: no port or lock
-    /// taken, no file truncated. What must be done once belongs into a [member](Service::member). If that start succeeds,
-    /// the service drains, and the process goes on with that very file, under the same pid and on the same socket.
+    /// call, which ends that process: nothing behind it runs there. What `main` does before must be harmless while another
+    /// instance serves: no port or lock taken, no file truncated. What must be done once belongs into a
+    /// [member](Service::member). If that start succeeds, the service drains, and the process goes on with that very file,
+    /// under the same pid and on the same socket.
     ///
     /// No connection is refused and no request is lost. New connections wait while accepting is stopped: for less than a
     /// second at a time while the service waits for slow requests, and for the exits of members and
@@ -188,7 +191,7 @@ impl Service {
             Err(error) => return not_started(&StartError::System("signals", error)),
         };
         if reexec::is_preflight() {
-            return self.preflight();
+            reexec::end_preflight(self.error.map(|error| error.to_string()).as_deref());
         }
         match self.start_parts(Some(signals)) {
             Ok(parts) => parts.run(),
@@ -208,14 +211,6 @@ impl Service {
             Ok(parts) => parts.start().map_err(|error| StartError::System("a thread", error)),
             Err(NotStarted::Error(error)) => Err(error),
             Err(NotStarted::Stopped(outcome)) => Err(StartError::Stopped(outcome.cause)),
-        }
-    }
-
-    /// Checks everything that a start would, except the resources that the running service holds.
-    fn preflight(self) -> Outcome {
-        match self.error {
-            Some(error) => not_started(&error),
-            None => Outcome::immediate(Cause::Preflight),
         }
     }
 }

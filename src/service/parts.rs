@@ -1,7 +1,7 @@
 //! The parts of a service, in the order in which they start.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ impl Service {
         let (dispatch_settings, config) = (self.dispatch_settings(), self.config);
         let owns_process = signals.is_some();
         let limits = Limits::for_engine(config.engine)?;
-        let sockets = open_sockets(&config, owns_process)?;
+        let sockets = open_sockets(&config, self.listeners, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);
         let stopper = crew.stopper();
@@ -113,11 +113,19 @@ impl Service {
     }
 }
 
-fn open_sockets(config: &Config, owns_process: bool) -> Result<Vec<ListenSocket>, StartError> {
+/// All listening sockets, the main ones first.
+fn open_sockets(
+    config: &Config,
+    listeners: Vec<TcpListener>,
+    owns_process: bool,
+) -> Result<Vec<ListenSocket>, StartError> {
     let wanted =
         Wanted { main: &config.listen, admin: config.admin_listen, receive_buffer: Some(Engine::RECEIVE_BUFFER) };
-    let sockets =
+    let own: Result<Vec<_>, _> = listeners.into_iter().map(|own| listen::adopt(own, wanted.receive_buffer)).collect();
+    let opened =
         if owns_process { listen::open_inherited(&wanted, reexec::inherited())? } else { listen::open(&wanted)? };
+    let mut sockets = own?;
+    sockets.extend(opened);
     if sockets.is_empty() {
         return Err(StartError::Unresolved(io::Error::new(io::ErrorKind::InvalidInput, "none is given")));
     }

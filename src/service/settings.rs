@@ -1,6 +1,6 @@
 //! Setters for the fields of [`Config`], on the service.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +21,40 @@ impl Service {
     /// A name is resolved here and now. One that does not resolve keeps the service from starting.
     pub fn listen(mut self, address: impl ToSocketAddrs) -> Service {
         if let Some(address) = self.resolve(&address) {
-            if !std::mem::replace(&mut self.listen_was_set, true) {
-                self.config.listen.clear();
-            }
+            self.replace_configured();
             self.config.listen.push(address);
         }
         self
+    }
+
+    /// Listens on a socket of the program's own, which was bound elsewhere: beside the addresses of
+    /// [`listen`](Service::listen), and in place of those of the configuration.
+    ///
+    /// The service owns it and closes it at its end. Turns re-exec off, because `main` would bind the socket again in the next
+    /// image while this one has it.
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    /// use allout::Service;
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let address = listener.local_addr()?;
+    /// let running = Service::new().get("/", |_| "hello").listener(listener).start()?;
+    /// assert_eq!(running.addresses(), [address]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn listener(mut self, listener: TcpListener) -> Service {
+        self.replace_configured();
+        self.config.reexec = false;
+        self.listeners.push(listener);
+        self
+    }
+
+    /// Forgets the addresses of the configuration at the first call that says where to listen.
+    fn replace_configured(&mut self) {
+        if !std::mem::replace(&mut self.listen_was_set, true) {
+            self.config.listen.clear();
+        }
     }
 
     /// The address of a socket of its own for the admin routes, which are then not served on the others.

@@ -40,14 +40,14 @@ impl Families {
         self.add(MetricType::COUNTER, name, help, values.map(|(which, value)| (vec![label(by, which)], value)));
     }
 
-    pub(super) fn add<const N: usize>(
+    pub(super) fn add(
         &mut self,
         kind: MetricType,
         name: &str,
         help: &str,
-        samples: [(Vec<LabelPair>, f64); N],
+        samples: impl IntoIterator<Item = (Vec<LabelPair>, f64)>,
     ) {
-        let samples = samples.map(|(labels, value)| {
+        let samples = samples.into_iter().map(|(labels, value)| {
             let mut sample = Metric::from_label(labels);
             if kind == MetricType::COUNTER {
                 let mut counter = Counter::default();
@@ -64,7 +64,7 @@ impl Families {
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
         family.set_field_type(kind);
-        family.set_metric(samples.into());
+        family.set_metric(samples.collect());
         self.0.push(family);
     }
 }

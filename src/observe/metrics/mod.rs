@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use prometheus::proto::MetricType;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
-use crate::engine::CLOSE_REASONS;
+use crate::engine::{CLOSE_REASONS, Engine};
 use crate::http::head::METHODS;
 use crate::lifecycle::phase::PHASES;
 use crate::observe::metrics::families::{Families, as_f64, label, seconds};
@@ -113,6 +113,7 @@ impl Metrics {
         self.collect_requests(families);
         self.collect_workers(families);
         self.collect_connections(families);
+        self.collect_listeners(families);
         let now = self.state.lifecycle.phase();
         let phases = PHASES.map(|(phase, name)| (name, f64::from(u8::from(phase == now))));
         families.gauges("allout_phase", "1 for the phase that the service is in.", "phase", phases);
@@ -170,6 +171,24 @@ impl Metrics {
         families.counter("allout_connections_throttled_total", help, count(engines.total(|stats| &stats.throttled)));
         let help = "Connections that the HTTP engine never closes.";
         families.counter("allout_connections_leaked_total", help, count(engines.total(|stats| &stats.leaked)));
+    }
+
+    /// Each listening socket for itself: the label is its address.
+    fn collect_listeners(&self, families: &mut Families) {
+        let mut add = |kind: MetricType, name: &str, help: &str, value: &dyn Fn(&Engine) -> f64| {
+            let sample = |engine: &Engine| (vec![label("listener", &engine.address().to_string())], value(engine));
+            families.add(kind, name, help, self.state.engines.iter().map(sample));
+        };
+        let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
+        let help = "Open connections, by listening address.";
+        add(gauge, "allout_listener_connections_open", help, &|engine| as_f64(engine.connections()));
+        let help = "Connections opened, by listening address.";
+        let opened = |engine: &Engine| load(&engine.stats().opened);
+        add(counter, "allout_listener_connections_opened_total", help, &opened);
+        let help = "Requests whose response is not written yet, by listening address.";
+        add(gauge, "allout_listener_requests_in_flight", help, &|engine| as_f64(engine.in_flight()));
+        let help = "Connections that wait in the kernel to be accepted, by listening address.";
+        add(gauge, "allout_listener_accept_queue_length", help, &|engine| f64::from(engine.accept_queue_len()));
     }
 }
 

@@ -438,6 +438,24 @@ fn what_is_beyond_workers_and_queue_is_shed_at_once() {
     assert_sound(server);
 }
 
+#[test]
+fn a_request_that_is_shed_is_told_so_also_where_its_body_is_still_to_come() {
+    let server = allout().args(["--workers", "1", "--queue", "0", "--timeout-delay", "3s"]).start();
+    let mut slow = server.connect();
+    slow.say(SLOW);
+    server.wait_until_read(&slow);
+    // Not so short that tiny_http reads it before the request is seen: 1,024 bytes.
+    let heads = ["Content-Length: 5000", "Transfer-Encoding: chunked", "Expect: 100-continue\r\nContent-Length: 5000"];
+    for head in heads {
+        let mut connection = server.connect();
+        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n"));
+        let response = connection.hear("POST");
+        assert!(response.status == 503 && response.closes(), "{head}: {response:?}");
+    }
+    assert_eq!(slow.hear("GET").status, 200);
+    assert_sound(server);
+}
+
 /// Announces lengths, sends little, and leaves in every way.
 fn announce(server: &Serving, times: usize) {
     let lengths = ["1025", "1048576", "1048577", "2147483648", "100000000000", "9223372036854775807"];

@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::{Allout, LIMIT, Serving, Speak as _};
+use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use rustix::process::Signal;
 use std::process::{Command, Output, Stdio};
 
 fn start(args: &[&str]) -> Serving {
@@ -50,6 +51,18 @@ fn as_nobody(program: &str, args: &[&str]) -> Option<Output> {
     command.output().ok().filter(|output| output.status.code() != Some(127))
 }
 
+/// As another user: a request for `/shutdown` over a socket of its own. None: this user may not be another.
+fn ask_as_nobody(port: u16, host: &str) -> Option<String> {
+    let talk = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /shutdown HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
+    );
+    let Some(output) = as_nobody("bash", &["-c", &talk]) else {
+        eprintln!("not run: it takes root, and setpriv, to be another user");
+        return None;
+    };
+    Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
 /// Item 21: what a proxy does that is configured with the address alone: the request comes from a socket of the
 /// proxy's user, for a host that is this machine, and says nothing of the client.
 #[test]
@@ -57,19 +70,45 @@ fn a_proxy_that_says_nothing_of_itself_cannot_pass_it_on() {
     let mut server = start(&[]);
     let port = server.addr.port();
     for host in [format!("127.0.0.1:{port}"), "localhost".to_owned(), format!("localhost:{port}")] {
-        let talk = format!(
-            "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /shutdown HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
-        );
-        let Some(output) = as_nobody("bash", &["-c", &talk]) else {
-            eprintln!("not run: it takes root, and setpriv, to be another user");
-            return;
-        };
-        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(answer.starts_with("HTTP/1.1 403 "), "Host: {host}: {answer:?} {said:?}");
+        let Some(answer) = ask_as_nobody(port, &host) else { return };
+        assert!(answer.starts_with("HTTP/1.1 403 "), "Host: {host}: {answer:?}");
         assert!(server.is_alive(), "Host: {host}: it was stopped");
     }
     // The same user may.
+    assert_eq!(ask(&server, "localhost:PORT"), 200);
+    server.assert_exit(0, LIMIT);
+}
+
+/// A stop replaces a re-exec, so `/shutdown` still has an effect while one waits for a slow request.
+#[test]
+fn another_user_cannot_stop_it_during_a_reexec_either() {
+    let mut server = start(&["--timeout-delay", "3s"]);
+    let mut slow = server.connect();
+    slow.request("GET", "/timeout");
+    server.wait_until_read(&slow);
+    server.signal(Signal::HUP);
+    server.wait_for_line("one out, all out", LIMIT);
+    let Some(answer) = ask_as_nobody(server.addr.port(), "localhost") else { return };
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer:?}");
+    assert_eq!(slow.hear("GET").status, 200);
+    wait_until(LIMIT, "the next image to serve", || server.log().matches("listening on ").count() == 2);
+    assert_eq!(ask(&server, "localhost:PORT"), 200);
+    server.assert_exit(0, LIMIT);
+}
+
+/// A client can make the value of a header that a proxy extends unreadable, not the header unseen.
+#[test]
+fn a_header_of_a_proxy_counts_whatever_its_value_is() {
+    let mut server = start(&["--engine", "native"]);
+    for header in [&b"X-Forwarded-For: \xff, 192.0.2.1"[..], b"Via: \xe9", b"X-Forwarded-\xc3\xa9: 1", b"Origin: \xff"]
+    {
+        let mut connection = server.connect();
+        let request = [b"GET /shutdown HTTP/1.1\r\nHost: localhost\r\n", header, b"\r\n\r\n"].concat();
+        connection.send(&request).expect("it is sent");
+        let response = connection.read_response("GET", LIMIT).expect("it is answered");
+        assert!(matches!(response.status, 400 | 403), "{}: {response:?}", header.escape_ascii());
+        assert!(server.is_alive(), "{}: it was stopped", header.escape_ascii());
+    }
     assert_eq!(ask(&server, "localhost:PORT"), 200);
     server.assert_exit(0, LIMIT);
 }

@@ -241,11 +241,13 @@ fn add_shutdown(
 }
 
 fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &ServiceState) -> Response {
-    let headers: Vec<_> = request.headers().collect();
+    // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is allowed.
+    let headers = request.exchange().headers().map(|(name, value)| (name, String::from_utf8_lossy(value)));
+    let headers: Vec<_> = headers.collect();
     let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
-        Passed::Local(peer) => guard.check_process(peer, || state.lifecycle.is_draining()),
+        Passed::Local(peer) => guard.check_process(peer, || state.lifecycle.is_stopping_for_good()),
     });
     if let Err((status, reason)) = verdict {
         log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());

@@ -21,6 +21,7 @@
 //! * A client that closes its socket before the answer has no owner any more, and is refused.
 //! * Without `/proc`, or in another process namespace than the client of the same user, the client is refused.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,10 +80,10 @@ impl Guard {
         &self,
         peer: Option<SocketAddr>,
         target: &str,
-        headers: &[(&str, &str)],
+        headers: &[(&str, Cow<'_, str>)],
     ) -> Result<Passed, Denial> {
         let named = |wanted: &'static str| {
-            headers.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| *value)
+            headers.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_ref())
         };
         // A token decides alone: neither a page nor a proxy can make one up.
         if let (Some(token), Some(shown)) = (&self.token, named("authorization").next()) {
@@ -226,7 +227,8 @@ mod tests {
     fn check(token: Option<&str>, peer: &str, target: &str, headers: &[(&str, &str)], expected: Result<(), &str>) {
         let guard = Guard::new(token.map(str::to_owned), Vec::new());
         let peer = peer.parse().ok().map(|ip| SocketAddr::new(ip, 1));
-        let verdict = guard.check_request(peer, target, headers).map(|_| ());
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, Cow::from(*value))).collect();
+        let verdict = guard.check_request(peer, target, &headers).map(|_| ());
         assert_eq!(verdict, expected.map_err(|reason| (403, reason)), "{peer:?} {target} {headers:?}");
     }
 

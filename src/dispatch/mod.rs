@@ -138,7 +138,7 @@ impl Dispatch {
             Task::Write(reply) => reply.request,
         };
         let exchange = request.exchange();
-        if !exchange.can_answer_inline() {
+        if !exchange.can_write_inline() {
             return request.into_parts().0.abort(CloseReason::SlowReader); // even a 503 might block
         }
         let close = !exchange.body().buffered; // reading it might block

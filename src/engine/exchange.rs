@@ -139,8 +139,17 @@ impl Exchange {
     pub(crate) fn can_answer_inline(&self) -> bool {
         match self {
             Exchange::TinyHttp(exchange) => exchange.can_answer_inline(),
-            Exchange::Native(exchange) => exchange.can_answer_inline(),
+            Exchange::Native(exchange) => exchange.body().buffered,
             Exchange::Memory(_) => true,
+        }
+    }
+
+    /// Whether a small response can be written without blocking, if it is the last where the body is still to come.
+    pub(crate) fn can_write_inline(&self) -> bool {
+        match self {
+            Exchange::TinyHttp(exchange) => exchange.can_write_inline(),
+            // What the kernel does not take stays in the outbox.
+            Exchange::Native(_) | Exchange::Memory(_) => true,
         }
     }
 

@@ -98,6 +98,11 @@ impl Lifecycle {
         self.phase() > Phase::Serving
     }
 
+    /// Whether a stop has begun that nothing replaces any more: a stop replaces a re-exec.
+    pub(crate) fn is_stopping_for_good(&self) -> bool {
+        self.is_draining() && !self.is_reexecuting()
+    }
+
     /// How long the drain has lasted.
     pub(crate) fn draining_for(&self) -> Duration {
         self.drain_started.get().map_or(Duration::ZERO, Instant::elapsed)

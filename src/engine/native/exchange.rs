@@ -119,11 +119,6 @@ impl Exchange {
         false
     }
 
-    pub(crate) fn can_answer_inline(&self) -> bool {
-        // Writing never waits: what the kernel does not take stays in the outbox.
-        self.body().buffered
-    }
-
     /// Sends a response, and gives the connection back to its receiver.
     pub(crate) fn respond(mut self, response: Response, close: bool, request_id: &str) -> Sent {
         let (head_only, head) = (self.method() == "HEAD", self.head());

@@ -40,7 +40,7 @@ fn serve(exchange: Exchange) -> Option<Exchange> {
     let Exchange::Native(mut exchange) = exchange else { unreachable!() };
     let target = exchange.target().to_owned();
     let close = exchange.head().is_err();
-    if target.starts_with("/worker") || target.starts_with("/echo") || !exchange.can_answer_inline() {
+    if target.starts_with("/worker") || target.starts_with("/echo") || !exchange.body().buffered {
         thread::spawn(move || {
             let mut body = Vec::new();
             let mut buffer = [0; 1000];

@@ -273,13 +273,13 @@ impl Exchange {
     }
 
     pub(crate) fn can_answer_inline(&self) -> bool {
-        let out_of_the_way = if self.rejection.is_some() {
-            // Its connection is closed, under the body too: the socket is looked for while the client is still there.
-            self.shared.socket_of(&self.connection).is_some()
-        } else {
-            self.quirks.body_buffered
-        };
-        out_of_the_way
+        (self.rejection.is_some() || self.quirks.body_buffered) && self.can_write_inline()
+    }
+
+    pub(crate) fn can_write_inline(&self) -> bool {
+        // Where the connection is closed, under the body too, the socket is looked for while the client is still there.
+        let closes = self.rejection.is_some() || !self.quirks.body_buffered;
+        (!closes || self.shared.socket_of(&self.connection).is_some())
             && !self.connection.has_busy_predecessor()
             && self.connection.can_write_without_blocking(|| self.shared.socket_of(&self.connection))
     }

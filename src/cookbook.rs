@@ -6,7 +6,9 @@
 //! | [CORS](#cors) | cross-origin requests, preflights and errors included |
 //! | [Errors as JSON](#errors-as-json) | the library's own errors, with the request's id |
 //! | [Files](#files) | a directory, with ranges and precompressed files |
+//! | [Compression](#compression) | text, by `flate2` |
 //! | [Uploads and downloads](#uploads-and-downloads) | bodies that never are in memory as a whole |
+//! | [Forms with files](#forms-with-files) | `multipart/form-data`, by `form-net` |
 //! | [Events](#events) | server-sent events that end in a drain |
 //! | [Timing and metrics](#timing-and-metrics) | metrics of the service's own |
 //! | [Tests](#tests) | without a socket |
@@ -125,6 +127,45 @@
 //! # }
 //! ```
 //!
+//! # Compression
+//!
+//! With the crate `flate2`, for what is made at each request; files are better compressed once, as above. A stream is
+//! left as it is, because an encoder holds back what a flush should send, and so is an answer to a range. Secrets and
+//! text that a client chooses should not be in one compressed body, whose length would betray the secret.
+//!
+//! ```
+//! use allout::{Body, Next, Request, Response, Service};
+//! use flate2::{Compression, read::GzEncoder};
+//!
+//! fn compress(request: &mut Request, next: Next<'_>) -> Response {
+//!     let accepts = request.header("Accept-Encoding").is_some_and(|value| {
+//!         value.split(',').any(|coding| coding.trim().starts_with("gzip") && !coding.contains("q=0"))
+//!     });
+//!     let mut response = next.run(request);
+//!     let kind = response.content_type().unwrap_or_default();
+//!     let gains = (kind.starts_with("text/") || kind == "application/json")
+//!         && response.length().is_none_or(|length| length > 1000);
+//!     if !gains || response.body().is_stream() || response.status() == 206 || response.header("Content-Encoding").is_some() {
+//!         return response;
+//!     }
+//!     response.append_header("Vary", "Accept-Encoding");
+//!     if !accepts {
+//!         return response;
+//!     }
+//!     response.set_header("Content-Encoding", "gzip");
+//!     response.remove_header("ETag"); // that of the other representation
+//!     response.remove_header("Accept-Ranges");
+//!     response.map_body(|body| Body::reader(GzEncoder::new(body.into_reader(), Compression::fast()), None))
+//! }
+//!
+//! let service = Service::new().get("/", |_| "hello, world\n".repeat(1000)).around(compress);
+//! let response = service.handle(Request::get("/").header("Accept-Encoding", "gzip, br"));
+//! assert_eq!(response.header("Content-Encoding"), Some("gzip"));
+//! assert!(response.into_bytes()?.len() < 200);
+//! assert_eq!(service.handle(Request::get("/")).length(), Some(13_000));
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
 //! # Uploads and downloads
 //!
 //! [`Request::body`](crate::Request::body) is a reader: `io::copy` moves a body of any length with a buffer of a few
@@ -167,6 +208,34 @@
 //! }
 //!
 //! let service = Service::new().put("/files/{id}", upload).get("/files/{id}", download);
+//! ```
+//!
+//! # Forms with files
+//!
+//! What a browser sends for a form with files, `multipart/form-data`, is parsed by a crate of your choice that reads from a
+//! reader, such as `form-net`, which limits the number and size of everything. A file is streamed to where the service wants
+//! it; its name is the client's, and never a path. `tests/todo/src/bin/photos.rs` is the whole program.
+//!
+//! ```ignore
+//! use form_net::{FormError, MultipartReader};
+//!
+//! fn add(request: &mut Request) -> Result<String, HandlerError> {
+//!     let kind = request.header("Content-Type").unwrap_or_default().to_owned();
+//!     let mut form = MultipartReader::new(kind.as_bytes(), request.body()).map_err(malformed)?;
+//!     let (mut title, mut bytes, mut photo) = (String::new(), 0, std::fs::File::create("photo.part")?);
+//!     while let Some(mut part) = form.next_part().map_err(malformed)? {
+//!         match part.head().view().name() {
+//!             "title" => title = part.text().map_err(malformed)?,
+//!             "photo" => bytes = std::io::copy(&mut part, &mut photo)?, // of the kind `InvalidData` where the form is malformed
+//!             _ => {}
+//!         }
+//!     }
+//!     Ok(format!("{title}: {bytes} bytes"))
+//! }
+//!
+//! fn malformed(error: FormError) -> StatusError {
+//!     StatusError::new(400, error.to_string())
+//! }
 //! ```
 //!
 //! # Events

@@ -483,6 +483,7 @@ fn uploads(service: Service, kinds: &channel::Sender<io::ErrorKind>) -> Service 
         .post("/bytes-by-question-mark", |request| -> Result<Vec<u8>, HandlerError> { Ok(request.bytes()?) })
         .post("/copy-by-question-mark", count_body)
         .post("/discard", |request| request.discard_body(1 << 20))
+        .post("/hidden", |request| request.bytes().map_err(|error| error.to_string())) // an error without a source
         .post("/own", move |request| -> Result<String, HandlerError> {
             let mut text = String::new();
             let result = request.body().read_to_string(&mut text);
@@ -494,7 +495,8 @@ fn uploads(service: Service, kinds: &channel::Sender<io::ErrorKind>) -> Service 
         })
 }
 
-const UPLOADS: [&str; 6] = ["/bytes", "/text", "/bytes-by-question-mark", "/copy-by-question-mark", "/discard", "/own"];
+const UPLOADS: [&str; 7] =
+    ["/bytes", "/text", "/bytes-by-question-mark", "/copy-by-question-mark", "/discard", "/hidden", "/own"];
 const FRAMINGS: [(&str, &str); 2] =
     [("length", "Content-Length: 5000\r\n\r\nab"), ("chunked", "Transfer-Encoding: chunked\r\n\r\n5\r\nab")];
 

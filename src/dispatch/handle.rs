@@ -102,7 +102,14 @@ impl Dispatch {
         let response = match catch_unwind(AssertUnwindSafe(|| call(request))) {
             Ok(mut response) => {
                 if let Some(failure) = response.take_failure() {
-                    log::log!(failure.level, "the handler of {} failed: {}", describe(request), failure.reason);
+                    let body = request.exchange().body();
+                    // A parser may hide that it is the body that failed: a client must not fill the log with errors.
+                    let is_clients = body.truncated && response.status() == 500;
+                    let level = if is_clients { log::Level::Info } else { failure.level };
+                    log::log!(level, "the handler of {} failed: {}", describe(request), failure.reason);
+                    if is_clients {
+                        response = truncated_body(body.timed_out);
+                    }
                 }
                 response
             }

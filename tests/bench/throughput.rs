@@ -15,8 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use allout::Service;
+use progress::Line;
 use rustix::event::{Timespec, epoll};
 use socket2::SockRef;
+
+#[path = "../load/progress.rs"]
+mod progress;
 
 const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
@@ -41,16 +45,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "connections", "allout", "bound", "bare", "plain", "to bound", "to bare", "to plain"
     );
     let mut noisy = false;
+    let loads = u32::try_from(CONNECTIONS.len() * pairs * 4)?;
+    let mut line = Line::new(Duration::from_secs_f64(seconds * f64::from(loads)));
     for connections in CONNECTIONS {
         let mut rounds: Vec<[f64; 4]> = Vec::new();
         for _ in 0..pairs {
             let mut round = [0.0; 4];
+            line.show(format_args!("{connections} connections"));
             for (figure, address) in round.iter_mut().zip([service.address(), bound, bare, plain]) {
                 *figure = load(address, connections, Duration::from_secs_f64(seconds))?;
             }
             rounds.push(round);
         }
         let of = |what: &dyn Fn(&[f64; 4]) -> f64| median(rounds.iter().map(what).collect());
+        line.clear();
         print!("{connections:>11}");
         for server in 0..4 {
             print!(" {:>9.0}", of(&|round| round[server]));

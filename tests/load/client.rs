@@ -67,6 +67,8 @@ pub struct Load {
     pub connect_limit: Duration,
     /// How long a response may take before its request counts as lost.
     pub response_limit: Duration,
+    /// Whether [`Counts::timeline`] is kept.
+    pub record: bool,
 }
 
 impl Load {
@@ -83,6 +85,7 @@ impl Load {
             lasts: Duration::from_secs(5),
             connect_limit: Duration::from_secs(3),
             response_limit: Duration::from_secs(30),
+            record: false,
         }
     }
 
@@ -144,6 +147,8 @@ pub struct Counts {
     pub longest_wait: Duration,
     /// When the last response was whole.
     pub last_response: Option<Instant>,
+    /// Of each request, if it was asked for, when it was sent and whether it was answered.
+    pub timeline: Vec<(Instant, bool)>,
 }
 
 impl Counts {
@@ -171,6 +176,7 @@ impl Counts {
         self.longest_response = self.longest_response.max(other.longest_response);
         self.longest_wait = self.longest_wait.max(other.longest_wait);
         self.last_response = self.last_response.max(other.last_response);
+        self.timeline.extend(other.timeline);
     }
 }
 
@@ -179,6 +185,8 @@ impl Counts {
 pub struct Report {
     /// What became of the requests.
     pub counts: Counts,
+    /// When the cause was.
+    pub cause: Option<Instant>,
     /// From the cause to the end of the process. None: it was not waited for, or did not end.
     pub exit_after_cause: Option<Duration>,
     /// From the last whole response to the end of the process.
@@ -307,6 +315,15 @@ impl Running {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
+    /// What there is so far, for another thread.
+    pub fn so_far(&self) -> impl Fn() -> String + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let [sent, answered] = [&shared.sent, &shared.answered].map(|count| count.load(Ordering::Relaxed));
+            format!("{sent} requests sent, {answered} answered")
+        }
+    }
+
     /// Does what makes the server stop, and takes the time of it.
     pub fn cause(&self, cause: impl FnOnce()) {
         self.shared.cause.get_or_init(Instant::now);
@@ -331,6 +348,7 @@ impl Running {
             exit_after_cause: end.zip(cause).map(|(end, at)| end.saturating_duration_since(at)),
             exit_after_last_response: end.zip(counts.last_response).map(|(end, at)| end.saturating_duration_since(at)),
             counts,
+            cause,
         }
     }
 }
@@ -486,6 +504,7 @@ impl<'a> Client<'a> {
                 Err(instead) => {
                     self.lose(
                         (whole - n) as u64,
+                        sent,
                         Loss {
                             instead,
                             number: held.requests + 1,
@@ -508,6 +527,9 @@ impl<'a> Client<'a> {
         self.counts.longest_wait = self.counts.longest_wait.max(now - self.wanted);
         self.counts.last_response = Some(now);
         self.wanted = now;
+        if self.shared.load.record {
+            self.counts.timeline.push((sent, true));
+        }
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -519,8 +541,11 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn lose(&mut self, requests: u64, loss: Loss) {
+    fn lose(&mut self, requests: u64, sent: Instant, loss: Loss) {
         self.counts.lost += requests;
+        if self.shared.load.record {
+            self.counts.timeline.extend((0..requests).map(|_| (sent, false)));
+        }
         self.counts.error(&loss.instead);
         if self.counts.losses.len() < 4 {
             self.counts.losses.push(loss);

@@ -6,8 +6,10 @@
 
 mod client;
 mod http;
+mod progress;
 
 use client::{Load, Mode, Running};
+use progress::Progress;
 use rustix::process::{Pid, Signal};
 use std::net::ToSocketAddrs as _;
 use std::process::ExitCode;
@@ -69,7 +71,9 @@ fn main() -> ExitCode {
 fn run(plan: Plan) -> std::io::Result<u64> {
     let Plan { load, pid, signal, after } = plan;
     let (ends, until) = (!load.retry, Instant::now() + load.lasts);
+    let lasts = load.lasts;
     let running = Running::start(load, pid)?;
+    let progress = Progress::start(lasts, running.so_far());
     let mut exit_within = None;
     if let Some((pid, signal)) = pid.zip(signal) {
         std::thread::sleep(after);
@@ -83,6 +87,7 @@ fn run(plan: Plan) -> std::io::Result<u64> {
         }
     }
     let report = running.finish(exit_within);
+    drop(progress);
     for loss in report.counts.losses.iter().take(LOSSES_TOLD) {
         println!("lost: {loss}");
     }

@@ -13,10 +13,13 @@
 
 #[path = "../load/http.rs"]
 mod http;
+#[path = "../load/progress.rs"]
+mod progress;
 #[path = "../load/token.rs"]
 mod token;
 
 use http::Connection;
+use progress::Line;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -283,9 +286,11 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
             scope.spawn(move || others.check_tokens(addr, seed, done));
         }
         let first = length.min(Duration::from_secs(60));
-        let before = mix(&target, &others, began, first);
+        let mut line = Line::new(length);
+        let before = mix(&target, &others, began, first, &mut line);
+        line.clear();
         println!("after the first minute, settled: {before:?}; {}", others.summary());
-        let after = if length > first { mix(&target, &others, began, length) } else { before };
+        let after = if length > first { mix(&target, &others, began, length, &mut line) } else { before };
         done.store(true, Ordering::Relaxed);
         (before, after)
     });
@@ -299,7 +304,7 @@ fn run(length: Duration, binary: &str) -> Result<bool, String> {
 }
 
 /// Runs all rows over and over until `end` after `began`; then waits until what they left has gone.
-fn mix(target: &Target, others: &Others, began: Instant, end: Duration) -> State {
+fn mix(target: &Target, others: &Others, began: Instant, end: Duration, line: &mut Line) -> State {
     let addr = target.addr;
     thread::scope(|scope| {
         for (_, row) in ROWS {
@@ -313,9 +318,11 @@ fn mix(target: &Target, others: &Others, began: Instant, end: Duration) -> State
         let mut next = began.elapsed();
         while began.elapsed() < end {
             if began.elapsed() >= next {
+                line.clear();
                 println!("{:4} s: {:?}; {}", began.elapsed().as_secs(), target.state(), others.summary());
                 next += Duration::from_secs(10);
             }
+            line.show_on_terminal(format_args!("{} threads", target.number("Threads")));
             thread::sleep(Duration::from_millis(100));
         }
     });

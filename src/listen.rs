@@ -29,7 +29,7 @@ pub(crate) enum Role {
 
 impl Role {
     /// The name of a passed socket with this role: `FileDescriptorName=` (systemd.socket(5)).
-    fn fd_name(self) -> &'static str {
+    pub(crate) fn fd_name(self) -> &'static str {
         match self {
             Role::Main => "http",
             Role::Admin => "admin",

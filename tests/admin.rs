@@ -93,7 +93,7 @@ fn admin_routes_are_elsewhere_if_they_are_moved() {
     if cfg!(feature = "metrics") {
         assert!(ask("/-/metrics").1.contains("allout_build_info"));
     }
-    let error = Service::new().admin_path("/status", "/s").listen("127.0.0.1:0").start().expect_err("no such route");
+    let error = Service::new().admin_path("/state", "/s").listen("127.0.0.1:0").start().expect_err("no such route");
     assert!(matches!(&error, StartError::Setting(_)), "{error}");
 }
 

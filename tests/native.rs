@@ -42,5 +42,7 @@ mod shutdown;
 mod shutdown_access;
 #[path = "startup.rs"]
 mod startup;
+#[path = "status.rs"]
+mod status;
 #[path = "streams.rs"]
 mod streams;

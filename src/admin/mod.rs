@@ -1,13 +1,15 @@
-//! The admin routes: health, readiness, liveness, `/metrics`, and `/shutdown` where it is asked for.
+//! The admin routes: health, readiness, liveness, `/metrics`; `/shutdown` and `/status` where they are asked for.
 
 pub(crate) mod checks;
 pub(crate) mod shutdown_guard;
+pub(crate) mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::admin::checks::{Checks, as_json};
 use crate::admin::shutdown_guard::{Guard, Passed};
+use crate::admin::status::{Facts, Routes, StatusPage};
 use crate::crew::message::Stopper;
 use crate::dispatch::request::Request;
 #[cfg(feature = "metrics")]
@@ -27,13 +29,14 @@ pub(crate) struct Paths {
     livez: String,
     shutdown: String,
     metrics: String,
+    status: String,
 }
 
 impl Default for Paths {
     fn default() -> Paths {
-        let [healthz, readyz, livez, shutdown, metrics] =
-            ["/healthz", "/readyz", "/livez", "/shutdown", "/metrics"].map(str::to_owned);
-        Paths { healthz, readyz, livez, shutdown, metrics }
+        let [healthz, readyz, livez, shutdown, metrics, status] =
+            ["/healthz", "/readyz", "/livez", "/shutdown", "/metrics", "/status"].map(str::to_owned);
+        Paths { healthz, readyz, livez, shutdown, metrics, status }
     }
 }
 
@@ -46,6 +49,7 @@ impl Paths {
             "/livez" => &mut self.livez,
             "/shutdown" => &mut self.shutdown,
             "/metrics" => &mut self.metrics,
+            "/status" => &mut self.status,
             _ => return false,
         };
         to.clone_into(path);
@@ -54,6 +58,11 @@ impl Paths {
 
     fn all(&self) -> [&str; 5] {
         [&self.healthz, &self.readyz, &self.livez, &self.shutdown, &self.metrics]
+    }
+
+    /// The path of the state as JSON.
+    fn status_json(&self) -> String {
+        format!("{}.json", self.status)
     }
 }
 
@@ -67,7 +76,8 @@ pub(crate) struct AdminRoutes {
     /// Any of them.
     pub(crate) routes: bool,
     pub(crate) shutdown: bool,
-    /// The bearer token for `/shutdown`.
+    pub(crate) status: bool,
+    /// The bearer token for `/shutdown`, and for `/status` where it is guarded.
     pub(crate) token: Option<String>,
     pub(crate) access_log: bool,
     pub(crate) paths: Paths,
@@ -81,6 +91,7 @@ impl Default for AdminRoutes {
         AdminRoutes {
             routes: true,
             shutdown: false,
+            status: false,
             token: None,
             access_log: false,
             paths: Paths::default(),
@@ -107,32 +118,34 @@ impl From<BadRoute> for InstallError {
 }
 
 impl AdminRoutes {
-    /// The warning that is logged when the address is not a loopback address. `has_admin`: the admin routes are served there.
-    pub(crate) fn exposure_warning(&self, address: SocketAddr, has_admin: bool) -> Option<String> {
+    /// The warning that is logged when the address is not a loopback address. `own_router`: the admin routes are served at
+    /// addresses of their own; `is_admin`: this is one.
+    pub(crate) fn exposure_warning(&self, address: SocketAddr, own_router: bool, is_admin: bool) -> Option<String> {
         if address.ip().to_canonical().is_loopback() {
             return None;
         }
         let reach = format!("{address} can be reached from other machines: their clients may use every route there");
-        let Paths { metrics, shutdown, .. } = &self.paths;
-        Some(match (self.routes && has_admin, self.shutdown, &self.token) {
+        let Paths { metrics, shutdown, status, .. } = &self.paths;
+        let open = if self.status && own_router { format!("{metrics} and {status}") } else { metrics.clone() };
+        Some(match (self.routes && (is_admin || !own_router), self.shutdown, &self.token) {
             (false, ..) => reach,
-            (true, false, _) => format!("{reach}, {metrics} included; there is no {shutdown}"),
-            (true, true, None) => format!("{reach}, {metrics} included; {shutdown} is for this machine only"),
+            (true, false, _) => format!("{reach}, {open} included; there is no {shutdown}"),
+            (true, true, None) => format!("{reach}, {open} included; {shutdown} is for this machine only"),
             (true, true, Some(_)) => {
-                format!("{reach}, {metrics} included; {shutdown} is for this machine and for clients with the token")
+                format!("{reach}, {open} included; {shutdown} is for this machine and for clients with the token")
             }
         })
     }
 
     /// Adds the routes that the service itself does not have; if `own_router`, to a router of their own, and the paths are
-    /// 404 on the service's. `ports` are those of the sockets on which `/shutdown` is served.
+    /// 404 on the service's.
     pub(crate) fn install(
         self,
         mut service: Router,
         own_router: bool,
         state: &ServiceState,
         stopper: &Stopper,
-        ports: Vec<u16>,
+        facts: Facts,
     ) -> Result<Installed, InstallError> {
         if !self.routes {
             let observers = self.access_log.then(access_log::observer).into_iter().collect();
@@ -142,16 +155,33 @@ impl AdminRoutes {
         let admin = separate.as_mut().unwrap_or(&mut service);
         admin.begin_admin_routes();
         add_health(admin, &self.paths, &state.lifecycle, &self.checks)?;
-        let guard = self.shutdown.then(|| Guard::new(self.token, ports));
-        add_shutdown(admin, &self.paths.shutdown, state, stopper, guard)?;
+        let ports: Vec<u16> = facts.addresses.iter().map(|(_, address)| address.port()).collect();
+        // Without a port no request comes from elsewhere.
+        let guards_status = self.status && !own_router && !ports.is_empty();
+        let guard = Arc::new(Guard::new(self.token, ports));
+        add_shutdown(admin, &self.paths.shutdown, state, stopper, self.shutdown.then(|| Arc::clone(&guard)))?;
         #[cfg(feature = "metrics")]
         let metrics = add_metrics(admin, &self.paths.metrics, state, self.own_metrics)?;
         #[cfg(not(feature = "metrics"))]
         if !admin.has(&self.paths.metrics) {
             admin.mask(&self.paths.metrics)?; // 404, not the fallback
         }
+        let mut paths: Vec<String> = self.paths.all().map(str::to_owned).into();
+        if self.status {
+            #[cfg(feature = "metrics")]
+            let routes: Option<Routes> = {
+                let metrics = Arc::clone(&metrics);
+                Some(Box::new(move || metrics.routes()))
+            };
+            #[cfg(not(feature = "metrics"))]
+            let routes: Option<Routes> = None;
+            let (path, guard) = (&self.paths.status, guards_status.then_some(guard));
+            let page = StatusPage::new(state.clone(), facts, self.checks, routes, guard, path);
+            add_status(admin, &self.paths, page)?;
+            paths.extend([path.clone(), self.paths.status_json()]);
+        }
         if separate.is_some() {
-            for path in self.paths.all().into_iter().filter(|path| !service.has(path)).collect::<Vec<_>>() {
+            for path in paths.iter().filter(|path| !service.has(path)).collect::<Vec<_>>() {
                 service.mask(path)?;
             }
         }
@@ -230,7 +260,7 @@ fn add_shutdown(
     path: &str,
     state: &ServiceState,
     stopper: &Stopper,
-    guard: Option<Guard>,
+    guard: Option<Arc<Guard>>,
 ) -> Result<(), BadRoute> {
     let Some(guard) = guard else {
         return if routes.has(path) { Ok(()) } else { routes.mask(path) };
@@ -241,10 +271,7 @@ fn add_shutdown(
 }
 
 fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &ServiceState) -> Response {
-    // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is allowed.
-    let headers = request.exchange().headers().map(|(name, value)| (name, String::from_utf8_lossy(value)));
-    let headers: Vec<_> = headers.collect();
-    let passed = guard.check_request(request.peer().addr(), request.target(), &headers);
+    let passed = guard.check(request);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
         Passed::Local(peer) => guard.check_process(peer, || state.lifecycle.is_stopping_for_good()),
@@ -261,6 +288,17 @@ fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &Ser
         stopper.stop(format!("{} /shutdown from {}", request.method(), request.peer()));
     }
     Response::text("one out, all out\n")
+}
+
+/// Adds `/status` and `/status.json`. Not inline: the guard reads /proc, and the page may be long.
+fn add_status(routes: &mut Router, paths: &Paths, page: StatusPage) -> Result<(), BadRoute> {
+    let page = Arc::new(page);
+    for (path, as_json) in [(&paths.status, false), (&paths.status_json(), true)] {
+        let page = Arc::clone(&page);
+        let handler: Handler = Arc::new(move |request| no_store(page.answer(request, as_json)));
+        add(routes, &["GET"], path, false, &handler)?;
+    }
+    Ok(())
 }
 
 /// Adds `/metrics`, unless the service has its own. Not inline: it reads /proc.

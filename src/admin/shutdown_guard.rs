@@ -1,4 +1,4 @@
-//! Who may use `/shutdown`.
+//! Who may use `/shutdown`, and see `/status` where others are served as well.
 //!
 //! With the token: every client that shows it. Without it, a request must be one that a person or a script on this
 //! machine makes: `curl localhost:8088/shutdown`, by the user that runs the service or by root. Two things look like one
@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use rustix::process::geteuid;
 use subtle::ConstantTimeEq as _;
 
+use crate::dispatch::request::Request;
 use crate::http::validate::authority;
 use crate::sync::lock;
 use crate::sys::peer::{Holder, OVERFLOW_UID, PeerSocket, Sockets, find_holders, find_sockets, own_ancestry};
@@ -64,6 +65,8 @@ pub(crate) struct Guard {
     waiting: AtomicUsize,
     /// Held during a look-up: the earliest time of the next.
     next_look_up: Mutex<Option<Instant>>,
+    /// The client's sockets that have [passed](Guard::check_reader) last.
+    passed: Mutex<Vec<PeerSocket>>,
 }
 
 impl Guard {
@@ -71,12 +74,24 @@ impl Guard {
         Guard { token, ports, ..Guard::default() }
     }
 
+    /// Checks a request's token if it shows one, else its address and headers.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the request is refused.
+    pub(crate) fn check(&self, request: &mut Request) -> Result<Passed, Denial> {
+        let (peer, target) = (request.peer().addr(), request.target().to_owned());
+        // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is allowed.
+        let headers = request.exchange().headers().map(|(name, value)| (name, String::from_utf8_lossy(value)));
+        self.check_request(peer, &target, &headers.collect::<Vec<_>>())
+    }
+
     /// Checks the token if one is shown, else address and headers.
     ///
     /// # Errors
     ///
     /// The reason why the request is refused.
-    pub(crate) fn check_request(
+    fn check_request(
         &self,
         peer: Option<SocketAddr>,
         target: &str,
@@ -136,7 +151,7 @@ impl Guard {
     pub(crate) fn check_process(&self, peer: SocketAddr, is_stopping: impl Fn() -> bool) -> Result<(), Denial> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err((503, "too many requests for /shutdown"));
+            return Err((503, "too many requests that must be checked"));
         }
         let verdict = {
             let mut next_look_up = lock(&self.next_look_up);
@@ -153,6 +168,23 @@ impl Guard {
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         verdict.map_err(|reason| (403, reason))
+    }
+
+    /// As [`check_process`](Guard::check_process), for a client that reads again and again on a kept connection: its socket
+    /// passes without another look-up of the process. An inode is another socket's only once the kernel's counter has gone
+    /// round (`get_next_ino`, fs/inode.c).
+    ///
+    /// # Errors
+    ///
+    /// The reason why the request is refused.
+    pub(crate) fn check_reader(&self, peer: SocketAddr) -> Result<(), Denial> {
+        let peers = find_sockets(peer, &self.ports).map(|sockets| sockets.peers).unwrap_or_default();
+        if !peers.is_empty() && *lock(&self.passed) == peers {
+            return Ok(());
+        }
+        self.check_process(peer, || false)?;
+        *lock(&self.passed) = peers;
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -63,6 +64,37 @@ pub(crate) struct MemberState {
     pub(crate) exit: Option<Exit>,
     /// The crew goes on when it has finished.
     pub(super) may_finish: bool,
+    /// Of a member that is restarted when it ends.
+    pub(crate) restarts: Option<Arc<Restarts>>,
+}
+
+/// How often a member was restarted. Its own thread writes it.
+#[derive(Debug, Default)]
+pub(crate) struct Restarts {
+    count: AtomicU64,
+    pausing: AtomicBool,
+}
+
+impl Restarts {
+    /// The member has ended, and waits for its next start.
+    pub(crate) fn pause(&self) {
+        self.pausing.store(true, Ordering::Relaxed);
+    }
+
+    /// The member starts again.
+    pub(crate) fn restart(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.pausing.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether the member waits for its next start.
+    pub(crate) fn is_pausing(&self) -> bool {
+        self.pausing.load(Ordering::Relaxed)
+    }
 }
 
 /// A member's place in the table.
@@ -94,7 +126,8 @@ impl MemberTable {
 
     /// Adds a member that starts now.
     pub(super) fn push(&self, name: &str, thread: Option<JoinHandle<()>>, interrupt: Option<Interrupt>) {
-        let state = MemberState { name: name.to_owned(), since: Instant::now(), exit: None, may_finish: false };
+        let state =
+            MemberState { name: name.to_owned(), since: Instant::now(), exit: None, may_finish: false, restarts: None };
         self.lock().push(Slot { state, thread, interrupt });
     }
 

@@ -23,13 +23,14 @@ pub(crate) mod stop;
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::clock::saturating_add;
-use crate::crew::member::{Exit, Interrupt, MemberTable, SlotId, catch_exit, thread_name};
+use crate::crew::member::{Exit, Interrupt, MemberTable, Restarts, SlotId, catch_exit, thread_name};
 use crate::crew::message::{ExitGuard, Message, Stopper};
 use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::shutdown::Shutdown;
@@ -176,6 +177,13 @@ impl Crew {
     pub(crate) fn allow_finish(&mut self, slot: SlotId) {
         if let Some(slot) = self.members.lock().get_mut(slot.0) {
             slot.state.may_finish = true;
+        }
+    }
+
+    /// Has the table show how often a member was restarted.
+    pub(crate) fn show_restarts(&mut self, slot: SlotId, restarts: Arc<Restarts>) {
+        if let Some(slot) = self.members.lock().get_mut(slot.0) {
+            slot.state.restarts = Some(restarts);
         }
     }
 

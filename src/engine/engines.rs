@@ -78,7 +78,6 @@ impl Engines {
     }
 
     /// The sum of a counter.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics read it"))]
     pub(crate) fn total(&self, counter: impl Fn(&ConnStats) -> &AtomicU64) -> u64 {
         self.iter().map(|engine| counter(engine.stats()).load(Ordering::Relaxed)).sum()
     }

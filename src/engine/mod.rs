@@ -275,7 +275,6 @@ impl Engine {
         delegate!(self, engine => engine.requests_in_flight())
     }
 
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics read it"))]
     pub(crate) fn stats(&self) -> &ConnStats {
         delegate!(self, engine => engine.stats())
     }

@@ -250,7 +250,7 @@ impl Drain {
             log::info!("draining: {}, {} of grace left", self.summary(), human_duration(left));
         }
         crew.wait_event(until.min(progress.next), shutdown);
-        self.lifecycle.set_reexecuting(shutdown.is_reexec());
+        self.lifecycle.announce(shutdown);
     }
 
     fn report_abandoned(&self, shutdown: &mut Shutdown) {

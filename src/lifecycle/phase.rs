@@ -1,11 +1,13 @@
 //! The phase of a service. The drain writes it, and `/shutdown`, which begins a drain; every other part only reads.
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::crew::shutdown::Shutdown;
 use crate::crew::stop::Stop;
+use crate::sync::lock;
 
 /// The phases, in the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,17 @@ pub(crate) struct Lifecycle {
     phase: AtomicU8,
     drain_started: OnceLock<Instant>,
     reexecuting: AtomicBool,
+    announced: Mutex<Option<Announced>>,
+}
+
+/// The stop that a drain serves, for other threads.
+#[derive(Clone, Debug)]
+pub(crate) struct Announced {
+    /// Its cause, as the log has it.
+    pub(crate) cause: String,
+    pub(crate) started: Instant,
+    /// The end of the grace period.
+    pub(crate) deadline: Instant,
 }
 
 impl Lifecycle {
@@ -56,6 +69,7 @@ impl Lifecycle {
             phase: AtomicU8::new(Phase::Serving as u8),
             drain_started: OnceLock::new(),
             reexecuting: AtomicBool::new(false),
+            announced: Mutex::new(None),
         }
     }
 
@@ -85,9 +99,19 @@ impl Lifecycle {
         &self.stop
     }
 
-    /// Sets whether the drain ends in a re-exec instead of an exit.
-    pub(crate) fn set_reexecuting(&self, reexecuting: bool) {
-        self.reexecuting.store(reexecuting, Ordering::Release);
+    /// Tells others which stop the drain serves, and whether it ends in a re-exec instead of an exit.
+    pub(crate) fn announce(&self, shutdown: &Shutdown) {
+        self.reexecuting.store(shutdown.is_reexec(), Ordering::Release);
+        let mut announced = lock(&self.announced);
+        if announced.as_ref().is_none_or(|known| known.started != shutdown.started) {
+            let (cause, started, deadline) = (shutdown.cause.to_string(), shutdown.started, shutdown.deadline());
+            *announced = Some(Announced { cause, started, deadline });
+        }
+    }
+
+    /// The stop that the drain serves, once it has begun.
+    pub(crate) fn announced(&self) -> Option<Announced> {
+        lock(&self.announced).clone()
     }
 
     pub(crate) fn is_reexecuting(&self) -> bool {

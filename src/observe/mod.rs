@@ -3,13 +3,15 @@
 pub(crate) mod access_log;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
+pub(crate) mod snapshot;
 pub(crate) mod state_dump;
 pub(crate) mod systemd;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::crew::member::MemberTable;
 use crate::crew::pool::{Pool, PoolStats, RunningJob, Work};
 use crate::engine::{Engines, Peer};
 use crate::lifecycle::phase::Lifecycle;
@@ -88,7 +90,7 @@ impl<W: Work<Id = Peer>> WorkerPool for Pool<W> {
     }
 }
 
-/// The parts of a service that `/metrics` and the state dump read.
+/// The parts of a service that `/metrics`, `/status` and the state dump read.
 #[derive(Clone)]
 pub(crate) struct ServiceState {
     pub(crate) engines: Engines,
@@ -98,4 +100,21 @@ pub(crate) struct ServiceState {
     /// Capacity of the worker queue, in requests.
     pub(crate) queue: usize,
     pub(crate) max_connections: usize,
+    pub(crate) members: MemberTable,
+    /// When the service was started.
+    pub(crate) began: Instant,
+}
+
+/// The responses of one route, from the start of the service on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct RouteSummary {
+    /// Pattern of the route.
+    pub(crate) route: String,
+    pub(crate) responses: u64,
+    /// Of these, with a status of 4xx.
+    pub(crate) client_errors: u64,
+    /// Of these, with a status of 5xx.
+    pub(crate) server_errors: u64,
+    /// Mean time from dispatch to the end of the response write.
+    pub(crate) mean: Duration,
 }

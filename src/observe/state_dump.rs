@@ -4,21 +4,18 @@
 //! of a busy service need not add up.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
-use crate::crew::member::MemberTable;
 use crate::engine::ConnCensus;
 use crate::lifecycle::phase::Phase;
 use crate::observe::ServiceState;
+use crate::observe::snapshot::Located;
 use crate::text::{human_duration, pluralize};
 
 /// Most requests that are listed, oldest first: a stuck service has old ones.
 const MAX_LISTED: usize = 100;
 
-/// The parts that the dump reads.
+/// The dump of a service.
 pub(crate) struct StateDump {
-    pub(crate) began: Instant,
-    pub(crate) members: MemberTable,
     pub(crate) state: ServiceState,
 }
 
@@ -26,9 +23,9 @@ impl StateDump {
     /// Logs the state, at level `info`.
     pub(crate) fn log(&self) {
         // Lines without a lock come first: a dump that blocks on a lock has then said which part is stuck.
-        log::info!("state: {}, up for {}", self.phase(), human_duration(self.began.elapsed()));
+        log::info!("state: {}, up for {}", self.phase(), human_duration(self.state.began.elapsed()));
         log::info!("state: threads: {}", threads());
-        for member in self.members.snapshot() {
+        for member in self.state.members.snapshot() {
             let since = human_duration(member.since.elapsed());
             match member.exit {
                 None => log::info!("state: member {}: running for {since}", member.name),
@@ -71,12 +68,10 @@ impl StateDump {
             pluralize(self.state.engines.in_flight(), "request"),
             self.state.engines.pipelined(),
         );
-        let jobs = self.state.pool.running_jobs();
-        let requests = self.state.engines.requests_in_flight();
-        for request in requests.iter().take(MAX_LISTED) {
-            // By peer: a worker keeps its connection, whose request may not be the one that the worker was given.
-            let at = match jobs.iter().find(|job| job.id == request.peer) {
-                Some(job) => format!("at worker-{}", job.worker),
+        let requests = self.state.requests();
+        for Located { request, worker } in requests.iter().take(MAX_LISTED) {
+            let at = match worker {
+                Some(number) => format!("at worker-{number}"),
                 None => "at no worker (queued, or inline)".to_owned(),
             };
             let behind = match request.pipelined {

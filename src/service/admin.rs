@@ -9,7 +9,7 @@ use crate::service::error::StartError;
 
 /// # Admin routes
 impl Service {
-    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`).
+    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`, `/status`).
     pub fn without_admin_routes(mut self) -> Service {
         self.admin.routes = false;
         self
@@ -37,6 +37,44 @@ impl Service {
         self.with_shutdown_route()
     }
 
+    /// Adds `/status`, a page with the state of the service: phase, and a stop while it lasts; checks, requests in flight,
+    /// routes, connections, workers, members, rates, settings. It needs nothing from elsewhere, works without its script,
+    /// and is loaded anew every two seconds unless the reader pauses it. Requests are shown without their query.
+    ///
+    /// On an [admin address](Service::admin_listen) it is open, as `/metrics` is. Otherwise it answers to the clients that
+    /// [`/shutdown`](Service::with_shutdown_route) would answer to: those on this machine of the same user, root, and
+    /// those that show the [token](Service::shutdown_token). In a drain it answers for as long as `/healthz` does.
+    ///
+    /// `/status.json`, or `/status` for a client that accepts `application/json`, has the same for programs. Numbers are
+    /// counts, or seconds where the name says so; more fields may be added.
+    ///
+    /// | field | |
+    /// | --- | --- |
+    /// | `phase`, `ready` | name of the [`Phase`](crate::Phase), as in metrics; whether `/readyz` would answer 200 |
+    /// | `stop` | `null`, or of a stop in progress `cause`, `reexec`, `seconds`, `grace_left_seconds`, `waiting_for` (texts) |
+    /// | `service` | `program`, `host`, `version` and `commit` of allout, `engine`, `pid`, `uptime_seconds` |
+    /// | `addresses` | of each its `role` (`http` or `admin`) and `address` |
+    /// | `checks` | of each its `name`, `status` (`ok` or `failing`), `reason` |
+    /// | `members` | of each its `name`, `state` (`running`, `restarting`, `finished`, `failed`, `panicked`), `reason`, `seconds`, `restarts` |
+    /// | `connections` | `open`, `limit`; of the open ones `busy`, `idle`, `closing`, `aborted`; `accept_queue`, `opened_total` |
+    /// | `requests` | `in_flight` without this one, `pipelined`, `answered_total`, `per_second` since the start, `recent_per_second` over `recent_seconds`, `shed_total`, `rejected_total`, `panics_total`; `oldest`: of 100 at most `request`, `peer`, `seconds`, `worker`, `pipelined` |
+    /// | `routes` | of each its pattern `route`, `responses`, `client_errors`, `server_errors`, `mean_seconds` |
+    /// | `workers` | `busy`, `idle`, `limit`, `queued`, `queue_limit` |
+    /// | `limits` | `grace_seconds`, `drain_delay_seconds`, `keepalive_min_seconds`, `idle_timeout_seconds`, `request_timeout_seconds`, `max_body_bytes` |
+    ///
+    /// Without the feature `metrics` responses are not counted: `routes` and the rates are `null`.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().with_status_route();
+    /// assert!(service.handle(Request::get("/status.json")).into_text()?.starts_with(r#"{"phase":"serving""#));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn with_status_route(mut self) -> Service {
+        self.admin.status = true;
+        self
+    }
+
     /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,
     /// `route`, `status`, `bytes`, `duration_us`, `peer` and `id`, as fields of the `log` crate. Off unless asked for.
     ///
@@ -46,8 +84,8 @@ impl Service {
         self
     }
 
-    /// Has an admin route elsewhere: the one that is otherwise at `from` (`/healthz`, `/readyz`, `/livez`, `/metrics` or
-    /// `/shutdown`) at `to`.
+    /// Has an admin route elsewhere: the one that is otherwise at `from` (`/healthz`, `/readyz`, `/livez`, `/metrics`,
+    /// `/shutdown` or `/status`) at `to`.
     ///
     /// ```
     /// use allout::{Request, Service};

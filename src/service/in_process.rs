@@ -1,6 +1,7 @@
 //! A service without a socket: requests that are made are answered as those that are received.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::admin::Observed;
 use crate::crew::Crew;
@@ -13,6 +14,7 @@ use crate::lifecycle::phase::Lifecycle;
 use crate::observe::ServiceState;
 use crate::service::Service;
 use crate::service::error::StartError;
+use crate::service::parts::facts;
 
 /// # Tests without a socket
 impl Service {
@@ -56,10 +58,13 @@ impl Service {
             dispatch: Arc::default(),
             queue: self.config.queue,
             max_connections: self.config.max_connections,
+            members: unused.members(),
+            began: Instant::now(),
         };
         let admin = self.admin.clone();
         admin.checks.run_once();
-        let installed = admin.install(self.routes.clone(), false, &state, &unused.stopper(), Vec::new());
+        let facts = facts(&self.config, &[], String::new());
+        let installed = admin.install(self.routes.clone(), false, &state, &unused.stopper(), facts);
         let Observed { router, observers } = installed.map_err(|error| StartError::from(error).to_string())?.service;
         Ok(Dispatch {
             router,

@@ -1,10 +1,11 @@
 //! A member of a service: one that stays, one that may end well, and how one is restarted.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
 use crate::crew::hooks::Hook;
-use crate::crew::member::{Exit, catch_exit};
+use crate::crew::member::{Exit, Restarts, catch_exit};
 use crate::crew::outcome::Cause;
 use crate::crew::stop::Stop;
 use crate::service::error::StartError;
@@ -16,6 +17,8 @@ pub(super) struct Member {
     pub(super) interrupt: Hook,
     pub(super) body: Box<dyn FnOnce(&Stop) -> Exit + Send>,
     pub(super) kind: Kind,
+    /// Of a member that is restarted.
+    pub(super) restarts: Option<Arc<Restarts>>,
 }
 
 /// When a member starts, and what its end means.
@@ -87,7 +90,7 @@ impl Restart {
     }
 
     /// Runs `body` until the service stops, or until it has ended too often.
-    pub(super) fn run(self, name: &str, stop: &Stop, body: impl Fn(&Stop) -> Exit) -> Exit {
+    pub(super) fn run(self, name: &str, told: &Restarts, stop: &Stop, body: impl Fn(&Stop) -> Exit) -> Exit {
         let mut restarts = 0;
         loop {
             let began = Instant::now();
@@ -104,9 +107,11 @@ impl Restart {
             restarts += 1;
             let (pause, times) = (self.pause(restarts), self.times);
             log::warn!("member {name} {exit}: restart {restarts} of {times} in {}", human_duration(pause));
+            told.pause();
             if stop.wait_timeout(pause) {
                 return Exit::Finished;
             }
+            told.restart();
         }
     }
 }
@@ -118,12 +123,15 @@ impl Restart {
 /// The system cannot create a thread, or the cause to stop that came before they had ended.
 pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<Option<Cause>, StartError> {
     let (before, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.kind == Kind::BeforeReady);
-    for Member { name, interrupt, body, kind } in before.into_iter().chain(others) {
+    for Member { name, interrupt, body, kind, restarts } in before.into_iter().chain(others) {
         let stop = crew.stop();
         let spawned = crew.spawn_member(&name, Some(interrupt), move || body(&stop));
         let slot = spawned.map_err(|error| StartError::System("the thread of a member", error))?;
         if kind != Kind::Stays {
             crew.allow_finish(slot);
+        }
+        if let Some(restarts) = restarts {
+            crew.show_restarts(slot, restarts);
         }
         while kind == Kind::BeforeReady && crew.is_running(slot) {
             match crew.wait_first_until(None) {
@@ -146,8 +154,8 @@ mod tests {
 
     #[test]
     fn a_member_is_restarted_a_number_of_times() {
-        let (runs, stop) = (Cell::new(0), Stop::new());
-        let exit = QUICK.run("x", &stop, |_| {
+        let (runs, told, stop) = (Cell::new(0), Restarts::default(), Stop::new());
+        let exit = QUICK.run("x", &told, &stop, |_| {
             runs.set(runs.get() + 1);
             match runs.get() {
                 1 => panic!("a bug"),
@@ -155,13 +163,14 @@ mod tests {
             }
         });
         assert_eq!((runs.get(), exit), (3, Exit::Failed("3".to_owned())));
+        assert_eq!((told.count(), told.is_pausing()), (2, false));
     }
 
     #[test]
     fn a_run_that_lasted_long_enough_is_a_new_beginning() {
-        let (runs, stop) = (Cell::new(0), Stop::new());
+        let (runs, told, stop) = (Cell::new(0), Restarts::default(), Stop::new());
         let restart = Restart { reset_after: Duration::ZERO, ..QUICK };
-        let exit = restart.run("x", &stop, |stop| {
+        let exit = restart.run("x", &told, &stop, |stop| {
             runs.set(runs.get() + 1);
             if runs.get() == 100 {
                 stop.stop();

@@ -1,6 +1,8 @@
 //! The members of a service.
 
-use crate::crew::member::Exit;
+use std::sync::Arc;
+
+use crate::crew::member::{Exit, Restarts};
 use crate::crew::stop::Stop;
 use crate::service::Service;
 use crate::service::member::{Kind, Member, Restart};
@@ -70,8 +72,13 @@ impl Service {
         restart: Restart,
         body: impl Fn(&Stop) -> R + Send + 'static,
     ) -> Service {
-        let known = name.to_owned();
-        self.member(name, move |stop| restart.run(&known, stop, |stop| body(stop).into()))
+        let (known, restarts) = (name.to_owned(), Arc::new(Restarts::default()));
+        let told = Arc::clone(&restarts);
+        let mut service = self.member(name, move |stop| restart.run(&known, &told, stop, |stop| body(stop).into()));
+        if let Some(member) = service.members.last_mut() {
+            member.restarts = Some(restarts);
+        }
+        service
     }
 
     fn add_member<R: Into<Exit>>(
@@ -86,6 +93,7 @@ impl Service {
             interrupt: Box::new(interrupt),
             body: Box::new(move |stop| body(stop).into()),
             kind,
+            restarts: None,
         });
         self
     }

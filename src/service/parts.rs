@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::capacity::{Capacity, Limits};
 use super::config::Config;
 use super::{Service, member};
+use crate::admin::status::Facts;
 use crate::admin::{AdminRoutes, Observed};
 use crate::crew::Crew;
 use crate::crew::member::SlotId;
@@ -51,20 +52,14 @@ impl Service {
         let listening: Vec<_> =
             engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
         let pool = new_pool(capacity.workers, config.queue, &mut crew);
-        let state = ServiceState {
-            engines: engines.clone(),
-            pool: Arc::clone(&pool) as _,
-            lifecycle: Arc::new(Lifecycle::new(crew.stop())),
-            dispatch: Arc::default(),
-            queue: config.queue,
-            max_connections: settings.max_connections * sockets.len(),
-        };
+        let connections = settings.max_connections * sockets.len();
+        let state = new_state(&crew, engines.clone(), &pool, config.queue, connections);
 
         let own_router = listening.iter().any(|(_, role)| *role == Role::Admin);
         let exposure = exposure_warnings(&self.admin, &listening, own_router);
-        let ports = listening.iter().map(|(address, _)| address.port()).collect();
+        let facts = facts(&config, &listening, capacity.bound());
         let installed =
-            self.admin.install(self.routes, own_router, &state, &stopper, ports).map_err(StartError::from)?;
+            self.admin.install(self.routes, own_router, &state, &stopper, facts).map_err(StartError::from)?;
         let dispatch = |Observed { router, observers }: Observed| {
             Arc::new(Dispatch {
                 router,
@@ -160,9 +155,44 @@ fn new_pool(workers: usize, queue: usize, crew: &mut Crew) -> Arc<Pool<Job>> {
     pool
 }
 
+/// What `/status` says of a service from its start on.
+pub(super) fn facts(config: &Config, listening: &[(SocketAddr, Role)], bound: String) -> Facts {
+    Facts {
+        engine: config.engine.name(),
+        addresses: listening.iter().map(|(address, role)| (role.fd_name(), *address)).collect(),
+        bound,
+        grace: config.grace,
+        drain_delay: config.drain_delay,
+        keepalive_min: config.keepalive_min,
+        idle_timeout: config.idle_timeout,
+        request_timeout: config.request_timeout,
+        max_body: config.max_body,
+    }
+}
+
+/// The state that others read.
+fn new_state(
+    crew: &Crew,
+    engines: Engines,
+    pool: &Arc<Pool<Job>>,
+    queue: usize,
+    max_connections: usize,
+) -> ServiceState {
+    ServiceState {
+        engines,
+        pool: Arc::clone(pool) as _,
+        lifecycle: Arc::new(Lifecycle::new(crew.stop())),
+        dispatch: Arc::default(),
+        queue,
+        max_connections,
+        members: crew.members(),
+        began: Instant::now(),
+    }
+}
+
 fn exposure_warnings(admin: &AdminRoutes, listening: &[(SocketAddr, Role)], own_router: bool) -> Vec<String> {
     let warning =
-        |(address, role): &(SocketAddr, Role)| admin.exposure_warning(*address, !own_router || *role == Role::Admin);
+        |(address, role): &(SocketAddr, Role)| admin.exposure_warning(*address, own_router, *role == Role::Admin);
     listening.iter().filter_map(warning).collect()
 }
 
@@ -190,7 +220,7 @@ fn events(stopper: &Stopper) -> Events {
 }
 
 fn spawn_signals(crew: &mut Crew, signals: SignalSource, state: ServiceState) -> Result<(), StartError> {
-    let dump = StateDump { began: Instant::now(), members: crew.members(), state };
+    let dump = StateDump { state };
     crew.spawn_signals(signals, move || dump.log()).map_err(system("the signal thread"))
 }
 

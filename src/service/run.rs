@@ -77,7 +77,7 @@ impl Parts {
     pub(super) fn run(mut self) -> Outcome {
         let (cause, next_image) = self.wait_for_cause();
         let mut shutdown = Shutdown::new(cause, self.grace);
-        self.drain.lifecycle.set_reexecuting(shutdown.is_reexec());
+        self.drain.lifecycle.announce(&shutdown);
         let handed_over = self.drain.run(&mut self.crew, &mut shutdown, self.before, self.after);
         if handed_over {
             if let Err(error) = sys::signals::hold(&signals::HANDLED) {

@@ -28,6 +28,7 @@ Endpoints:
   /shutdown            200, then one out, all out (GET or POST): for this user and root on this machine, or with the token
   /timeout             200 after --timeout-delay
   /metrics             Prometheus text
+  /status              the state of the service, as a page, and at /status.json: for clients that may use /shutdown
 
 Signals:
   TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
@@ -78,7 +79,7 @@ pub struct Args {
     pub listen: Vec<SocketAddr>,
 
     /// Address and port for the admin routes: /healthz, /readyz, /livez,
-    /// /metrics and /shutdown are served there, and not on --listen
+    /// /metrics, /status and /shutdown are served there, and not on --listen
     #[arg(long, env = "ALLOUT_ADMIN_LISTEN", value_name = "ADDR")]
     #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
     pub admin_listen: Option<SocketAddr>,

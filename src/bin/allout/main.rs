@@ -90,6 +90,7 @@ fn service(args: &Args) -> Result<Service, String> {
     let max_body = config.max_body;
     let service = Service::with_config(config)
         .access_log(args.access_log.is_on())
+        .with_status_route()
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
         .inline_fallback(move |request| hello(request, max_body));
     if args.no_shutdown {

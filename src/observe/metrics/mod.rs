@@ -6,18 +6,20 @@
 mod families;
 mod process;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use prometheus::proto::MetricType;
+use prometheus::core::Collector as _;
+use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
 use crate::engine::{CLOSE_REASONS, Engine};
 use crate::http::head::METHODS;
 use crate::lifecycle::phase::PHASES;
 use crate::observe::metrics::families::{Families, as_f64, label, seconds};
-use crate::observe::{CUTS, ResponseObserver, ResponseRecord, ServiceState};
+use crate::observe::{CUTS, ResponseObserver, ResponseRecord, RouteSummary, ServiceState};
 
 /// Upper bounds of the histogram in seconds: from the time of an inline handler to the default request timeout.
 const BUCKETS: [f64; 16] =
@@ -98,6 +100,33 @@ impl Metrics {
             (Some(method), Some(status)) => route.requests[method][status].get_or_init(labelled).inc(),
             _ => labelled().inc(),
         }
+    }
+
+    /// The responses of each route that has answered, by its pattern.
+    pub(crate) fn routes(&self) -> Vec<RouteSummary> {
+        let mut routes: BTreeMap<String, RouteSummary> = BTreeMap::new();
+        let value = |labels: &[LabelPair], name: &str| {
+            labels.iter().find(|label| label.name() == name).map(|label| label.value().to_owned()).unwrap_or_default()
+        };
+        for sample in self.requests.collect().iter().flat_map(MetricFamily::get_metric) {
+            let labels = sample.get_label();
+            let route = routes.entry(value(labels, "route")).or_default();
+            let count = whole(sample.get_counter().get_value());
+            route.responses += count;
+            match value(labels, "code").as_bytes().first() {
+                Some(b'4') => route.client_errors += count,
+                Some(b'5') => route.server_errors += count,
+                _ => {}
+            }
+        }
+        for sample in self.durations.collect().iter().flat_map(MetricFamily::get_metric) {
+            let histogram = sample.get_histogram();
+            if let Some(route) = routes.get_mut(&value(sample.get_label(), "route")) {
+                let mean = histogram.get_sample_sum() / count(histogram.get_sample_count().max(1));
+                route.mean = Duration::try_from_secs_f64(mean).unwrap_or_default();
+            }
+        }
+        routes.into_iter().map(|(route, summary)| RouteSummary { route, ..summary }).collect()
     }
 
     /// All metrics as text.
@@ -198,4 +227,9 @@ fn load(counter: &AtomicU64) -> f64 {
 
 fn count(number: u64) -> f64 {
     as_f64(usize::try_from(number).unwrap_or(usize::MAX))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter, which counts up from 0")]
+fn whole(number: f64) -> u64 {
+    number as u64
 }

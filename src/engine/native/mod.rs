@@ -4,7 +4,7 @@
 //!
 //! A few *receivers* ([`receiver`]) wait in `epoll_wait`, each for the sockets of its own connections. A receiver accepts
 //! ([`accept`]), receives into a buffer that it lends to the connection, parses ([`parse`]), and hands the request to
-//! `serve`. What is answered inline is written at once; what the kernel does not take stays in the connection's outbox
+//! `serve` ([`mod@serve`]). What is answered inline is written at once; what the kernel does not take stays in the connection's outbox
 //! until there is room. What may wait goes to a worker *with its connection* ([`exchange`]); there a read of the body
 //! ([`read`]) or a write ([`write`]) blocks in `poll`, for as long as the client makes progress. When the response is
 //! out the connection goes back to its receiver through its [`mailbox`].
@@ -80,6 +80,7 @@ mod mailbox;
 mod parse;
 mod read;
 mod receiver;
+mod serve;
 mod slots;
 mod timers;
 mod write;

@@ -15,26 +15,17 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
 use super::Engine;
-use super::common::{Common, plain_response};
-use super::connection::{After, Connection, Home, Inbox, Socket, Turn, close_reason};
-use super::mailbox::Flight;
-use super::parse::Progress;
+use super::common::Common;
+use super::connection::{Home, Inbox, Socket};
 use super::slots::{Interest, Queue, Slots, State};
 use super::timers::Timers;
-use crate::engine::{Ending, Exchange, Serve};
-use crate::http::head::Rejection;
+use crate::engine::{Ending, Serve};
 
 /// Events taken from the kernel in one call: as many connections are served before new ones are accepted.
 const EVENTS: usize = 256;
 
-/// Pipelined requests of one connection that are answered in a row.
-const IN_A_ROW: usize = 16;
-
 /// Buffers that a receiver keeps for its connections; it needs one, and one for each head that comes in pieces.
 const RETAINED_INBOXES: usize = 64;
-
-/// Bytes of a method and target that are kept for the log.
-const MAX_REQUEST_LINE: usize = 200;
 
 /// Key of the listening socket's events; slots are never numbered so high.
 pub(super) const LISTENER: u64 = u64::MAX;
@@ -74,18 +65,18 @@ pub(super) struct Receiver {
     pub(super) engine: Arc<Engine>,
     pub(super) common: Arc<Common>,
     pub(super) mailbox: Arc<Home>,
-    serve: Arc<Serve>,
+    pub(super) serve: Arc<Serve>,
     pub(super) epoll: OwnedFd,
     pub(super) slots: Slots,
     pub(super) timers: Timers,
     #[allow(clippy::vec_box, reason = "they are lent by their address")]
     inboxes: Vec<Box<Inbox>>,
     /// Connections with bytes in their inbox, whose turn comes after others'.
-    ready: VecDeque<u64>,
+    pub(super) ready: VecDeque<u64>,
     pub(super) accepting: Accepting,
     pub(super) drain: Option<Drain>,
     /// Method and target of the request that is being served.
-    request_line: String,
+    pub(super) request_line: String,
     /// The time of this turn of the loop.
     pub(super) now: Instant,
     /// A request or a connection has ended in this turn of the loop.
@@ -161,6 +152,7 @@ impl Receiver {
             self.drain_on()?;
             self.resume_accepting()?;
             self.mailbox.set_oldest_idle(self.slots.first(Queue::Idle).map(|(_, since)| since));
+            self.slots.release_memory();
             self.mailbox.ticks.fetch_add(1, Ordering::Relaxed);
             if std::mem::take(&mut self.changed) && self.common.stop_state.announced().is_some() {
                 (self.common.events.changed)();
@@ -229,120 +221,6 @@ impl Receiver {
             Ok(1..) => self.serve(slot, connection),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.set_idle(slot, connection, false),
             Ok(0) | Err(_) => self.close(slot, connection, None),
-        }
-    }
-
-    /// Serves the requests in the inbox of a connection.
-    pub(super) fn serve(&mut self, slot: u32, mut connection: Box<Connection>) {
-        for _ in 0..IN_A_ROW {
-            let Some(inbox) = &mut connection.inbox else { return self.set_idle(slot, connection, true) };
-            match inbox.parse() {
-                Ok(Progress::Complete(_)) => {}
-                Ok(Progress::Partial) => return self.set_idle(slot, connection, false),
-                Err(rejection) if inbox.has_request_line() => inbox.reject(rejection),
-                Err(rejection) => return self.reject(slot, connection, rejection),
-            }
-            match self.serve_one(slot, connection) {
-                Some(next) => connection = next,
-                None => return,
-            }
-        }
-        self.ready.push_back(self.slots.key(slot));
-        self.slots.dequeue(slot);
-        self.slots.get(slot).state = State::Ready(connection);
-    }
-
-    /// Serves one request. Gives the connection back if bytes of another one have arrived.
-    fn serve_one(&mut self, slot: u32, mut connection: Box<Connection>) -> Option<Box<Connection>> {
-        if std::mem::take(&mut connection.turn_used) {
-            connection.socket.turn(|turn| *turn = Turn::default());
-        }
-        if let Some(inbox) = &connection.inbox {
-            self.request_line.clear();
-            let target = inbox.target();
-            self.request_line.push_str(inbox.method());
-            self.request_line.push(' ');
-            self.request_line.push_str(target.get(..MAX_REQUEST_LINE).unwrap_or(target));
-        }
-        let peer = connection.peer;
-        self.mailbox.begin_request(self.now);
-        let next = (self.serve)(Exchange::Native(super::Exchange::new(connection, self.now)));
-        debug_assert!(next.is_none(), "the next request of a connection is this receiver's business");
-        let completed = Connection::take_completed();
-        match completed {
-            Some(connection) => {
-                self.mailbox.end_request();
-                self.changed = true;
-                self.after_response(slot, connection)
-            }
-            None => {
-                let flight = Flight { request_line: self.request_line.clone(), peer, since: self.now };
-                self.mailbox.went_away(slot, flight);
-                self.slots.get(slot).since = self.now;
-                self.slots.dequeue(slot);
-                self.check_handler(slot);
-                None
-            }
-        }
-    }
-
-    /// Goes on with a connection whose response was written. Gives it back if bytes of another request have arrived.
-    pub(super) fn after_response(&mut self, slot: u32, mut connection: Box<Connection>) -> Option<Box<Connection>> {
-        if connection.sent < connection.outbox.len() {
-            self.wait_for_room(slot, connection);
-            return None;
-        }
-        match connection.after {
-            After::Keep => {
-                let has_more = connection.inbox.as_mut().is_some_and(|inbox| {
-                    inbox.next();
-                    !inbox.unread().is_empty()
-                });
-                if has_more {
-                    return Some(connection);
-                }
-                self.set_idle(slot, connection, true);
-            }
-            After::Close => self.close(slot, connection, None),
-            After::Linger => self.linger(slot, connection),
-            After::Reset => {
-                let _ = rustix::net::sockopt::set_socket_linger(connection.socket.fd(), Some(Duration::ZERO));
-                self.close(slot, connection, None);
-            }
-        }
-        None
-    }
-
-    /// Connections whose turn has come again.
-    fn serve_ready(&mut self) {
-        for _ in 0..self.ready.len() {
-            let Some(slot) = self.ready.pop_front().and_then(|key| self.slots.find(key)) else { continue };
-            if let State::Ready(connection) = self.take_state(slot) {
-                self.serve(slot, connection);
-            }
-        }
-    }
-
-    /// Answers what is no request, and closes.
-    fn reject(&mut self, slot: u32, connection: Box<Connection>, rejection: Rejection) {
-        self.common.count_unparsable(close_reason(rejection), connection.peer, rejection.reason);
-        let Rejection { status, reason } = rejection;
-        let response = plain_response(status, reason, self.common.settings.automatic);
-        let _ = connection.socket.send(&response); // the client left
-        self.linger(slot, connection);
-    }
-
-    /// A connection waits for a head, or for the rest of it. `since_now`: its time begins now.
-    pub(super) fn set_idle(&mut self, slot: u32, mut connection: Box<Connection>, since_now: bool) {
-        if let Some(inbox) = connection.inbox.take() {
-            if inbox.is_blank() { self.keep_inbox(inbox) } else { connection.inbox = Some(inbox) }
-        }
-        self.set_interest(slot, Interest::Read);
-        let entry = self.slots.get(slot);
-        entry.state = State::Idle(connection);
-        if since_now {
-            entry.since = self.now;
-            self.slots.enqueue(slot, Queue::Idle);
         }
     }
 

@@ -109,20 +109,23 @@ impl Slots {
         number
     }
 
-    /// Frees a slot.
+    /// Frees a slot. It can still be looked at, until [`Slots::release_memory`].
     pub(super) fn remove(&mut self, number: u32) {
         self.dequeue(number);
         self.used -= 1;
-        if self.used == 0 && self.all.len() > MAX_RETAINED {
-            self.all = Vec::new();
-            self.free = NONE;
-            return;
-        }
         let slot = &mut self.all[number as usize];
         slot.state = State::Free;
         slot.socket = None;
         slot.next = self.free;
         self.free = number;
+    }
+
+    /// Gives memory back if no connection is left; numbers of slots and the events of this turn mean nothing afterwards.
+    pub(super) fn release_memory(&mut self) {
+        if self.used == 0 && self.all.len() > MAX_RETAINED {
+            self.all = Vec::new();
+            self.free = NONE;
+        }
     }
 
     /// The key of a connection's events.
@@ -171,6 +174,12 @@ impl Slots {
             Some(after) => after.previous = previous,
             None => ends.last = previous,
         }
+    }
+
+    /// Whether something ends the wait of this connection: its queue, or a timer.
+    pub(super) fn has_deadline(&self, number: u32) -> bool {
+        let slot = &self.all[number as usize];
+        slot.queue.is_some() || slot.timer.is_some()
     }
 
     /// The slot that has been in a queue for the longest, and since when.
@@ -239,12 +248,17 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_crowd_is_given_back_when_it_has_left() {
+    fn the_memory_of_a_crowd_is_given_back_when_it_has_left_and_not_while_the_last_one_is_looked_at() {
         let (mut slots, now, socket) = (Slots::new(), Instant::now(), socket());
         let all: Vec<_> = (0..=MAX_RETAINED).map(|_| slots.insert(now, Arc::clone(&socket))).collect();
-        for number in all {
-            slots.remove(number);
+        for number in &all {
+            slots.remove(*number);
         }
+        assert!(
+            matches!(slots.get(all[MAX_RETAINED]).state, State::Free),
+            "as a receiver does that has just closed it"
+        );
+        slots.release_memory();
         assert_eq!(slots.all.capacity(), 0);
         let again = slots.insert(now, socket);
         assert_eq!(slots.find(slots.key(again)), Some(again));

@@ -1,5 +1,7 @@
 //! The engine over real sockets, without routes and workers: what is served is decided by the target.
 
+mod partial_heads;
+
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -1,0 +1,89 @@
+//! Heads that have come in part: each has a deadline, whatever the connection did before.
+
+use super::*;
+use crate::engine::native::serve::IN_A_ROW;
+
+const SHORT: Duration = Duration::from_millis(100);
+
+const WORKER: &[u8] = b"GET /worker HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// What a client sends that leaves its connection with a part of a head: behind more requests than are answered in a row,
+/// behind one that a worker answers, and behind both.
+fn partial_heads() -> [Vec<u8>; 3] {
+    let pipelined = GET.repeat(IN_A_ROW + 1);
+    [[&pipelined, b"G".as_slice()].concat(), [WORKER, b"GET / HT"].concat(), [&pipelined, WORKER, b"GET /"].concat()]
+}
+
+fn one_receiver() -> Settings {
+    Settings { receivers: 1, ..settings() }
+}
+
+#[test]
+fn a_partial_head_behind_other_requests_has_the_idle_timeout() {
+    let server = Server::start(Settings { idle_timeout: SHORT, ..one_receiver() });
+    for (number, bytes) in (1..).zip(partial_heads()) {
+        let mut client = server.connect();
+        client.write_all(&bytes).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("the connection is closed in time");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(server.closed(CloseReason::IdleTimeout), number);
+    }
+}
+
+#[test]
+fn a_partial_head_behind_other_requests_can_be_evicted() {
+    let server = Server::start(Settings { max_connections: 3, ..one_receiver() });
+    let _clients: Vec<_> = partial_heads()
+        .into_iter()
+        .map(|bytes| {
+            let mut client = server.connect();
+            client.write_all(&bytes).unwrap();
+            let requests = bytes.windows(4).filter(|end| end == b"\r\n\r\n").count();
+            let mut answers = Vec::new();
+            while answers.windows(7).filter(|start| start == b"HTTP/1.").count() < requests {
+                let mut piece = [0; 4096];
+                let count = client.read(&mut piece).unwrap();
+                answers.extend_from_slice(&piece[..count]);
+            }
+            client
+        })
+        .collect();
+    assert_eq!(server.statuses(GET), [200]);
+    assert_eq!(server.closed(CloseReason::Evicted), 1);
+}
+
+#[test]
+fn a_drain_does_not_wait_for_the_rest_of_a_head() {
+    let server = Server::start(Settings { keepalive_min: Duration::from_millis(5), ..one_receiver() });
+    let clients = partial_heads().map(|bytes| {
+        let mut client = server.connect();
+        client.write_all(&bytes).unwrap();
+        client.read_exact(&mut [0; 12]).unwrap();
+        client
+    });
+    server.engine.stop_accepting(Ending::Filter);
+    wait_until("the engine to be quiescent", || server.engine.is_quiescent());
+    drop(clients);
+}
+
+#[test]
+fn a_client_whose_every_packet_ends_in_a_head_is_served_for_longer_than_the_idle_timeout() {
+    let server = Server::start(Settings { idle_timeout: SHORT, ..one_receiver() });
+    let mut client = server.connect();
+    let (start, rest) = GET.split_at(10);
+    client.write_all(start).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < SHORT * 4 {
+        client.write_all(&[rest, start].concat()).unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).expect("the client is busy");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let mut piece = [0; 4096];
+        while !piece.windows(6).any(|end| end == b"\r\n\r\n/a") {
+            assert_ne!(client.read(&mut piece).unwrap(), 0);
+        }
+    }
+    while client.read(&mut [0; 4096]).unwrap() > 0 {}
+    assert_eq!(server.closed(CloseReason::IdleTimeout), 1, "the last head does not come");
+}

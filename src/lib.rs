@@ -132,8 +132,8 @@
 //!   Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
 //!   apart. A client that resets a connection and comes back from the same port may be closed once without an answer.
-//! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While clients flood it, with
-//!   packets of a TTL of 255 above all, others may wait for some seconds.
+//! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
+//!   two cores, others may wait for some tenths of a second.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 #![deny(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

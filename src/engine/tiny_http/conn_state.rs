@@ -166,6 +166,12 @@ impl Inner {
         self.throttled = false;
     }
 
+    /// Whether a newer connection of the same peer may exist: its own socket is closed, or is not known.
+    pub(super) fn may_be_over(&self) -> bool {
+        self.socket.is_none() || self.is_tcp_closed()
+    }
+
+    /// Whether its socket is known and the kernel has closed it: reset, or closed by both ends.
     pub(super) fn is_tcp_closed(&self) -> bool {
         self.socket.as_ref().is_some_and(|socket| tcp_info(&**socket).is_ok_and(|info| info.closed))
     }

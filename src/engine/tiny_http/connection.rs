@@ -68,9 +68,9 @@ impl Connection {
         })
     }
 
-    /// Whether its socket is known and the kernel has closed it: reset, or closed by both ends.
-    pub(crate) fn is_tcp_closed(&self) -> bool {
-        self.state().is_tcp_closed()
+    /// Whether a newer connection of the same peer may exist: its own socket is closed, or is not known.
+    pub(super) fn may_be_over(&self) -> bool {
+        self.state().may_be_over()
     }
 
     /// Whether its socket is known and connected, and it was not shut down from this side.

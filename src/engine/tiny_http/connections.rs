@@ -114,7 +114,7 @@ impl ConnectionTable {
         let stale = state.is_sealed()
             || !state.conn_state.accepts_requests()
             // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
-            || (state.busy && !certain && (state.socket.is_none() || state.is_tcp_closed()));
+            || (state.busy && !certain && state.may_be_over());
         if stale {
             drop(state);
             return Admission::Stale(connection, request);
@@ -313,6 +313,13 @@ impl ConnectionTable {
     /// The connection of a peer.
     pub(crate) fn get(&self, peer: SocketAddr) -> Option<Arc<Connection>> {
         lock(&self.by_peer).get(&peer).cloned()
+    }
+
+    /// Aborts the connection of a peer, if it has one.
+    pub(super) fn abort_current(&self, peer: SocketAddr) {
+        if let Some(connection) = self.get(peer) {
+            connection.abort();
+        }
     }
 
     /// Whether a newer connection of the same peer has taken its place.

@@ -1,14 +1,12 @@
-//! One request of `tiny_http`: its admission, its head and its body.
+//! One request of `tiny_http`: its head and its body.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::conn_state::Activity;
 use super::connection::Connection;
-use super::connections::Admission;
 use super::quirks::{self, Quirks};
 use super::unread_body;
 use crate::clock::saturating_add;
@@ -42,52 +40,6 @@ struct BodyProgress {
 }
 
 impl Exchange {
-    /// Admits a request that was received. `None` if it is queued or discarded.
-    pub(crate) fn admit(shared: &Arc<Shared>, request: tiny_http::Request) -> Option<Exchange> {
-        match shared.connections.admit(request, false) {
-            // A client may come back from the port of a connection that was closed before anything was noticed.
-            Admission::Stale(connection, request) => {
-                if connection.socket().is_none() || connection.is_tcp_closed() {
-                    shared.monitor.find_newer_connection(&connection);
-                }
-                Exchange::settle(shared, shared.connections.admit(request, true))
-            }
-            admission => Exchange::settle(shared, admission),
-        }
-    }
-
-    fn settle(shared: &Arc<Shared>, admission: Admission) -> Option<Exchange> {
-        match admission {
-            Admission::Run { connection, request, new_connection } => {
-                shared.monitor.note_request(new_connection);
-                return Some(Exchange::new(Arc::clone(shared), connection, request));
-            }
-            Admission::Queued => shared.monitor.note_request(false),
-            // Now: before the monitor's next tick the client may send a million more.
-            Admission::OverLimit(connection) => {
-                shared.monitor.scan_now();
-                connection.throttle(&shared.connections.counts);
-            }
-            Admission::Overflow(connection) => {
-                shared.socket_of(&connection); // without it nothing can be shut down
-                shared.connections.count_close(CloseReason::PipelineOverflow);
-                log::debug!("{} is closed: it has pipelined more requests than are kept", connection.peer);
-                connection.abort();
-                for request in shared.connections.take_pipelined(&connection) {
-                    unread_body::discard_closing(shared, &connection, request, None);
-                }
-            }
-            Admission::Stale(connection, request) => {
-                connection.seal();
-                shared.monitor.note_request(true); // a scan soon finds the connection that it may be of
-                shared.connections.counts.discarded.fetch_add(1, Ordering::Relaxed);
-                unread_body::discard_closing(shared, &connection, request, None);
-            }
-            Admission::Foreign(request) => drop(request.into_writer()),
-        }
-        None
-    }
-
     pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>, raw: tiny_http::Request) -> Exchange {
         let (head, quirks, rejection) = match quirks::validate_request(&raw) {
             // Dropping the request would allocate the whole length.

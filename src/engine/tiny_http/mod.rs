@@ -15,6 +15,7 @@
 //! | it reads ahead without bound | `throttle` |
 //! | no timeouts, starved connections, leaks, no limit on a head | `monitor` |
 
+mod admission;
 mod conn_state;
 mod connection;
 mod connections;

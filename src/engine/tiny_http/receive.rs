@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tiny_http::Server;
 
 use super::Shared;
-use super::exchange::Exchange;
+use super::admission::Batch;
 use super::server::{self, RunningServer};
 use crate::engine::Serve;
 use crate::engine::gate::AcceptGate;
@@ -147,15 +147,30 @@ impl ReceiveLoop {
 
     /// Serves what `server` has received, without waiting for more.
     pub(super) fn drain_queue(&self, server: &Server, serve: &Serve) {
-        let mut run_queue = RunQueue::new();
-        while let Ok(Some(request)) = server.try_recv() {
-            self.admit(request, &mut run_queue);
+        let (mut run_queue, mut batch) = (RunQueue::new(), Vec::new());
+        let mut more = true;
+        while more {
+            more = matches!(self.receive_batch(server, &mut batch), Ok(false));
+            self.admit(batch.drain(..), &mut run_queue);
         }
         serve_all(serve, &mut run_queue);
     }
 
-    fn admit(&self, request: tiny_http::Request, run_queue: &mut RunQueue) {
-        run_queue.extend(Exchange::admit(&self.shared, request).map(crate::engine::Exchange::TinyHttp));
+    /// Receives up to [`RECEIVE_BATCH`] requests. True if there were no more.
+    fn receive_batch(&self, server: &Server, batch: &mut Vec<tiny_http::Request>) -> io::Result<bool> {
+        while batch.len() < RECEIVE_BATCH {
+            let Some(request) = server.try_recv()? else { return Ok(true) };
+            self.shared.connections.set_engine_queue_empty(false);
+            batch.push(request);
+        }
+        Ok(false)
+    }
+
+    /// Admits the requests of one batch.
+    fn admit(&self, requests: impl IntoIterator<Item = tiny_http::Request>, run_queue: &mut RunQueue) {
+        let mut batch = Batch::new(&self.shared);
+        let admitted = requests.into_iter().filter_map(|request| batch.admit(request));
+        run_queue.extend(admitted.map(crate::engine::Exchange::TinyHttp));
     }
 
     /// Receives and serves until told to stop, or until `tiny_http` fails. Exchanges that were not served when it returns
@@ -169,20 +184,15 @@ impl ReceiveLoop {
         restart_wanted: &AtomicBool,
     ) -> ReceiveEnd {
         let mut spin = SpinWait::default();
+        let mut batch = Vec::with_capacity(RECEIVE_BATCH);
         loop {
             // The marker that `unblock` leaves is taken by `try_recv`, too: the flags say what it was for.
-            for _ in 0..RECEIVE_BATCH {
-                match server.try_recv() {
-                    Ok(Some(request)) => {
-                        self.shared.connections.set_engine_queue_empty(false);
-                        self.admit(request, run_queue);
-                    }
-                    Ok(None) => {
-                        self.shared.connections.set_engine_queue_empty(true);
-                        break;
-                    }
-                    Err(error) => return ReceiveEnd::Failed(error),
-                }
+            let emptied = self.receive_batch(server, &mut batch);
+            self.admit(batch.drain(..), run_queue);
+            match emptied {
+                Ok(emptied) if emptied => self.shared.connections.set_engine_queue_empty(true),
+                Ok(_) => {}
+                Err(error) => return ReceiveEnd::Failed(error),
             }
             if let Some(exchange) = run_queue.pop_front() {
                 run_queue.extend(serve(exchange));
@@ -203,7 +213,7 @@ impl ReceiveLoop {
             let received = server.recv();
             self.shared.connections.set_engine_queue_empty(false);
             match received {
-                Ok(request) => self.admit(request, run_queue),
+                Ok(request) => self.admit([request], run_queue),
                 // The marker of `unblock`: the flags say what for. An error of tiny_http itself has a number.
                 Err(error) if error.raw_os_error().is_none() => {}
                 Err(error) => return ReceiveEnd::Failed(error),

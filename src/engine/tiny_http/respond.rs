@@ -186,13 +186,7 @@ fn complete(
         }
         AfterResponse::Idle => {}
         AfterResponse::Closed(rest) => {
-            if !rest.is_empty() && shared.connections.is_superseded(&connection) {
-                // Some of them may be of the newer connection, where a later response would pass for theirs.
-                shared.monitor.abort_peer(connection.peer);
-            }
-            for raw in rest {
-                unread_body::discard_closing(&shared, &connection, raw, None);
-            }
+            unread_body::discard_all(&connection, rest, |peer| shared.monitor.abort_peer(peer));
             if engine_closes {
                 shared.connections.remove(&connection);
             }

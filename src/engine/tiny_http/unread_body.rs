@@ -35,36 +35,53 @@ pub(super) fn is_allocatable(length: u64) -> bool {
 }
 
 /// Drops a request of a connection that is closing, unanswered. `body_left`: bytes of its body that were not read, if
-/// some were. Never waits for the client: the thread that receives calls it.
+/// some were. Never waits for the client.
 pub(super) fn discard_closing(
     shared: &Shared,
     connection: &Connection,
     raw: tiny_http::Request,
     body_left: Option<u64>,
 ) {
-    discard_aborted(connection, |peer| shared.monitor.abort_peer(peer), raw, body_left);
+    prepare(connection, std::slice::from_ref(&raw), |peer| shared.monitor.abort_peer(peer));
+    discard_prepared(raw, body_left);
 }
 
-/// The same. `abort_peer` shuts down every socket of a peer.
-pub(super) fn discard_aborted(
+/// The same for requests of which no body was read. `abort_peer` aborts every connection of a peer that a scan finds which
+/// begins after these requests were received.
+pub(super) fn discard_all(
     connection: &Connection,
+    requests: Vec<tiny_http::Request>,
     abort_peer: impl FnOnce(SocketAddr),
-    raw: tiny_http::Request,
-    body_left: Option<u64>,
 ) {
-    let (_, quirks) = quirks::of_rejected(&raw);
-    if quirks.body_buffered {
-        // It may be of a newer connection of the peer, which would wait for its response, or take the response to its
-        // next request for it. The request keeps its socket open, so that a scan finds it.
-        if connection.socket().is_none() || connection.is_tcp_closed() {
-            abort_peer(connection.peer);
-        }
+    prepare(connection, &requests, abort_peer);
+    for raw in requests {
+        discard_prepared(raw, None);
+    }
+}
+
+/// Shuts down whatever must be before requests of a connection that is closing are dropped.
+///
+/// Any of them may be of a newer connection of the peer, which would wait for its response, or take the response to its
+/// next request for it. A request keeps its socket open, so that a scan finds it.
+fn prepare(connection: &Connection, requests: &[tiny_http::Request], abort_peer: impl FnOnce(SocketAddr)) {
+    if requests.iter().any(|raw| !is_body_buffered(raw)) {
+        // The drop reads from the request's own socket, and would wait there.
+        connection.abort();
+        abort_peer(connection.peer);
+    } else if !requests.is_empty() && connection.may_be_over() {
+        abort_peer(connection.peer);
+    }
+}
+
+fn is_body_buffered(raw: &tiny_http::Request) -> bool {
+    quirks::of_rejected(raw).1.body_buffered
+}
+
+fn discard_prepared(raw: tiny_http::Request, body_left: Option<u64>) {
+    if is_body_buffered(&raw) {
         drop(raw.into_writer()); // a plain drop of `Request` answers 500
         return;
     }
-    // The drop would read from the request's own socket, and wait there: every socket that it may be is shut down.
-    connection.abort();
-    abort_peer(connection.peer);
     let left = body_left.or(raw.body_length().map(|length| length as u64));
     discard(raw, left.unwrap_or(0)); // of a chunked body nothing is allocated
 }

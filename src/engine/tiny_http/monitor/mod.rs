@@ -54,7 +54,6 @@ use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::engine::gate::AcceptGate;
-use crate::engine::tiny_http::connection::Connection;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::{Events, Settings, StopState};
 use crate::sys::heap::trim;
@@ -149,11 +148,6 @@ impl Monitor {
     /// Finds sockets that are not watched yet, for a thread that cannot wait for the next tick.
     pub(crate) fn scan_now(&self) {
         self.context.sockets.scan();
-    }
-
-    /// Whether the peer of `connection` has another, newer one.
-    pub(crate) fn find_newer_connection(&self, connection: &Arc<Connection>) -> bool {
-        self.context.sockets.find_newer_connection(connection)
     }
 
     /// The socket of a request in flight from `peer`, if it is proven to be the request's own. Scans the table.

@@ -31,6 +31,7 @@ use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
 const EPOLL_BATCH: usize = 256;
 /// The key of the listening socket's events; no socket has this cookie (the kernel counts from 1).
 const LISTENER_KEY: u64 = 0;
+
 /// One socket under watch, with what each check remembers of it.
 pub(super) struct WatchedSocket {
     pub(super) connection: Arc<Connection>,
@@ -86,8 +87,6 @@ struct Known {
     peers: HashMap<u64, SocketAddr>,
     /// Found, and not yet taken by the monitor's thread.
     fresh: Vec<(u64, WatchedSocket)>,
-    /// When a newer connection was last searched in vain, and how long the scan took.
-    last_search: Option<(Instant, Duration)>,
 }
 
 impl Known {
@@ -157,19 +156,6 @@ impl SocketTable {
         scan
     }
 
-    /// Whether the peer of `connection` has another, newer one. Scans at most half of the time: clients that send much to
-    /// connections that are over would have the listener scan for each request.
-    pub(super) fn find_newer_connection(&self, connection: &Arc<Connection>) -> bool {
-        if lock(&self.known).last_search.is_some_and(|(ended, took)| ended.elapsed() < took) {
-            return false;
-        }
-        let began = Instant::now();
-        self.scan();
-        let found = self.connections.get(connection.peer).is_some_and(|other| !Arc::ptr_eq(&other, connection));
-        lock(&self.known).last_search = (!found).then(|| (Instant::now(), began.elapsed()));
-        found
-    }
-
     /// The socket of a request in flight from `peer`, if it is proven to be the request's own.
     ///
     /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. If a single
@@ -194,9 +180,7 @@ impl SocketTable {
     /// Shuts down every socket of a peer, found by a scan.
     pub(super) fn abort_peer(&self, peer: SocketAddr) {
         self.scan();
-        if let Some(connection) = self.connections.get(peer) {
-            connection.abort();
-        }
+        self.connections.abort_current(peer);
     }
 
     /// Closes forgotten duplicates that no other thread holds. True if some are left.

@@ -267,9 +267,8 @@ impl Context {
             log::debug!("{} is closed: {why:?}", connection.peer);
         }
         connection.abort();
-        for request in self.connections.take_pipelined(connection) {
-            unread_body::discard_aborted(connection, |peer| self.sockets.abort_peer(peer), request, None);
-        }
+        let rest = self.connections.take_pipelined(connection);
+        unread_body::discard_all(connection, rest, |peer| self.sockets.abort_peer(peer));
     }
 
     /// Closes idle connections when there are too many, and the gate while that is not enough.

@@ -1,4 +1,4 @@
-//! The limit on address space (`RLIMIT_AS`), in threads.
+//! The limit on address space (`RLIMIT_AS`, or the size of an address), in threads.
 //!
 //! A thread reserves address space for its stack, and glibc reserves more for the arena that it allocates from, whether
 //! either is ever used. A thread that finds none left for its first allocation ends the process, so the number of threads
@@ -12,16 +12,21 @@ use rustix::process::{Resource, getrlimit};
 const STACK: u64 = 2 * MIB + 64 * 1024;
 /// Address space that is left for the heap, in bytes: bodies, and pipelined requests.
 const HEAP: u64 = 64 * MIB;
+/// Whether addresses have 32 bits.
+const IS_32_BIT: bool = usize::BITS == 32;
 /// Address space of an arena, in bytes (`HEAP_MAX_SIZE`, malloc/arena.c of glibc).
-const ARENA: u64 = 64 * MIB;
+const ARENA: u64 = if IS_32_BIT { MIB } else { 64 * MIB };
 /// Arenas for each processor (`NARENAS_FROM_NCORES`, malloc/arena.c of glibc).
-const ARENAS_PER_PROCESSOR: u64 = 8;
+const ARENAS_PER_PROCESSOR: u64 = if IS_32_BIT { 2 } else { 8 };
+/// Address space that a process has, in bytes, if an address is what bounds it: with 32 bits the kernel keeps a part for
+/// itself, which on ARM and x86 is a quarter (`CONFIG_PAGE_OFFSET`).
+const ADDRESSABLE: Option<u64> = if IS_32_BIT { Some(3 << 30) } else { None };
 const MIB: u64 = 1024 * 1024;
 
 /// What bounds the threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AddressSpace {
-    /// `RLIMIT_AS`, in bytes; `u64::MAX` if there is none.
+    /// `RLIMIT_AS`, or what addresses of 32 bits can reach, in bytes; `u64::MAX` if there is none.
     pub(crate) limit: u64,
     /// In use, in bytes.
     used: u64,
@@ -31,7 +36,9 @@ pub(crate) struct AddressSpace {
 
 impl AddressSpace {
     pub(crate) fn of_this_process() -> AddressSpace {
-        AddressSpace { limit: getrlimit(Resource::As).current.unwrap_or(u64::MAX), used: used(), arenas: max_arenas() }
+        let limits = [getrlimit(Resource::As).current, ADDRESSABLE];
+        let limit = limits.into_iter().flatten().min().unwrap_or(u64::MAX);
+        AddressSpace { limit, used: used(), arenas: max_arenas() }
     }
 
     /// Threads for which the address space suffices, beside those there are.
@@ -95,12 +102,21 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_pointer_width = "64")]
     fn stacks_and_arenas_bound_the_threads() {
         assert!(AddressSpace::empty(u64::MAX).threads() > 1 << 40);
         assert_eq!(space(50, 15).threads(), 0);
         assert_eq!(space(400, 15).threads(), 3, "each makes an arena");
         assert_eq!(space(1500, 15).threads(), 194);
         assert_eq!(space(400, 0).threads(), 158, "of one arena that all share");
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "32")]
+    fn stacks_and_arenas_bound_the_threads() {
+        assert_eq!(space(50, 3).threads(), 0);
+        assert_eq!(space(400, 3).threads(), 156, "an arena is small");
+        assert!((1400..1500).contains(&AddressSpace { limit: 3 << 30, ..space(0, 3) }.threads()));
     }
 
     #[test]

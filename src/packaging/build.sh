@@ -16,6 +16,8 @@ generate bash >"$made/allout"
 generate zsh >"$made/_allout"
 generate fish >"$made/allout.fish"
 
+src/packaging/notices.sh | gzip -9n >"$made/NOTICES.gz"
+
 cargo build --release --target "$target"
 case $kind in
     deb) cargo deb --no-build --target "$target" --output "$made/" ;;

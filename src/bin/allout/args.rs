@@ -18,7 +18,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 /// Longest duration that is accepted. More is a typing error.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-const AFTER_HELP: &str = "\
+pub const AFTER_HELP: &str = "\
 Durations are written 30s, 500ms, 1m 30s. A flag overrides its variable.
 
 Endpoints:
@@ -86,7 +86,7 @@ pub struct Args {
 
     /// What receives requests: tiny-http takes a thread for each connection;
     /// native parses strictly, is faster, and stands any client
-    #[arg(long, env = "ALLOUT_ENGINE", value_name = "NAME", default_value = "tiny-http")]
+    #[arg(long, env = "ALLOUT_ENGINE", value_name = "NAME", default_value = EngineKind::default().name())]
     #[arg(help_heading = "Listening", value_parser = parse_engine, verbatim_doc_comment)]
     pub engine: EngineKind,
 
@@ -369,36 +369,7 @@ pub fn command() -> clap::Command {
     })
 }
 
-/// Writes shell completions or the man page.
-///
-/// # Errors
-///
-/// What `out` returns.
-#[cfg(feature = "generate")]
-pub fn generate(what: Generate, out: &mut dyn std::io::Write) -> std::io::Result<()> {
-    use clap_complete::{Shell, generate};
-
-    // For the plain binary, which has no --generate: clap cannot remove an option.
-    let full = command();
-    let mut plain = clap::Command::new("allout")
-        .about(full.get_about().cloned().unwrap_or_default())
-        .version(version())
-        .after_help(AFTER_HELP)
-        .disable_help_flag(true)
-        .disable_version_flag(true)
-        .args(full.get_arguments().filter(|arg| arg.get_id() != "generate"));
-    // In memory: clap_complete panics if its writer fails.
-    let mut text = Vec::new();
-    match what {
-        Generate::Bash => generate(Shell::Bash, &mut plain, "allout", &mut text),
-        Generate::Zsh => generate(Shell::Zsh, &mut plain, "allout", &mut text),
-        Generate::Fish => generate(Shell::Fish, &mut plain, "allout", &mut text),
-        Generate::Man => clap_mangen::Man::new(plain).render(&mut text)?,
-    }
-    out.write_all(&text)
-}
-
-fn version() -> &'static str {
+pub fn version() -> &'static str {
     static VERSION: OnceLock<String> = OnceLock::new();
     VERSION.get_or_init(|| match option_env!("ALLOUT_COMMIT") {
         Some(commit) if !commit.is_empty() => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
@@ -464,8 +435,10 @@ fn is_typed(arg: &clap::Arg, line: &[OsString]) -> bool {
 }
 
 fn parse_engine(text: &str) -> Result<EngineKind, String> {
-    let all = [EngineKind::TinyHttp, EngineKind::Native];
-    all.into_iter().find(|engine| engine.name() == text).ok_or_else(|| "tiny-http or native".to_owned())
+    let mut all = EngineKind::ALL.iter();
+    all.find(|engine| engine.name() == text)
+        .copied()
+        .ok_or_else(|| EngineKind::ALL.iter().map(|engine| engine.name()).collect::<Vec<_>>().join(" or "))
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
@@ -574,6 +547,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "tiny-http")] // the default engine of what is packaged
     fn the_file_of_options_in_packages_has_every_option_with_its_default() {
         let file = include_str!("../../packaging/allout.default");
         for arg in command().get_arguments() {

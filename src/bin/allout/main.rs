@@ -1,6 +1,8 @@
 //! The program: a small service on the library's public interface, with an option for each setting.
 
 mod args;
+#[cfg(feature = "generate")]
+mod generate;
 mod healthcheck;
 mod logging;
 mod token;
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
     let args = Args::from_process().unwrap_or_else(|error| error.exit());
     #[cfg(feature = "generate")]
     if let Some(what) = args.generate {
-        return written(args::generate(what, &mut std::io::stdout()));
+        return written(generate::generate(what, &mut std::io::stdout()));
     }
     if let Some(unit) = args.systemd_unit {
         if args.shutdown_token.is_some() {

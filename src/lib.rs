@@ -65,8 +65,9 @@
 //! | [`Outcome`], [`Cause`] | how it ended, why, what was abandoned; it is what `main` returns |
 //! | [`channel`] | `crossbeam_channel`, whose `Receiver` is the one foreign type in a signature (but for serde's traits) |
 //!
-//! Features by default: `json` ([`Request::json`], [`Response::json`]; it includes `serde`), `metrics` (`/metrics`), and
-//! `cli`, which is for the program of the same name: a library user does without, by `default-features = false`. Others:
+//! Features by default: `json` ([`Request::json`], [`Response::json`]; it includes `serde`), `metrics` (`/metrics`),
+//! `tiny-http` (the default engine; without it the engine is the native one), and `cli`, which is for the program of the same
+//! name: a library user does without, by `default-features = false` and the names of the others. Others:
 //! `serde` (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow`
 //! (handlers that return `anyhow::Result`). Each adds, and changes nothing else.
 //!
@@ -136,6 +137,14 @@
 //!   two cores, others may wait for some tenths of a second.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 #![deny(missing_docs)]
+#![cfg_attr(
+    not(feature = "tiny-http"),
+    allow(
+        dead_code,
+        unreachable_code,
+        reason = "the engine on tiny_http alone uses some of what engines have in common"
+    )
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]

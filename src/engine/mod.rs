@@ -15,7 +15,11 @@ mod peer;
 mod progress;
 mod stats;
 mod stop_state;
+#[cfg(feature = "tiny-http")]
 pub(crate) mod tiny_http;
+#[cfg(not(feature = "tiny-http"))]
+#[path = "without_tiny_http.rs"]
+mod tiny_http;
 
 use std::fmt;
 use std::io;
@@ -38,14 +42,20 @@ pub(crate) use stop_state::StopState;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// The `tiny_http` crate: a thread for each connection. For clients that are trusted, or behind a proxy.
-    #[default]
+    /// The `tiny_http` crate: a thread for each connection. For clients that are trusted, or behind a proxy. Needs the
+    /// feature `tiny-http`, without which a service does not start with it; with it, it is the default.
+    #[cfg_attr(feature = "tiny-http", default)]
     TinyHttp,
     /// The engine of this crate: a few threads for all connections, strict parsing, any clients.
+    #[cfg_attr(not(feature = "tiny-http"), default)]
     Native,
 }
 
 impl EngineKind {
+    /// The engines that this build has, the default one first.
+    pub const ALL: &[EngineKind] =
+        if cfg!(feature = "tiny-http") { &[EngineKind::TinyHttp, EngineKind::Native] } else { &[EngineKind::Native] };
+
     /// Its name on the command line and in the log.
     pub fn name(self) -> &'static str {
         match self {

@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn several_sockets_share_the_capacity() {
-        let config = Config::default();
+        let config = Config { engine: EngineKind::TinyHttp, ..Config::default() };
         let few = Limits { descriptors: 1064, ..NONE };
         assert_eq!(Capacity::new(&config, 2, few).connections, 125);
     }

@@ -21,7 +21,8 @@ macro_rules! tests {
 pub const NATIVE: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"native");
 
 /// The engine to try.
-pub const ENGINE: EngineKind = if NATIVE { EngineKind::Native } else { EngineKind::TinyHttp };
+pub const ENGINE: EngineKind =
+    if NATIVE || cfg!(not(feature = "tiny-http")) { EngineKind::Native } else { EngineKind::TinyHttp };
 
 /// How this program calls a test that is called so in `tests/native.rs`.
 pub fn test_name(native: &'static str) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const USAGE: &str = "\
 Usage: allout healthcheck [URL]
 
 Sends GET to http://HOST[:PORT][/PATH] and exits with 0 if the status is 2xx, and with 1 otherwise, or if there is no
-answer within 5 s. Without a URL it asks /healthz at the first address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at
+answer within 5 s. HOST is an address or localhost: names are not looked up. Without a URL it asks /healthz at the first address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at
 127.0.0.1:8088.";
 
 /// Time for the whole check, from the connection to the status line.
@@ -75,6 +75,21 @@ fn split(url: &str) -> Result<(String, String), String> {
     Ok((host, if path.is_empty() { "/".to_owned() } else { path.to_owned() }))
 }
 
+/// Addresses of `HOST:PORT`. A name service might take longer than the check may, and its client is a part of the C library
+/// that a static program would carry for this alone.
+fn addresses(host: &str) -> Result<Vec<SocketAddr>, String> {
+    let address = |text: String| text.parse::<SocketAddr>().ok();
+    let found: Vec<_> = match host.strip_prefix("localhost:") {
+        Some(port) => ["127.0.0.1", "[::1]"].iter().filter_map(|ip| address(format!("{ip}:{port}"))).collect(),
+        None => address(host.to_owned()).into_iter().collect(),
+    };
+    if found.is_empty() {
+        Err("names are not looked up: expected an address or localhost".to_owned())
+    } else {
+        Ok(found)
+    }
+}
+
 /// # Errors
 ///
 /// There is no answer in time, or its status is not 2xx.
@@ -83,8 +98,8 @@ fn check(url: &str) -> Result<(), String> {
     let deadline = Instant::now() + LIMIT;
     // A timeout of zero is refused by the calls below.
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let mut stream = Err("the host has no address".to_owned());
-    for address in host.to_socket_addrs().map_err(|error| error.to_string())? {
+    let mut stream = Err(String::new());
+    for address in addresses(&host)? {
         stream = TcpStream::connect_timeout(&address, left()).map_err(|error| error.to_string());
         if stream.is_ok() {
             break;
@@ -136,6 +151,14 @@ mod tests {
         {
             assert!(split(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_host_is_an_address_or_localhost() {
+        let found = |host: &str| addresses(host).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(found("localhost:80"), Ok(vec!["127.0.0.1:80".to_owned(), "[::1]:80".to_owned()]));
+        assert_eq!(found("[::1]:90"), Ok(vec!["[::1]:90".to_owned()]));
+        assert!(found("example.org:80").is_err_and(|said| said.contains("not looked up")));
     }
 
     #[test]

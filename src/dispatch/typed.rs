@@ -36,9 +36,12 @@ impl Request {
     }
 
     /// The cookies that the client sent, in that order: names and values, which are not decoded (RFC 6265, section 4.2.1).
+    /// Those that are not UTF-8 are left out.
     pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
-        let lines = self.headers().filter(|(name, _)| name.eq_ignore_ascii_case("cookie"));
-        let pairs = lines.flat_map(|(_, line)| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let lines = self.exchange().headers().filter(|(name, _)| name.eq_ignore_ascii_case("cookie"));
+        // Each for itself: other cookies of the same line count although one is not UTF-8.
+        let texts = lines.flat_map(|(_, line)| line.split(|byte| *byte == b';')).flat_map(std::str::from_utf8);
+        let pairs = texts.filter_map(|pair| pair.trim().split_once('='));
         pairs.map(|(name, value)| {
             let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
             (name.trim_end(), inner.unwrap_or(value))
@@ -51,7 +54,8 @@ impl Request {
     }
 
     /// The address of the client: behind proxies that are [trusted](crate::Service::trust_proxies) the one that they name,
-    /// otherwise that of the [peer](Request::peer). `None` for a client of a Unix socket.
+    /// otherwise that of the [peer](Request::peer). `None` if it is not known: the client of a Unix socket, or one whom a
+    /// trusted proxy does not name (`unknown`, or no address at all). Never grant a right because of a `None`.
     pub fn client_ip(&self) -> Option<IpAddr> {
         let peer = self.peer().ip();
         match self.proxies() {
@@ -147,6 +151,12 @@ mod tests {
         let all: Vec<_> = request.cookies().collect();
         assert_eq!(all, [("a", "1"), ("b", "two"), ("d", "e=f"), ("a", "2"), ("g", "")]);
         assert_eq!((request.cookie("a"), request.cookie("c")), (Some("1"), None));
+    }
+
+    #[test]
+    fn a_cookie_that_is_not_utf_8_hides_no_other() {
+        let request = Request::get("/").header("Cookie", b"theme=\xff; session=s3cret; \xfe=1").build();
+        assert_eq!(request.cookies().collect::<Vec<_>>(), [("session", "s3cret")]);
     }
 
     #[test]

@@ -70,7 +70,10 @@ impl TrustedProxies {
     /// The address of the client: that of the peer, or, behind proxies that are trusted, the last one that is not a
     /// trusted proxy. `peer` is `None` for a Unix socket.
     ///
-    /// Each proxy appends whom it forwards for. What the client itself has put before that is not looked at.
+    /// Each proxy appends whom it forwards for; the client itself may have put anything before that. So the elements are
+    /// read from the last to the first, and no further than to the client. If a trusted proxy names no address (`unknown`,
+    /// an obfuscated name, garbage), the client's is not known: `None`, and not the proxy's own, which may have rights that
+    /// the client has not.
     pub(crate) fn client_ip<'a>(
         &self,
         peer: Option<IpAddr>,
@@ -80,16 +83,11 @@ impl TrustedProxies {
         if !client.map_or(self.unix, |address| self.trusts(address)) {
             return client;
         }
-        let mut hops = Vec::new();
-        for (_, value) in headers.filter(|(name, _)| name.eq_ignore_ascii_case(&self.header)) {
-            // Of a value that is not text, what comes before it is not known either.
-            let Ok(value) = std::str::from_utf8(value) else { return client };
-            hops.extend(split(value, ','));
-        }
-        for hop in hops.into_iter().rev() {
-            let address = if self.header.eq_ignore_ascii_case("forwarded") { forwarded_for(hop) } else { node(hop) };
-            // `unknown`, an obfuscated name, or garbage: nothing that is said before it can be believed.
-            let Some(address) = address else { return client };
+        let has_parameters = self.header.eq_ignore_ascii_case("forwarded");
+        let lines: Vec<&[u8]> =
+            headers.filter(|(name, _)| name.eq_ignore_ascii_case(&self.header)).map(|(_, value)| value).collect();
+        for hop in lines.into_iter().rev().flat_map(|line| from_last(line, has_parameters)) {
+            let address = if has_parameters { forwarded_for(hop)? } else { node(hop)? };
             client = Some(address);
             if !self.trusts(address) {
                 break;
@@ -99,33 +97,62 @@ impl TrustedProxies {
     }
 }
 
-/// Splits at a separator outside of quoted strings (RFC 9110, section 5.6.4).
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+/// The elements of a list, the last first, without empty ones. `quotes` says whether commas in quoted strings separate
+/// nothing.
+///
+/// Quoted strings are read from their ends, too: those that a proxy has appended are whole, so an open quote before them
+/// cannot reach into them.
+fn from_last(line: &[u8], quotes: bool) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    let elements = std::iter::from_fn(move || {
+        let text = rest?;
+        let comma = last_comma(text, quotes);
+        rest = comma.map(|at| &text[..at]);
+        Some(&text[comma.map_or(0, |at| at + 1)..])
+    });
+    elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+fn last_comma(text: &[u8], quotes: bool) -> Option<usize> {
+    let is_escaped = |at: usize| text[..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+    let mut quoted = false;
+    for (at, byte) in text.iter().enumerate().rev() {
+        match byte {
+            b'"' if quotes && !(quoted && is_escaped(at)) => quoted = !quoted,
+            b',' if !quoted => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The parameters of an element of `Forwarded`, split at semicolons outside of quoted strings (RFC 9110, section 5.6.4).
+fn parameters(element: &[u8]) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
-    text.split(move |c| {
+    element.split(move |byte| {
         if std::mem::take(&mut escaped) {
             return false;
         }
-        match c {
-            '"' => quoted = !quoted,
-            '\\' if quoted => escaped = true,
-            _ => return c == separator && !quoted,
+        match byte {
+            b'"' => quoted = !quoted,
+            b'\\' if quoted => escaped = true,
+            _ => return *byte == b';' && !quoted,
         }
         false
     })
-    .map(str::trim)
-    .filter(|part| !part.is_empty())
 }
 
 /// The `for` of an element of `Forwarded`: `for="[2001:db8::1]:4711";proto=https`.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut pairs = split(element, ';').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-    node(value.trim())
+fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    parameters(element).find_map(|pair| {
+        let (name, value) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
+        name.trim_ascii().eq_ignore_ascii_case(b"for").then(|| node(value[1..].trim_ascii()))
+    })?
 }
 
 /// An address as proxies write it: with a port or without, in brackets or quotes or without.
-fn node(text: &str) -> Option<IpAddr> {
+fn node(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
     let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse().or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip())).ok()?;
@@ -136,9 +163,9 @@ fn node(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn client(header: &str, peer: &str, lines: &[(&str, &str)]) -> String {
+    fn client(header: &str, peer: &str, lines: &[(&str, impl AsRef<[u8]>)]) -> String {
         let trusted = TrustedProxies::new(header, ["127.0.0.1", "10.0.0.0/8", "fd00::/8", "unix"]).unwrap();
-        let lines = lines.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let lines = lines.iter().map(|(name, value)| (*name, value.as_ref()));
         trusted.client_ip(peer.parse().ok(), lines).map_or("none".to_owned(), |ip| ip.to_string())
     }
 
@@ -150,7 +177,7 @@ mod tests {
         assert_eq!(x("::ffff:10.1.2.3", "203.0.113.7"), "203.0.113.7");
         assert_eq!(x("fd00::1", "2001:db8::1"), "2001:db8::1");
         assert_eq!(x("unix", "203.0.113.7"), "203.0.113.7", "a Unix socket");
-        assert_eq!(client("X-Forwarded-For", "unix", &[]), "none");
+        assert_eq!(client("X-Forwarded-For", "unix", &[("X-Real-IP", "203.0.113.7")]), "none");
         assert_eq!(client("X-Forwarded-For", "127.0.0.1", &[("Forwarded", "for=203.0.113.7")]), "127.0.0.1");
     }
 
@@ -160,9 +187,42 @@ mod tests {
         let name = "X-Forwarded-For";
         assert_eq!(x(&[(name, "198.51.100.1, 203.0.113.7, 10.0.0.2")]), "203.0.113.7");
         assert_eq!(x(&[(name, "198.51.100.1"), (name, "203.0.113.7")]), "203.0.113.7");
-        assert_eq!(x(&[(name, "198.51.100.1, unknown, 10.0.0.2")]), "10.0.0.2");
         assert_eq!(x(&[(name, "10.0.0.3, 10.0.0.2")]), "10.0.0.3", "all of them are trusted");
         assert_eq!(x(&[(name, "")]), "127.0.0.1");
+    }
+
+    #[test]
+    fn a_client_whom_a_trusted_proxy_does_not_name_is_not_known() {
+        let x = |value| client("X-Forwarded-For", "127.0.0.1", &[("X-Forwarded-For", value)]);
+        for value in [&b"unknown"[..], b"203.0.113.7, unknown", b"203.0.113.7, unknown, 10.0.0.2", b"\xff", b"\""] {
+            assert_eq!(x(value), "none", "{}", String::from_utf8_lossy(value));
+        }
+        let f = |value| client("Forwarded", "127.0.0.1", &[("Forwarded", value)]);
+        for value in [&b"for=_hidden"[..], b"proto=https", b"for=", b"for=\"203.0.113.7", b"203.0.113.7", b"for=\xff"] {
+            assert_eq!(f(value), "none", "{}", String::from_utf8_lossy(value));
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_client_puts_before_hides_what_a_proxy_appends() {
+        let forged: [&[u8]; 9] =
+            [b"\"", b"for=\"", b"\xff", b"for=\xff", b"for=\"\\", b"\\", b"\"a\" \"", b"for=\"\\\"", b",,;\","];
+        for before in forged {
+            for (header, appended, expected) in [
+                ("X-Forwarded-For", "203.0.113.7", "203.0.113.7"),
+                ("X-Forwarded-For", "203.0.113.7, 10.0.0.2", "203.0.113.7"),
+                ("Forwarded", "for=203.0.113.7", "203.0.113.7"),
+                ("Forwarded", "for=\"[2001:db8::1]:4711\"", "2001:db8::1"),
+                ("Forwarded", "host=\"a\\\"b\\\\\";for=203.0.113.7;by=\"_a,\\\",b\"", "203.0.113.7"),
+                ("Forwarded", "for=\"203.0.113.7\", for=\"10.0.0.2\"", "203.0.113.7"),
+            ] {
+                let value = [before, b", ", appended.as_bytes()].concat();
+                let shown = format!("{header}: {}", String::from_utf8_lossy(&value));
+                assert_eq!(client(header, "127.0.0.1", &[(header, value)]), expected, "{shown}");
+                let lines = [(header, before), (header, appended.as_bytes())];
+                assert_eq!(client(header, "127.0.0.1", &lines), expected, "{shown}, in two lines");
+            }
+        }
     }
 
     #[test]
@@ -182,8 +242,6 @@ mod tests {
             assert_eq!(f(value), "203.0.113.7", "{value}");
         }
         assert_eq!(f("for=\"[2001:db8::1]:4711\""), "2001:db8::1");
-        assert_eq!(f("for=_hidden"), "127.0.0.1");
-        assert_eq!(f("proto=https"), "127.0.0.1");
     }
 
     #[test]

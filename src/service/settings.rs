@@ -154,7 +154,8 @@ impl Service {
     /// with `unix` those that connect to a Unix socket.
     ///
     /// `header` is the one in which they name it, to which each of them appends: `X-Forwarded-For`, `Forwarded` (RFC 7239),
-    /// or one of their own (`X-Real-IP`). Others are never looked at, because a proxy passes on what its client made up.
+    /// or one of their own (`X-Real-IP`). Others are never looked at, because a proxy passes on what its client made up. A
+    /// client whom they do not name is not known: its address is `None`, never that of the proxy.
     ///
     /// ```
     /// use allout::{Request, Service};

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use allout::{Cause, Exit, Restart, Service, ServiceHandle, StartError, channel};
+use allout::{Cause, Exit, Restart, Service, ServiceHandle, StartError, Stop, channel};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[path = "common/engine.rs"]
 mod engine;
@@ -94,6 +97,110 @@ fn a_service_does_not_start_if_what_comes_before_readiness_fails_or_is_stopped()
         stop.wait(); // and it is waited for
     }));
     assert!(matches!(&stopped, Err(StartError::Stopped(Cause::Requested(why))) if why == "a test"), "{stopped:?}");
+}
+
+/// The variable that makes `a_process_with_few_descriptors` one.
+const FEW_DESCRIPTORS: &str = "ALLOUT_TEST_FEW_DESCRIPTORS";
+
+/// Takes all descriptors of this process but `more` of them.
+fn take_descriptors(more: usize) -> Vec<File> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum }).unwrap();
+    let mut taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    taken.truncate(taken.len().saturating_sub(more));
+    taken
+}
+
+fn count(directory: &str) -> usize {
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+/// Not a test by itself: descriptors are those of a whole process.
+#[test]
+#[ignore = "a process of its own for the test below"]
+fn a_process_with_few_descriptors() {
+    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
+        return;
+    }
+    // Without those of tiny_http, which end after 5 s.
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name != "connection\n").count()
+    };
+    let before = (threads(), count("/proc/self/fd"));
+    let mut more = 0;
+    for _ in 0..100 {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = listeners.map(|listener| listener.local_addr().unwrap());
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (tell, taken) = (Arc::clone(&stopped), Arc::new(Mutex::new(Vec::new())));
+        let takes = Arc::clone(&taken);
+        let service = Service::new()
+            .engine(engine::ENGINE)
+            .get("/", |_| "hello")
+            .listen(addresses[0])
+            .listen(addresses[1])
+            .before_ready("limit", move |_| *takes.lock().unwrap() = take_descriptors(more))
+            .member("consumer", move |stop| {
+                stop.wait();
+                tell.store(true, Ordering::Relaxed);
+            });
+        let started = service.start();
+        taken.lock().unwrap().clear();
+        match started {
+            Ok(running) => {
+                assert!(addresses.iter().all(|address| get(*address, "/").ends_with("hello")));
+                assert_eq!(running.stop("a test").code(), 0);
+                if more > 0 {
+                    return;
+                }
+                continue; // another thread gave one back: the C library looks into /sys for its number of arenas
+            }
+            Err(error) => assert!(matches!(error, StartError::System(..)), "{error}"),
+        }
+        assert!(stopped.load(Ordering::Relaxed), "{more}: the member goes on");
+        let began = Instant::now();
+        while threads() > before.0 || count("/proc/self/fd") > before.1 {
+            let now = (threads(), count("/proc/self/fd"));
+            assert!(began.elapsed() < LIMIT, "{more}: {now:?} threads and descriptors are left, of {before:?}");
+            std::thread::yield_now();
+        }
+        for address in addresses {
+            let refused = TcpStream::connect(address).expect_err("nothing listens there");
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{more}");
+        }
+        more += 1;
+    }
+    panic!("it does not start");
+}
+
+#[test]
+fn a_start_that_fails_half_way_leaves_nothing_behind() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", engine::test_name("members::a_process_with_few_descriptors")])
+        .args(["--ignored", "--nocapture", "--test-threads=1"])
+        .env(FEW_DESCRIPTORS, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn a_panic_of_what_is_told_the_addresses_stops_the_service_as_that_of_a_member_does() {
+    let running = start(Service::new().on_listening(|_| panic!("a bug"))).expect("it starts, and stops");
+    let outcome = running.wait();
+    assert_eq!((outcome.cause.to_string().as_str(), outcome.code()), ("on_listening panicked: a bug", 1));
+}
+
+#[test]
+fn an_interrupt_that_panics_keeps_no_other_from_being_told_to_stop() {
+    let running = start(
+        Service::new().member_with_interrupt("first", || panic!("a bug"), Stop::wait).member("second", Stop::wait),
+    )
+    .unwrap();
+    assert_eq!(running.stop("a test").code(), 0);
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) mod stop;
 mod tests;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::crew::shutdown::Shutdown;
 use crate::crew::stop::Stop;
 use crate::sys::children::reap_orphans;
+use crate::text::panic_message;
 
 /// Default grace period: the 30 s of the Go program that allout grew from, and of Kubernetes
 /// (`terminationGracePeriodSeconds`).
@@ -72,6 +74,8 @@ pub struct Crew {
     signals: Option<SlotId>,
     stop: Stop,
     grace: Duration,
+    /// The level at which the log tells of members that have finished.
+    exit_level: log::Level,
 }
 
 impl fmt::Debug for Crew {
@@ -91,7 +95,15 @@ impl Crew {
     /// A crew without members, with a grace period of 30 s.
     pub fn new() -> Crew {
         let (sender, receiver) = unbounded();
-        Crew { sender, receiver, members: MemberTable::default(), signals: None, stop: Stop::new(), grace: GRACE }
+        Crew {
+            sender,
+            receiver,
+            members: MemberTable::default(),
+            signals: None,
+            stop: Stop::new(),
+            grace: GRACE,
+            exit_level: log::Level::Info,
+        }
     }
 
     /// Sets the grace period: how long members have to stop, from the first message on.
@@ -212,7 +224,11 @@ impl Crew {
 
     /// Stops all members, and returns how it went.
     pub(crate) fn finish(mut self, cause: Cause) -> Outcome {
-        log::info!("{cause}: one out, all out");
+        if matches!(cause, Cause::NotStarted(_)) {
+            self.exit_level = log::Level::Debug; // why is told in one line, by the caller
+        } else {
+            log::info!("{cause}: one out, all out");
+        }
         let mut shutdown = Shutdown::new(cause, self.grace);
         self.stop_members(&mut shutdown);
         self.stop_signal_thread(&mut shutdown);
@@ -314,7 +330,10 @@ impl Crew {
         let interrupts: Vec<Interrupt> = selected.filter_map(|(_, slot)| slot.interrupt.take()).collect();
         drop(slots); // no lock is held while code of others runs
         for interrupt in interrupts {
-            interrupt();
+            // The application's code, on the thread that everything waits for.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(interrupt)) {
+                log::error!("the interrupt of a member panicked: {}", panic_message(payload));
+            }
         }
     }
 
@@ -337,7 +356,7 @@ impl Crew {
     fn record_exit(&mut self, slot: SlotId, exit: &Exit) {
         let name = self.members.name(slot);
         match exit {
-            Exit::Finished => log::info!("stopped: {name}"),
+            Exit::Finished => log::log!(self.exit_level, "stopped: {name}"),
             exit => log::error!("stopped: {name} ({exit})"),
         }
         let thread = self.members.lock().get_mut(slot.0).and_then(|slot| {

@@ -67,9 +67,10 @@ impl std::error::Error for StartError {
 
 /// Why a service does not run.
 pub(crate) enum NotStarted {
+    /// Nothing had started yet.
     Error(StartError),
-    /// It was stopped while it started.
-    Stopped(Box<Outcome>),
+    /// What had started before was stopped; how that went.
+    Stopped(StartError, Box<Outcome>),
 }
 
 impl From<StartError> for NotStarted {

@@ -120,8 +120,8 @@ impl Restart {
 ///
 /// # Errors
 ///
-/// The system cannot create a thread, or the cause to stop that came before they had ended.
-pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<Option<Cause>, StartError> {
+/// The system cannot create a thread, or there was a cause to stop before they had ended.
+pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<(), StartError> {
     let (before, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.kind == Kind::BeforeReady);
     for Member { name, interrupt, body, kind, restarts } in before.into_iter().chain(others) {
         let stop = crew.stop();
@@ -136,12 +136,12 @@ pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<Option<Caus
         while kind == Kind::BeforeReady && crew.is_running(slot) {
             match crew.wait_first_until(None) {
                 Some(Cause::Reexec(why)) => log::warn!("{why} ignored: the service is not ready yet"),
-                Some(cause) => return Ok(Some(cause)),
+                Some(cause) => return Err(StartError::Stopped(cause)),
                 None => {}
             }
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 #[cfg(test)]

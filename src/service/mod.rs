@@ -30,7 +30,7 @@ use crate::lifecycle::reexec;
 use crate::service::config::Config;
 use crate::service::error::{NotStarted, StartError};
 use crate::service::member::Member;
-use crate::service::run::ServiceHandle;
+use crate::service::run::{Runner, ServiceHandle};
 
 /// Wants to know the addresses of a service that serves.
 type OnListening = Box<dyn FnOnce(&[SocketAddr]) + Send>;
@@ -196,7 +196,7 @@ impl Service {
         match self.start_parts(Some(signals)) {
             Ok(parts) => parts.run(),
             Err(NotStarted::Error(error)) => not_started(&error),
-            Err(NotStarted::Stopped(outcome)) => run::log_outcome(*outcome),
+            Err(NotStarted::Stopped(_, outcome)) => run::log_outcome(*outcome),
         }
     }
 
@@ -207,10 +207,11 @@ impl Service {
     ///
     /// [`StartError`]: the address is in use, a route cannot be, or the system refuses something.
     pub fn start(self) -> Result<ServiceHandle, StartError> {
+        // Before all others, so that none has to be stopped if it cannot be created.
+        let runner = Runner::spawn().map_err(|error| StartError::System("a thread", error))?;
         match self.start_parts(None) {
-            Ok(parts) => parts.start().map_err(|error| StartError::System("a thread", error)),
-            Err(NotStarted::Error(error)) => Err(error),
-            Err(NotStarted::Stopped(outcome)) => Err(StartError::Stopped(outcome.cause)),
+            Ok(parts) => Ok(runner.run(parts)),
+            Err(NotStarted::Error(error) | NotStarted::Stopped(error, _)) => Err(error),
         }
     }
 }

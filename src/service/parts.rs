@@ -5,14 +5,17 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crossbeam_channel::unbounded;
+
 use super::capacity::{Capacity, Limits};
 use super::config::Config;
 use super::{Service, member};
 use crate::admin::status::Facts;
 use crate::admin::{AdminRoutes, Observed};
 use crate::crew::Crew;
-use crate::crew::member::SlotId;
+use crate::crew::member::{Exit, SlotId, catch_exit};
 use crate::crew::message::{Command, Stopper};
+use crate::crew::outcome::Cause;
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::{Dispatch, Job};
@@ -73,17 +76,17 @@ impl Service {
         let service = dispatch(installed.service);
         let admin = installed.admin.map(dispatch);
 
-        if let Some(signals) = signals {
-            spawn_signals(&mut crew, signals, state.clone())?;
-        }
-        if let Some(cause) = member::spawn(&mut crew, self.members)? {
-            return Err(NotStarted::Stopped(Box::new(crew.finish(cause))));
-        }
-        spawn_notifier(&mut crew, owns_process, &state, &config)?;
-        // Last, since requests arrive from here on.
-        let engine_threads = start_engines(&mut crew, &engines, &listening, &service, admin.as_ref())?;
+        let started = spawn_signals(&mut crew, signals, &state)
+            .and_then(|()| member::spawn(&mut crew, self.members))
+            .and_then(|()| spawn_notifier(&mut crew, owns_process, &state, &config))
+            // Last, since requests arrive from here on.
+            .and_then(|()| start_engines(&mut crew, &engines, &listening, &service, admin.as_ref()));
+        let engine_threads = match started {
+            Ok(threads) => threads,
+            Err(error) => return Err(undo(crew, &engines, &sockets, error)),
+        };
         announce(&config, &listening, &capacity, &exposure);
-        let addresses = tell_addresses(&listening, self.on_listening);
+        let addresses = tell_addresses(&listening, self.on_listening, &mut crew);
 
         let drain = Drain {
             engines,
@@ -106,6 +109,19 @@ impl Service {
             after: self.after_drain,
         })
     }
+}
+
+/// Stops what has started before a part that could not, so that a start that fails leaves nothing behind.
+fn undo(crew: Crew, engines: &Engines, sockets: &[ListenSocket], error: StartError) -> NotStarted {
+    let cause = match &error {
+        StartError::Stopped(cause) => cause.clone(),
+        error => Cause::NotStarted(error.to_string()),
+    };
+    let outcome = crew.finish(cause);
+    for (engine, socket) in engines.iter().zip(sockets) {
+        engine.finish(socket.outlives_us);
+    }
+    NotStarted::Stopped(error, Box::new(outcome))
 }
 
 /// All listening sockets, the main ones first.
@@ -138,11 +154,17 @@ fn new_engines(
     Ok(Engines::new(engines.map_err(system("the listening socket"))?))
 }
 
-/// Tells the addresses to all who want to know, and returns them.
-fn tell_addresses(listening: &[(SocketAddr, Role)], on_listening: Vec<OnListening>) -> Vec<SocketAddr> {
+/// Tells the addresses to all who want to know, and returns them. A panic stops the service, as that of a member does.
+fn tell_addresses(
+    listening: &[(SocketAddr, Role)],
+    on_listening: Vec<OnListening>,
+    crew: &mut Crew,
+) -> Vec<SocketAddr> {
     let addresses: Vec<_> = listening.iter().map(|(address, _)| *address).collect();
     for tell in on_listening {
-        tell(&addresses);
+        if let Exit::Panicked(message) = catch_exit(|| tell(&addresses)) {
+            crew.reserve("on_listening").report(Exit::Panicked(message));
+        }
     }
     addresses
 }
@@ -219,8 +241,9 @@ fn events(stopper: &Stopper) -> Events {
     }
 }
 
-fn spawn_signals(crew: &mut Crew, signals: SignalSource, state: ServiceState) -> Result<(), StartError> {
-    let dump = StateDump { state };
+fn spawn_signals(crew: &mut Crew, signals: Option<SignalSource>, state: &ServiceState) -> Result<(), StartError> {
+    let Some(signals) = signals else { return Ok(()) };
+    let dump = StateDump { state: state.clone() };
     crew.spawn_signals(signals, move || dump.log()).map_err(system("the signal thread"))
 }
 
@@ -243,6 +266,7 @@ fn spawn_notifier(
     crew.spawn("systemd", move |_| notifier.run()).map_err(system("the thread that notifies systemd"))
 }
 
+/// Starts all engines. None receives before the threads of all have been created.
 fn start_engines(
     crew: &mut Crew,
     engines: &Engines,
@@ -254,16 +278,23 @@ fn start_engines(
         let dispatch = Arc::clone(dispatch);
         Arc::new(move |exchange: Exchange| dispatch.serve(exchange))
     };
-    let mut slots = Vec::new();
-    for (index, (engine, (_, role))) in engines.iter().zip(listening).enumerate() {
+    for (engine, (_, role)) in engines.iter().zip(listening) {
         let dispatch = admin.filter(|_| *role == Role::Admin).unwrap_or(service);
         engine.start(serve(dispatch)).map_err(system(engine.name()))?;
+    }
+    // Each thread receives one message of this one, and then runs. If this one returns early, they end instead.
+    let (go, gate) = unbounded::<()>();
+    let mut slots = Vec::new();
+    for (index, engine) in engines.iter().enumerate() {
         for thread in engine.threads() {
             let name = if index == 0 { thread.name.to_owned() } else { format!("{}-{}", thread.name, index + 1) };
-            let spawned = crew.spawn_member(&name, Some(thread.interrupt), thread.run);
+            let (gate, run) = (gate.clone(), thread.run);
+            let run = move || if gate.recv().is_ok() { run() } else { Ok(()) };
+            let spawned = crew.spawn_member(&name, Some(thread.interrupt), run);
             slots.push(spawned.map_err(system("a thread of the engine"))?);
         }
     }
+    slots.iter().try_for_each(|_| go.send(())).ok(); // the receiver is here
     Ok(slots)
 }
 

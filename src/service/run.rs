@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded};
 use rustix::process::Signal;
 use signal_hook::consts::SIGXFSZ;
 
@@ -62,17 +63,6 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Runs the service on a thread of its own.
-    ///
-    /// # Errors
-    ///
-    /// The system cannot create a thread.
-    pub(super) fn start(self) -> io::Result<ServiceHandle> {
-        let (addresses, stopper) = (self.addresses.clone(), self.crew.stopper());
-        let thread = thread::Builder::new().name("allout".to_owned()).spawn(move || self.run())?;
-        Ok(ServiceHandle { addresses, stopper, thread: Some(thread) })
-    }
-
     /// Serves until there is a cause to stop, drains, and exits or re-executes.
     pub(super) fn run(mut self) -> Outcome {
         let (cause, next_image) = self.wait_for_cause();
@@ -126,6 +116,34 @@ impl Parts {
                 return (Cause::Reexec(why), Some(binary));
             }
         }
+    }
+}
+
+/// The thread that is to run a service which is not started yet. It receives the parts, once, from the thread that starts
+/// them; if that drops the sender instead, it ends.
+pub(super) struct Runner {
+    parts: Sender<Parts>,
+    thread: JoinHandle<Outcome>,
+}
+
+impl Runner {
+    /// # Errors
+    ///
+    /// The system cannot create a thread.
+    pub(super) fn spawn() -> io::Result<Runner> {
+        let (parts, started) = bounded::<Parts>(1);
+        let run = move || match started.recv() {
+            Ok(parts) => parts.run(),
+            Err(_) => Outcome::immediate(Cause::NotStarted("a part did not start".to_owned())), // not looked at
+        };
+        Ok(Runner { parts, thread: thread::Builder::new().name("allout".to_owned()).spawn(run)? })
+    }
+
+    /// Runs the service on its thread.
+    pub(super) fn run(self, parts: Parts) -> ServiceHandle {
+        let (addresses, stopper) = (parts.addresses.clone(), parts.crew.stopper());
+        let _ = self.parts.send(parts); // there is room for one, and the thread does not end before it receives it
+        ServiceHandle { addresses, stopper, thread: Some(self.thread) }
     }
 }
 
@@ -250,7 +268,7 @@ impl ServiceHandle {
             return Outcome::immediate(Cause::Requested("the service was joined before".to_owned()));
         };
         thread.join().unwrap_or_else(|payload| {
-            let message = format!("the thread that ran the service panicked: {}", panic_message(payload.as_ref()));
+            let message = format!("the thread that ran the service panicked: {}", panic_message(payload));
             Outcome::immediate(Cause::NotStarted(message))
         })
     }

@@ -276,9 +276,11 @@ impl Engine {
         self.mailboxes.iter().for_each(|mailbox| mailbox.notify());
     }
 
-    /// Nothing is left to release: the listening socket is closed with the engine.
-    #[allow(clippy::unused_self, reason = "the waist tells every engine")]
-    pub(crate) fn finish(&self, _socket_is_shared: bool) {}
+    /// Drops receivers that no thread has taken: they hold the engine, and with it the listening socket, which is closed
+    /// with the engine.
+    pub(crate) fn finish(&self, _socket_is_shared: bool) {
+        lock(&self.receivers).clear();
+    }
 
     /// A receiver with so many connections fewer than this one that it should get the next, if there is one.
     fn lighter_receiver(&self, own: &Home, imbalance: usize) -> Option<&Home> {

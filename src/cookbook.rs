@@ -172,19 +172,23 @@
 //! kilobytes. A client that keeps sending is not cut, one that stops is. The file gets its name only when it is whole.
 //!
 //! ```no_run
-//! use std::{fs, io, path::Path};
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use std::{fs, io, path::Path, process};
 //! use allout::{HandlerError, Request, Response, Service, StatusError};
 //!
 //! const MAX: u64 = 1 << 30;
+//! static COUNT: AtomicU64 = AtomicU64::new(0);
 //!
 //! fn upload(request: &mut Request) -> Result<u16, HandlerError> {
 //!     let id: u64 = request.parse_param("id")?; // a number: no name of a client's becomes a path
 //!     if request.body_length().is_some_and(|length| length > MAX) {
 //!         Err(StatusError::new(413, "1 GiB at most"))?;
 //!     }
-//!     let (part, whole) = (format!("uploads/{id}.part-{}", request.id()), format!("uploads/{id}"));
-//!     let copied = io::copy(&mut io::Read::take(request.body(), MAX + 1), &mut fs::File::create(&part)?);
-//!     match copied {
+//!     // A name of the program's own, which no client can make that of another upload.
+//!     let count = COUNT.fetch_add(1, Ordering::Relaxed);
+//!     let (part, whole) = (format!("uploads/{id}.part-{}-{count}", process::id()), format!("uploads/{id}"));
+//!     let mut file = fs::File::create_new(&part)?;
+//!     match io::copy(&mut io::Read::take(request.body(), MAX + 1), &mut file) {
 //!         Ok(length) if length <= MAX => fs::rename(part, whole)?,
 //!         Ok(_) => {
 //!             fs::remove_file(part)?;

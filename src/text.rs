@@ -1,6 +1,7 @@
 //! Numbers, durations and panics as the log writes them.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// `1 request`, `2 requests`.
@@ -17,15 +18,28 @@ pub(crate) fn human_duration(span: Duration) -> String {
     }
 }
 
-/// The message of a panic, if it has one.
-pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
+/// The message of a panic that was caught, if it has one. The payload may be of any type, which may panic when it is
+/// dropped: that is caught, too.
+pub(crate) fn panic_message(payload: Box<dyn Any + Send>) -> String {
+    let message = if let Some(text) = payload.downcast_ref::<&str>() {
         (*text).to_owned()
     } else if let Some(text) = payload.downcast_ref::<String>() {
         text.clone()
     } else {
         "without a message".to_owned()
-    }
+    };
+    // The second payload may do the same again: it is leaked.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload))).map_err(std::mem::forget);
+    message
+}
+
+/// Drops a value that the application made.
+///
+/// # Errors
+///
+/// The message of the panic, if it panics.
+pub(crate) fn drop_caught<T>(value: T) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| drop(value))).map_err(panic_message)
 }
 
 /// The text as a JSON string, with its quotes.
@@ -51,6 +65,18 @@ mod tests {
     #[test]
     fn a_json_string_holds_any_text() {
         assert_eq!(json_string("a\"b\\c\nd\u{1}ü"), r#""a\"b\\c\nd\u0001ü""#);
+    }
+
+    #[test]
+    fn a_value_or_payload_that_panics_when_it_is_dropped_ends_nothing() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                std::panic::panic_any(Bomb);
+            }
+        }
+        assert_eq!(drop_caught(Bomb), Err("without a message".to_owned()));
+        assert_eq!(drop_caught("harmless"), Ok(()));
     }
 
     #[test]

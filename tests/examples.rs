@@ -62,6 +62,28 @@ fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
     assert_eq!(put(address, "huge.bin", (1 << 30) + 1, b"", false), 413);
     assert_eq!(put(address, "..%2Fout", 1, b"x", false), 404);
     assert_eq!(put(address, ".hidden", 1, b"x", false), 404);
+    // Two uploads at once whose clients chose the same id.
+    let same = "X-Request-Id: same\r\n";
+    let mut first = TcpStream::connect(address).unwrap();
+    first.set_read_timeout(Some(LIMIT)).unwrap();
+    let head = "PUT /files/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 200000\r\n";
+    let half = "a".repeat(100_000);
+    first.write_all(format!("{head}{same}\r\n{half}").as_bytes()).unwrap();
+    let is_part = |entry: fs::DirEntry| entry.file_name() != "large.bin" && entry.metadata().unwrap().len() > 0;
+    let began = Instant::now();
+    while !fs::read_dir(&directory).unwrap().any(|entry| is_part(entry.unwrap())) {
+        assert!(began.elapsed() < LIMIT, "nothing is written of the first half of an upload");
+        std::thread::yield_now();
+    }
+    assert_eq!(send(address, "PUT /files/b", &format!("Content-Length: 8\r\n{same}"), b"bbbbbbbb", false).0, 201);
+    first.write_all(half.as_bytes()).unwrap();
+    let mut response = String::new();
+    first.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
+    for (name, body) in [("a", format!("{half}{half}")), ("b", "bbbbbbbb".to_owned())] {
+        assert!(fs::read_to_string(directory.join(name)).unwrap() == body, "{name} is not what was sent");
+        fs::remove_file(directory.join(name)).unwrap();
+    }
     let get = |name: &str| send(address, &format!("GET /files/{name}"), "", b"", false);
     assert!(get("large.bin") == (200, body), "what was sent is what comes back");
     assert_eq!(get("broken.bin").0, 404);

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use allout::{Files, Request, RequestBuilder, Response, Service, StartError};
 
@@ -171,6 +171,10 @@ fn a_client_is_sent_what_it_does_not_have() {
     assert_eq!(text(ask(&[("Range", "bytes=0-1"), ("If-Range", "\"other\"")])), answer(200, "0123456789"));
     let beyond = ask(&[("Range", "bytes=10-")]);
     assert_eq!((beyond.status(), beyond.header("Content-Range")), (416, Some("bytes */10")));
+    let file = fs::File::options().write(true).open(tree.www().join("file.txt")).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap();
+    let old = ask(&[("If-Modified-Since", &date)]);
+    assert_eq!((old.status(), old.header("Last-Modified")), (200, None), "HTTP dates begin in 1970 here");
     fs::write(tree.www().join("file.txt"), "changed").unwrap();
     assert_eq!(text(ask(&[("If-None-Match", &tag)])), answer(200, "changed"));
 }

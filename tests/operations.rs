@@ -144,6 +144,41 @@ fn panics_are_counted_and_names_of_routes_are_escaped() {
     assert_eq!(service.stop("the test is over").code(), 0);
 }
 
+#[test]
+fn a_value_that_panics_when_it_is_dropped_costs_no_more_than_a_line_in_the_log() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("a bug in drop");
+        }
+    }
+    fn keep(request: &mut Request) -> &'static str {
+        request.set_extension(Bomb);
+        request.set_extension((Bomb, "another type"));
+        "kept"
+    }
+    let service = common::engine::service()
+        .listen("127.0.0.1:0")
+        .get("/keep", keep)
+        .inline_route("GET", "/keep-inline", keep)
+        .get("/payload", |_| -> &str { std::panic::panic_any(Bomb) })
+        .start()
+        .expect("it starts");
+    let get = |path: &str| {
+        let mut connection = Connection::open(service.address(), LIMIT).expect("it listens");
+        connection.say(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        connection.hear("GET")
+    };
+    for (path, status) in [("/keep", 200), ("/keep-inline", 200), ("/payload", 500), ("/keep", 200)] {
+        assert_eq!(get(path).status, status, "{path}");
+    }
+    // Two values of each request, and the handler that panicked.
+    wait_until(LIMIT, "7 panics to be counted", || {
+        get("/metrics").text().contains("\nallout_handler_panics_total 7\n")
+    });
+    assert_eq!(service.stop("the test is over").code(), 0);
+}
+
 // --- Request ids and the access log
 
 #[test]

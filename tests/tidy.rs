@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "http",
             "lifecycle::phase",
             "observe",
+            "clock",
             "sync",
             "sys",
             "text",

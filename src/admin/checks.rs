@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select, unbounded};
 
+use crate::clock::saturating_add;
 use crate::crew::stop::Stop;
 use crate::sync::lock;
 use crate::text::{human_duration, json_string, panic_message};
@@ -88,8 +89,7 @@ impl CheckState {
         let began = Instant::now();
         lock(&self.progress).running_since = Some(began);
         let result = catch_unwind(AssertUnwindSafe(|| (self.check.run)()));
-        let mut result =
-            result.unwrap_or_else(|payload| Err(format!("it panicked: {}", panic_message(payload.as_ref()))));
+        let mut result = result.unwrap_or_else(|payload| Err(format!("it panicked: {}", panic_message(payload))));
         if result.is_ok() && began.elapsed() > self.check.limit {
             result = Err(format!("it took {}", human_duration(began.elapsed())));
         }
@@ -146,7 +146,7 @@ impl Checks {
             for (number, (state, thread, due)) in checks.iter_mut().enumerate() {
                 if thread.is_none() && *due <= now {
                     *thread = start(state, number, &sender);
-                    *due = now + state.check.every; // if it could not be started
+                    *due = saturating_add(now, state.check.every); // if it could not be started
                 }
             }
             let idle = checks.iter().filter(|(_, thread, _)| thread.is_none()).map(|(.., due)| *due);
@@ -160,7 +160,7 @@ impl Checks {
                     if let Some(thread) = thread.take() {
                         let _ = thread.join(); // its panics were caught before
                     }
-                    *due = Instant::now() + state.check.every;
+                    *due = saturating_add(Instant::now(), state.check.every);
                 }
                 default(wait) => {}
             }
@@ -239,6 +239,22 @@ mod tests {
         let expected = r#"{"status":"not ready","checks":[{"name":"good","status":"ok"},"#;
         let failing = r#"{"name":"bad","status":"failing","reason":"the \"disk\" is gone"}]}"#;
         assert_eq!(json, format!("{expected}{failing}"));
+    }
+
+    #[test]
+    fn a_check_may_run_once_and_never_again() {
+        let once = Check::new("once", || Ok::<_, String>(())).every(Duration::MAX).limit(Duration::MAX);
+        let (stop, checks) = (Stop::new(), checks([once]));
+        thread::scope(|scope| {
+            let member = scope.spawn(|| checks.run(&stop));
+            let began = Instant::now();
+            while checks.verdicts()[0].1.is_err() && !member.is_finished() {
+                assert!(began.elapsed() < Duration::from_secs(20), "{:?}", checks.verdicts());
+                thread::yield_now();
+            }
+            stop.stop();
+            member.join().unwrap();
+        });
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) fn run(name: &str, hooks: Vec<Hook>, until: Instant, crew: &mut Crew,
         let panics: Vec<String> = hooks
             .into_iter()
             .filter_map(|hook| catch_unwind(AssertUnwindSafe(hook)).err())
-            .map(|payload| panic_message(payload.as_ref()))
+            .map(panic_message)
             .collect();
         let _ = sender.send(panics); // an error means that the deadline has passed
         stopper.recheck();

@@ -156,7 +156,7 @@ pub(crate) fn catch_exit<R: Into<Exit>>(body: impl FnOnce() -> R) -> Exit {
     // the panicking code held is used again, so no broken state is observed: hence `AssertUnwindSafe`.
     match catch_unwind(AssertUnwindSafe(|| body().into())) {
         Ok(exit) => exit,
-        Err(payload) => Exit::Panicked(panic_message(payload.as_ref())),
+        Err(payload) => Exit::Panicked(panic_message(payload)),
     }
 }
 

@@ -189,7 +189,7 @@ impl<W: Work> Pool<W> {
                 drop(state);
                 // Panics of handlers are caught inside the job. One that arrives here is a bug of this crate.
                 if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job.run())) {
-                    self.guard.report(Exit::Panicked(panic_message(payload.as_ref())));
+                    self.guard.report(Exit::Panicked(panic_message(payload)));
                 }
                 state = self.lock();
                 state.running.remove(&number);

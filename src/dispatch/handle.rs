@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 
 use super::middleware::{Call, Way};
 use super::request::Request;
+use super::route::Route;
 use super::router::RouteMatch;
 use super::{Dispatch, Reply, Routed};
+use crate::engine::Exchange;
 #[cfg(feature = "files")]
 use crate::http::conditional::Conditions;
 use crate::http::fault::truncated_body;
@@ -114,7 +116,7 @@ impl Dispatch {
                 response
             }
             Err(payload) => {
-                let message = panic_message(payload.as_ref());
+                let message = panic_message(payload);
                 self.count_panic(&format!("the handler of {} panicked: {message}", describe(request)));
                 Response::error(500, "Internal Server Error")
             }
@@ -130,11 +132,20 @@ impl Dispatch {
         match catch_unwind(AssertUnwindSafe(|| self.settings.around.dress(request, &response))) {
             Ok(dressed) => dressed,
             Err(payload) => {
-                let message = panic_message(payload.as_ref());
+                let message = panic_message(payload);
                 self.count_panic(&format!("the error response of {} panicked: {message}", describe(request)));
                 response.finished()
             }
         }
+    }
+
+    /// Takes a request apart that no handler needs any more. What handlers have left in it may panic.
+    pub(super) fn end(&self, mut request: Request) -> (Exchange, String, Route) {
+        for message in request.drop_extensions() {
+            let of = describe(&request);
+            self.count_panic(&format!("an extension of {of} panicked when it was dropped: {message}"));
+        }
+        request.into_parts()
     }
 
     fn count_panic(&self, what: &str) {
@@ -147,7 +158,7 @@ impl Dispatch {
 #[cfg(feature = "files")]
 fn selected(response: Response, request: &Request) -> Response {
     if response.is_conditional && matches!(request.method(), "GET" | "HEAD") {
-        response.select(&Conditions::new(request.method(), request.headers()))
+        response.select(&Conditions::new(request.method(), request.exchange().headers()))
     } else {
         response
     }

@@ -7,6 +7,7 @@
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
 pub(crate) mod build;
+mod extensions;
 mod handle;
 pub(crate) mod limits;
 pub(crate) mod middleware;
@@ -139,7 +140,7 @@ impl Dispatch {
         };
         let exchange = request.exchange();
         if !exchange.can_write_inline() {
-            return request.into_parts().0.abort(CloseReason::SlowReader); // even a 503 might block
+            return self.end(request).0.abort(CloseReason::SlowReader); // even a 503 might block
         }
         let close = !exchange.body().buffered; // reading it might block
         let response = self.shed(&mut request);
@@ -173,7 +174,7 @@ impl Dispatch {
         let Reply { mut request, response, close } = reply;
         let mut response = self.with_whole_body(&mut request, response, close);
         response.link_stream(|| request.stream_link());
-        let (exchange, id, route) = request.into_parts();
+        let (exchange, id, route) = self.end(request);
         // Behind a body that broke off it is not known where the next request begins.
         let close = close || exchange.body().truncated;
         let method = method_label(exchange.method());

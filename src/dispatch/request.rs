@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::extensions::Extensions;
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
@@ -29,7 +30,7 @@ pub struct Request {
     exchange: Exchange,
     id: String,
     context: Context,
-    extensions: Vec<Box<dyn Any + Send + Sync>>,
+    extensions: Extensions,
     /// The body was [taken](Request::take_body) for the response.
     body_is_taken: bool,
 }
@@ -78,7 +79,7 @@ impl fmt::Debug for Request {
 impl Request {
     pub(crate) fn new(exchange: Exchange, context: Context) -> Request {
         let id = request_id(exchange.headers());
-        Request { exchange, id, context, extensions: Vec::new(), body_is_taken: false }
+        Request { exchange, id, context, extensions: Extensions::default(), body_is_taken: false }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -101,6 +102,11 @@ impl Request {
 
     pub(crate) fn proxies(&self) -> Option<&TrustedProxies> {
         self.context.proxies.as_deref()
+    }
+
+    /// Drops the extensions before the request is. Returns the messages of those that panicked.
+    pub(super) fn drop_extensions(&mut self) -> Vec<String> {
+        self.extensions.clear()
     }
 
     /// The exchange, the request's id, and its route.
@@ -198,14 +204,13 @@ impl Request {
 
     /// A value that was [set](Request::set_extension) on this request, by its type.
     pub fn extension<T: Any>(&self) -> Option<&T> {
-        self.extensions.iter().find_map(|value| value.downcast_ref())
+        self.extensions.get()
     }
 
     /// Sets a value for what handles the request later, by its type: a middleware tells the handler who the user is, for
     /// example. Replaces one of the same type.
     pub fn set_extension<T: Any + Send + Sync>(&mut self, value: T) {
-        self.extensions.retain(|known| !known.is::<T>());
-        self.extensions.push(Box::new(value));
+        self.extensions.set(value);
     }
 
     /// How far a stop of the service has come. See also [`sleep`](Request::sleep).

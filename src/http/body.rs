@@ -124,11 +124,17 @@ impl Body {
         }
     }
 
-    /// A part of it, which must be within its length.
+    /// Whether a part of it can be sent: it is a file, or in memory.
+    #[cfg(feature = "files")]
+    pub(super) fn has_parts(&self) -> bool {
+        matches!(self.0, Content::File(_)) || self.as_bytes().is_some()
+    }
+
+    /// A part of a body that [has parts](Body::has_parts), within its length.
     ///
     /// # Errors
     ///
-    /// The file cannot be positioned, or the body is a reader or stream.
+    /// The file cannot be positioned.
     #[cfg(feature = "files")]
     pub(super) fn slice(self, first: u64, length: u64) -> io::Result<Body> {
         if let Content::File(mut part) = self.0 {

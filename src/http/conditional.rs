@@ -44,10 +44,12 @@ struct Representation<'a> {
 }
 
 impl<'a> Conditions<'a> {
-    /// Of a `GET` or `HEAD`; a range is for `GET` alone.
-    pub(crate) fn new(method: &str, headers: impl Iterator<Item = (&'a str, &'a str)>) -> Conditions<'a> {
+    /// Of a `GET` or `HEAD`; a range is for `GET` alone. A value that is not UTF-8 is a condition all the same, which no
+    /// representation meets.
+    pub(crate) fn new(method: &str, headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Conditions<'a> {
         let mut conditions = Conditions::default();
         for (name, value) in headers {
+            let value = std::str::from_utf8(value).unwrap_or_default();
             match name.to_ascii_lowercase().as_str() {
                 "if-match" => conditions.if_match.push(value),
                 "if-unmodified-since" => conditions.if_unmodified_since = Some(value),
@@ -169,7 +171,8 @@ fn select_range(range: &str, length: u64) -> Selected {
 impl Response {
     /// The same response, for a `GET` or `HEAD` with conditions or a range (RFC 9110, sections 13 and 14): if the client
     /// has it already, by its `ETag` or `Last-Modified`, the answer is 304 without the body; if it wants a part, 206 with
-    /// that; and 412 or 416 if a precondition fails or there is no such part.
+    /// that; and 412 or 416 if a precondition fails or there is no such part. Of a reader or a stream there are no parts:
+    /// it is sent as a whole.
     ///
     /// ```
     /// use allout::{Request, Response, Service};
@@ -182,7 +185,7 @@ impl Response {
     /// ```
     pub fn conditional(mut self) -> Response {
         self.is_conditional = true;
-        self.with_header("Accept-Ranges", "bytes")
+        self
     }
 
     /// The validators of a file, and conditional.
@@ -192,8 +195,11 @@ impl Response {
         let modified = metadata.modified().map(|modified| modified.min(SystemTime::now()));
         let response = self.with_header("ETag", tag).conditional();
         match modified {
-            Ok(modified) => response.with_header("Last-Modified", httpdate::fmt_http_date(modified)),
-            Err(_) => response,
+            // `httpdate` formats no earlier time, and panics.
+            Ok(modified) if modified >= SystemTime::UNIX_EPOCH => {
+                response.with_header("Last-Modified", httpdate::fmt_http_date(modified))
+            }
+            _ => response,
         }
     }
 
@@ -202,7 +208,10 @@ impl Response {
         if !self.is_conditional || self.status() != 200 {
             return self;
         }
-        let length = self.length();
+        let length = self.length().filter(|_| self.body().has_parts());
+        if length.is_some() {
+            self.set_header("Accept-Ranges", "bytes");
+        }
         let of = Representation { etag: self.header("etag"), modified: self.header("last-modified"), length };
         match conditions.select(of) {
             Selected::All => self,
@@ -212,7 +221,8 @@ impl Response {
             }
             Selected::PreconditionFailed => Response::from(412),
             Selected::Unsatisfiable => {
-                Response::from(416).with_header("Content-Range", format!("bytes */{}", length.unwrap_or(0)))
+                let range = format!("bytes */{}", length.unwrap_or(0));
+                Response::from(416).with_header("Accept-Ranges", "bytes").with_header("Content-Range", range)
             }
             Selected::Part { first, length: part } => {
                 let range = format!("bytes {first}-{}/{}", first + part - 1, length.unwrap_or(0));
@@ -235,7 +245,8 @@ mod tests {
 
     fn select(method: &str, headers: &[(&str, &str)]) -> Selected {
         let of = Representation { etag: Some("\"a\""), modified: Some(DATE), length: Some(10) };
-        Conditions::new(method, headers.iter().copied()).select(of)
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        Conditions::new(method, headers).select(of)
     }
 
     #[test]
@@ -314,7 +325,7 @@ mod tests {
         assert_eq!(select("HEAD", &[("Range", "bytes=0-0")]), Selected::All);
         assert_eq!(select("GET", &[("Range", "bytes=0-0"), ("Range", "bytes=1-1")]), Selected::All);
         let empty = Representation { etag: None, modified: None, length: Some(0) };
-        let conditions = Conditions::new("GET", [("Range", "bytes=0-")].into_iter());
+        let conditions = Conditions::new("GET", [("Range", &b"bytes=0-"[..])].into_iter());
         assert_eq!(conditions.select(empty), Selected::Unsatisfiable);
     }
 
@@ -336,9 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_is_not_utf_8_is_that_of_no_representation() {
+        let of = Representation { etag: Some("\"a\""), modified: Some(DATE), length: Some(10) };
+        let select =
+            |headers: &[(&'static str, &'static [u8])]| Conditions::new("GET", headers.iter().copied()).select(of);
+        let date = ("If-Modified-Since", DATE.as_bytes());
+        assert_eq!(select(&[("If-None-Match", b"\"\xff\""), date]), Selected::All, "the tag decides alone");
+        assert_eq!(select(&[("If-Match", b"\"\xff\"")]), Selected::PreconditionFailed);
+        assert_eq!(select(&[("Range", b"bytes=0-0"), ("If-Range", b"\"\xff\"")]), Selected::All);
+    }
+
+    #[test]
     fn the_response_says_which_part_it_is() {
         let select = |range: &str, body: super::super::body::Body| {
-            Response::new(body).conditional().select(&Conditions::new("GET", [("Range", range)].into_iter()))
+            Response::new(body).conditional().select(&Conditions::new("GET", [("Range", range.as_bytes())].into_iter()))
         };
         for body in
             ["0123456789".into(), "0123456789".to_owned().into(), std::sync::Arc::<str>::from("0123456789").into()]
@@ -347,6 +369,9 @@ mod tests {
             assert_eq!((part.status(), part.header("Content-Range")), (206, Some("bytes 2-4/10")));
             assert_eq!(part.into_text().unwrap(), "234");
         }
+        let of_a_reader = select("bytes=2-4", super::super::body::Body::reader(&b"0123456789"[..], Some(10)));
+        assert_eq!((of_a_reader.status(), of_a_reader.header("Accept-Ranges")), (200, None));
+        assert_eq!(of_a_reader.into_text().unwrap(), "0123456789");
         let unsatisfiable = select("bytes=10-", "0123456789".into());
         assert_eq!((unsatisfiable.status(), unsatisfiable.header("Content-Range")), (416, Some("bytes */10")));
     }

@@ -1,7 +1,7 @@
 //! The value of the `Date` header, formatted once a second.
 
 use std::cell::RefCell;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The date of a thread's last response, and the second since the epoch that it stands for.
 struct CachedDate {
@@ -19,6 +19,7 @@ pub(crate) fn append_date(out: &mut Vec<u8>) {
     let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     DATE.with_borrow_mut(|date| {
         if date.second != second || date.text.is_empty() {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             *date = CachedDate { second, text: httpdate::fmt_http_date(now) };
         }
         out.extend_from_slice(date.text.as_bytes());
@@ -28,7 +29,6 @@ pub(crate) fn append_date(out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn the_date_is_that_of_now() {

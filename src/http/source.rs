@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::text::panic_message;
+use crate::text::{drop_caught, panic_message};
 
 /// A body that is read while the response is written, and its length in bytes if that is known.
 pub(super) struct BodySource {
@@ -40,15 +40,14 @@ impl BodySource {
                 Ok(Ok(n)) => Ok(n),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(Err(error)) => Err(ReadFailure::Error(error)),
-                Err(payload) => Err(ReadFailure::Panic(panic_message(payload.as_ref()))),
+                Err(payload) => Err(ReadFailure::Panic(panic_message(payload))),
             };
         }
     }
 
     /// Drops the reader. Its panic is an error, with the message.
     pub(super) fn close(&mut self) -> Result<(), String> {
-        let reader = self.reader.take();
-        catch_unwind(AssertUnwindSafe(|| drop(reader))).map_err(|payload| panic_message(payload.as_ref()))
+        drop_caught(self.reader.take())
     }
 }
 

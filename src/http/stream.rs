@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crossbeam_channel::TryRecvError;
 
 use crate::crew::stop::{GraceExpired, Stop};
-use crate::text::panic_message;
+use crate::text::{drop_caught, panic_message};
 
 /// Bytes of a stream that gather before they are sent; with the frame of a chunk they fit into the buffer that a thread
 /// keeps (16 KiB).
@@ -72,8 +72,7 @@ impl StreamSource {
         let StreamLink { stop, is_client_gone } = std::mem::take(&mut self.link);
         let stop = stop.unwrap_or_else(Stop::new);
         let mut writer = StreamWriter { emit, reserved: buffer.len(), buffer, stop, is_client_gone };
-        catch_unwind(AssertUnwindSafe(|| run(&mut writer).and_then(|()| writer.send())))
-            .map_err(|payload| panic_message(payload.as_ref()))
+        catch_unwind(AssertUnwindSafe(|| run(&mut writer).and_then(|()| writer.send()))).map_err(panic_message)
     }
 
     /// Runs the function, and keeps what it writes.
@@ -92,9 +91,7 @@ impl StreamSource {
 /// A response may be dropped on any thread: what a function holds must not end that thread by a panic in its `drop`.
 impl Drop for StreamSource {
     fn drop(&mut self) {
-        let run = self.run.take();
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(run))) {
-            let message = panic_message(payload.as_ref());
+        if let Err(message) = drop_caught(self.run.take()) {
             log::error!("the stream of a response that was not sent panicked when it was dropped: {message}");
         }
     }

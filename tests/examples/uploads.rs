@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use allout::{HandlerError, Outcome, Request, Response, Service, StatusError};
 
@@ -41,9 +42,8 @@ fn put(directory: &Path, request: &mut Request) -> Result<u16, HandlerError> {
     if request.body_length().is_some_and(|length| length > MAX) {
         Err(too_large())?;
     }
-    let part = directory.join(format!(".{}", request.id().replace('/', "_")));
-    let received = File::create(&part).and_then(|mut file| io::copy(&mut request.body().take(MAX + 1), &mut file));
-    match received {
+    let (part, mut file) = new_part(directory)?;
+    match io::copy(&mut request.body().take(MAX + 1), &mut file) {
         Ok(length) if length <= MAX => fs::rename(part, whole)?,
         other => {
             fs::remove_file(part)?;
@@ -52,6 +52,19 @@ fn put(directory: &Path, request: &mut Request) -> Result<u16, HandlerError> {
         }
     }
     Ok(201)
+}
+
+/// A new file with a name of the program's own, of which no client can make that of another upload. One that is there
+/// already, of a program that was killed, is left alone.
+fn new_part(directory: &Path) -> io::Result<(PathBuf, File)> {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    loop {
+        let path = directory.join(format!(".part-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        match File::create_new(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return Ok((path, created?)),
+        }
+    }
 }
 
 fn get(directory: &Path, request: &mut Request) -> Result<Response, HandlerError> {

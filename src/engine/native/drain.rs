@@ -62,7 +62,7 @@ impl Receiver {
             if matches!(&self.slots.get(slot).state, State::Idle(connection) if connection.inbox.is_some()) {
                 // A head that has come in part.
                 self.slots.dequeue(slot);
-                let deadline = idle_since.max(since).checked_add(keepalive_min * PARTIAL_HEAD_FACTOR);
+                let deadline = idle_since.max(since).checked_add(keepalive_min.saturating_mul(PARTIAL_HEAD_FACTOR));
                 self.set_timer(slot, deadline);
             } else if !self.close_idle(slot, CloseReason::Drain) {
                 break; // it has spoken, and has its time again

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,8 +137,7 @@ impl Exchange {
 
     /// The request timeout has sent a 503 in the meantime.
     fn give_up(self, response: Response) -> (Sent, Option<crate::engine::Exchange>) {
-        // A reader of the application: its panic ends no worker.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(response)));
+        drop(response); // a panic of the application's reader is caught and logged there
         let body_left = self.remaining();
         let Exchange { shared, connection, raw, .. } = self;
         unread_body::discard_closing(&shared, &connection, raw, body_left);

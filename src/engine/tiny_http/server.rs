@@ -47,7 +47,7 @@ impl RunningServer {
         match maker.join() {
             Ok(Ok(Ok(server))) => Ok(RunningServer { server: Arc::new(server), accept_fd }),
             Ok(Ok(Err(error))) => Err(io::Error::other(error.to_string())),
-            Ok(Err(payload)) | Err(payload) => Err(io::Error::other(panic_message(payload.as_ref()))),
+            Ok(Err(payload)) | Err(payload) => Err(io::Error::other(panic_message(payload))),
         }
     }
 

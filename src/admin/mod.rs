@@ -156,8 +156,8 @@ impl AdminRoutes {
         admin.begin_admin_routes();
         add_health(admin, &self.paths, &state.lifecycle, &self.checks)?;
         let ports: Vec<u16> = facts.addresses.iter().map(|(_, address)| address.port()).collect();
-        // Without a port no request comes from elsewhere.
-        let guards_status = self.status && !own_router && !ports.is_empty();
+        // Without an address no request comes from elsewhere.
+        let guards_status = self.status && !own_router && !facts.addresses.is_empty();
         let guard = Arc::new(Guard::new(self.token, ports));
         add_shutdown(admin, &self.paths.shutdown, state, stopper, self.shutdown.then(|| Arc::clone(&guard)))?;
         #[cfg(feature = "metrics")]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::text::human_duration;
 
 /// Text, escaped for elements and for quoted attributes.
-pub(super) struct Text<T>(pub(super) T);
+pub(super) struct Text<'a>(pub(super) &'a dyn Display);
 
-impl<T: Display> Display for Text<T> {
+impl Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
             match c {
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn text_is_escaped_in_elements_and_attributes() {
-        let said = Text(r#"<script>alert("a" & 'b')</script>"#).to_string();
+        let said = Text(&r#"<script>alert("a" & 'b')</script>"#).to_string();
         assert_eq!(said, "&lt;script&gt;alert(&quot;a&quot; &amp; &#39;b&#39;)&lt;/script&gt;");
     }
 

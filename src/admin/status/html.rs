@@ -31,21 +31,24 @@ pub(super) struct Page<'a> {
 struct Out(String);
 
 impl Out {
+    #[inline(never)]
     fn add(&mut self, part: fmt::Arguments<'_>) {
         let _ = self.0.write_fmt(part); // a String takes everything
     }
 
     /// A row of a table. The columns after the first `texts` are numbers.
+    #[inline(never)]
     fn row(&mut self, cell: &str, texts: usize, cells: &[&dyn Display]) {
         self.0.push_str("<tr>");
         for (column, content) in cells.iter().enumerate() {
             let class = if column < texts { "" } else { " class=n" };
-            self.add(format_args!("<{cell}{class}>{}</{cell}>", Text(content)));
+            self.add(format_args!("<{cell}{class}>{}</{cell}>", Text(*content)));
         }
         self.0.push_str("</tr>");
     }
 
     /// The beginning of a section with a table.
+    #[inline(never)]
     fn table(&mut self, title: &str, texts: usize, columns: &[&dyn Display]) {
         self.add(format_args!(
             "<section><h2>{title}</h2><div class=scroll tabindex=0 role=region aria-label=\"{title}\"><table><thead>"
@@ -54,6 +57,7 @@ impl Out {
         self.0.push_str("</thead><tbody>");
     }
 
+    #[inline(never)]
     fn end_table(&mut self, more: usize) {
         self.0.push_str("</tbody></table></div>");
         if more > 0 {
@@ -62,10 +66,12 @@ impl Out {
         self.0.push_str("</section>");
     }
 
-    fn fact(&mut self, name: &str, value: impl Display) {
+    #[inline(never)]
+    fn fact(&mut self, name: &str, value: &dyn Display) {
         self.add(format_args!("<dt>{name}</dt><dd>{}</dd>", Text(value)));
     }
 
+    #[inline(never)]
     fn tile(&mut self, name: &str, value: &str, of: &str, below: fmt::Arguments<'_>) {
         self.add(format_args!(
             "<div><dt>{name}</dt><dd class=value>{value} <small>{of}</small></dd><dd class=sub>{below}</dd>"
@@ -73,6 +79,7 @@ impl Out {
     }
 
     /// A bar, filled by a share, at the end of a tile.
+    #[inline(never)]
     fn bar(&mut self, part: f64, whole: f64) {
         let share = if whole > 0.0 { (part / whole * 100.0).clamp(0.0, 100.0) } else { 0.0 };
         self.add(format_args!(
@@ -82,9 +89,10 @@ impl Out {
     }
 }
 
+#[inline(never)]
 pub(super) fn render(view: &View<'_>, page: &Page<'_>) -> String {
     let mut out = Out(String::with_capacity(16 * 1024));
-    let (program, nonce, name) = (Text(&view.program), page.nonce, Text(page.name));
+    let (program, nonce, name) = (Text(&view.program), page.nonce, Text(&page.name));
     let (class, phase) = phase(view);
     let colour = match class {
         "ok" => "1a9d5a",
@@ -104,11 +112,11 @@ pub(super) fn render(view: &View<'_>, page: &Page<'_>) -> String {
     out.add(format_args!(
         "</head><body><header><h1>{program} <span>on {}</span></h1>\
          <nav aria-label=Page><a href=\"{name}{query}\">{word}</a><a href=\"{name}.json\">JSON</a></nav></header>\
-         <section id=lost class=lost role=alert hidden></section><main>",
+         <p id=said role=status></p><section id=lost class=lost role=alert hidden></section><main>",
         Text(&view.host)
     ));
     out.add(format_args!(
-        "<section class=phase><strong class={class} role=status><span class=dot></span>{phase}</strong>\
+        "<section class=phase><strong class={class}><span class=dot></span>{phase}</strong>\
          <p class=sub>up for {}, {} engine, pid {}</p></section>",
         long_duration(view.now.uptime),
         view.facts.engine,
@@ -155,7 +163,7 @@ fn drain(out: &mut Out, stopping: &Stopping) {
         "<p><b>{} of grace left</b>, {} gone. Waits for {}; then it {end}.</p></section>",
         human_duration(*grace_left),
         human_duration(*lasted),
-        Text(waiting)
+        Text(&waiting)
     ));
 }
 
@@ -236,7 +244,7 @@ fn checks(out: &mut Out, verdicts: &[(String, Result<(), String>)]) {
             Ok(()) => ("ok", "\u{2713}", "ok"),
             Err(reason) => ("bad", "\u{2717}", reason.as_str()),
         };
-        out.add(format_args!("<li><b class={class}>{mark} {}</b> {}</li>", Text(name), Text(said)));
+        out.add(format_args!("<li><b class={class}>{mark} {}</b> {}</li>", Text(name), Text(&said)));
     }
     out.0.push_str("</ul></section>");
 }
@@ -286,28 +294,28 @@ fn facts(out: &mut Out, view: &View<'_>) {
         out.fact(if *role == "admin" { "Admin routes on" } else { "Listens on" }, address);
     }
     let commit = super::COMMIT.map(|commit| format!(" ({commit})")).unwrap_or_default();
-    out.fact("allout", format_args!("{}{commit}", super::VERSION));
-    out.fact("Grace period", human_duration(facts.grace));
-    out.fact("Drain delay", human_duration(facts.drain_delay));
-    out.fact("Minimum keep-alive", human_duration(facts.keepalive_min));
-    out.fact("Idle timeout", human_duration(facts.idle_timeout));
-    out.fact("Request timeout", human_duration(facts.request_timeout));
-    out.fact("Largest body", bytes(facts.max_body));
+    out.fact("allout", &format_args!("{}{commit}", super::VERSION));
+    out.fact("Grace period", &human_duration(facts.grace));
+    out.fact("Drain delay", &human_duration(facts.drain_delay));
+    out.fact("Minimum keep-alive", &human_duration(facts.keepalive_min));
+    out.fact("Idle timeout", &human_duration(facts.idle_timeout));
+    out.fact("Request timeout", &human_duration(facts.request_timeout));
+    out.fact("Largest body", &bytes(facts.max_body));
     if !facts.bound.is_empty() {
-        out.fact("Limits are bounded by the", facts.bound.trim().trim_matches(['(', ')']));
+        out.fact("Limits are bounded by the", &facts.bound.trim().trim_matches(['(', ')']));
     }
     out.0.push_str("</dl></section></div>");
 }
 
 fn since_start(out: &mut Out, rates: Option<&Rates>, now: &Snapshot) {
     if let Some(rates) = rates {
-        out.fact("Responses", grouped(rates.total));
+        out.fact("Responses", &grouped(rates.total));
     }
-    out.fact("Connections opened", grouped(now.opened));
-    out.fact("Waiting to be accepted", now.accept_queue);
-    out.fact("Requests shed (503)", grouped(now.shed));
-    out.fact("Requests rejected", grouped(now.rejected));
-    out.fact("Handlers that panicked", grouped(now.panics));
+    out.fact("Connections opened", &grouped(now.opened));
+    out.fact("Waiting to be accepted", &now.accept_queue);
+    out.fact("Requests shed (503)", &grouped(now.shed));
+    out.fact("Requests rejected", &grouped(now.rejected));
+    out.fact("Handlers that panicked", &grouped(now.panics));
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for the length of a bar")]

@@ -122,6 +122,7 @@ impl StatusPage {
         }
     }
 
+    #[inline(never)]
     fn view(&self, request: &Request) -> View<'_> {
         let routes = self.routes.as_ref().map(|routes| routes());
         // Without the page itself, which would make an idle service look busy.

@@ -9,6 +9,8 @@ let seen = new Date;
     const page = new DOMParser().parseFromString(text, "text/html");
     for (const part of ["title", "link", "h1", "main"])
       document.querySelector(part).replaceWith(page.querySelector(part));
+    const phase = document.querySelector(".phase strong").textContent;
+    if (said.textContent != phase) said.textContent = phase;
     seen = new Date;
     lost.hidden = true;
   } catch {

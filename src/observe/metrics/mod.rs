@@ -6,7 +6,6 @@
 mod families;
 mod process;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -102,31 +101,32 @@ impl Metrics {
         }
     }
 
-    /// The responses of each route that has answered, by its pattern.
+    /// The responses of each route that has answered.
     pub(crate) fn routes(&self) -> Vec<RouteSummary> {
-        let mut routes: BTreeMap<String, RouteSummary> = BTreeMap::new();
-        let value = |labels: &[LabelPair], name: &str| {
-            labels.iter().find(|label| label.name() == name).map(|label| label.value().to_owned()).unwrap_or_default()
-        };
+        let mut routes: Vec<RouteSummary> = Vec::new();
         for sample in self.requests.collect().iter().flat_map(MetricFamily::get_metric) {
-            let labels = sample.get_label();
-            let route = routes.entry(value(labels, "route")).or_default();
+            let pattern = value(sample.get_label(), "route");
+            let at = routes.iter().position(|route| route.route == pattern).unwrap_or(routes.len());
+            if at == routes.len() {
+                routes.push(RouteSummary { route: pattern.to_owned(), ..RouteSummary::default() });
+            }
             let count = whole(sample.get_counter().get_value());
-            route.responses += count;
-            match value(labels, "code").as_bytes().first() {
-                Some(b'4') => route.client_errors += count,
-                Some(b'5') => route.server_errors += count,
+            routes[at].responses += count;
+            match value(sample.get_label(), "code").as_bytes().first() {
+                Some(b'4') => routes[at].client_errors += count,
+                Some(b'5') => routes[at].server_errors += count,
                 _ => {}
             }
         }
         for sample in self.durations.collect().iter().flat_map(MetricFamily::get_metric) {
-            let histogram = sample.get_histogram();
-            if let Some(route) = routes.get_mut(&value(sample.get_label(), "route")) {
+            let (histogram, pattern) = (sample.get_histogram(), value(sample.get_label(), "route"));
+            if let Some(route) = routes.iter_mut().find(|route| route.route == pattern) {
                 let mean = histogram.get_sample_sum() / count(histogram.get_sample_count().max(1));
                 route.mean = Duration::try_from_secs_f64(mean).unwrap_or_default();
             }
         }
-        routes.into_iter().map(|(route, summary)| RouteSummary { route, ..summary }).collect()
+        routes.sort_by(|a, b| a.route.cmp(&b.route));
+        routes
     }
 
     /// All metrics as text.
@@ -219,6 +219,11 @@ impl Metrics {
         let help = "Connections that wait in the kernel to be accepted, by listening address.";
         add(gauge, "allout_listener_accept_queue_length", help, &|engine| f64::from(engine.accept_queue_len()));
     }
+}
+
+/// The value of a label; empty if there is no such label.
+fn value<'a>(labels: &'a [LabelPair], name: &str) -> &'a str {
+    labels.iter().find(|label| label.name() == name).map(LabelPair::value).unwrap_or_default()
 }
 
 fn load(counter: &AtomicU64) -> f64 {

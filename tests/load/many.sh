@@ -25,7 +25,17 @@ for ((n = 0; n < ${BUSY:-0}; n++)); do
     children+=($!)
 done
 
+told_at=$SECONDS
+progress() { # one line that is rewritten; where that is no terminal, a line every ten seconds
+    local line
+    [ -t 2 ] || [ $((SECONDS - told_at)) -ge 10 ] || return 0
+    told_at=$SECONDS
+    line="stop $run of $runs, about $((SECONDS * (runs - run + 1) / (run > 1 ? run - 1 : 1))) s left"
+    if [ -t 2 ]; then printf '\r%s\e[K' "$line" >&2; else printf '%s\n' "$line" >&2; fi
+}
+
 for ((run = 1; run <= runs; run++)); do
+    progress
     "$allout" --listen 127.0.0.1:0 "$@" 2>"$log" &
     server=$!
     until address=$(grep -om1 'http://[0-9.:]*' "$log"); do
@@ -38,6 +48,8 @@ for ((run = 1; run <= runs; run++)); do
     [ $code = 0 ] || printf 'run %s: exit code %s\n%s\n' "$run" $code "$(<"$log")"
     tail -n 1 <<<"$told" >>"$results"
 done
+
+[ ! -t 2 ] || printf '\r\e[K' >&2
 
 # One line of JSON for each run; a number of each, sorted.
 numbers() { sed -nE "s/.*\"$1\":(-?[0-9.]+).*/\1/p" "$results" | sort -n; }

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! cargo run --release --example pictures -- stop stop.svg NAME[@SIGNAL]=COMMAND...
-//! cargo run --release --example pictures -- bars bars.svg table.csv
+//! cargo run --release --example pictures -- bars bars.svg TABLES PART WHAT TITLE
 //! ```
 //!
 //! `stop` starts each command in turn, `{port}` in it being a free port, has clients ask for `/` in a closed loop, and
 //! sends a signal (TERM). Each server is stopped five times (`--runs`); drawn is the run with the median of lost requests:
-//! per 2 ms the requests that were sent then and answered, and those that were lost: sent whole, without a whole response
+//! per quarter of a millisecond the requests that were sent then and answered, and those that were lost: sent whole, without a whole response
 //! (`../load/client.rs`). The README's picture is of
 //!
 //! ```text
@@ -18,8 +18,8 @@
 //! 'nginx@QUIT=./nginx.sh {port}'            # daemon off; SIGQUIT is its graceful stop
 //! ```
 //!
-//! `bars` draws a table: the first line is the title, a semicolon and what is below it; the second has the names of the columns, each further one a group of
-//! bars. The first column has the groups' names; fields are separated by commas.
+//! `bars` draws rows of a table that `cargo bench` has printed into a file: `bars speed.svg bench.md steady requests/s
+//! 'Requests per second'` those of the part `steady` whose names end with `: requests/s`, a group of bars for each.
 
 #[path = "../load/client.rs"]
 mod client;
@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: pictures stop OUT.svg [--runs N] [--clients N] NAME[@SIGNAL]=COMMAND...
-       pictures bars OUT.svg TABLE.csv";
+       pictures bars OUT.svg TABLES PART WHAT TITLE";
 
 /// Time from the first request to the signal: connections are open by then, and the server is warm.
 const BEFORE: Duration = Duration::from_millis(700);
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let result = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["stop", out, ..] => stop(out, &words[2..]),
-        ["bars", out, table] => bars(out, table),
+        ["bars", out, tables, part, what, title] => bars(out, tables, (part, what), title),
         _ => Err(USAGE.into()),
     };
     match result {
@@ -74,9 +74,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn bars(out: &str, table: &str) -> Result<(), Box<dyn Error>> {
-    let text = std::fs::read_to_string(table).map_err(|error| format!("{table}: {error}"))?;
-    let table = Table::parse(&text).ok_or_else(|| format!("{table}: a title, names, and a line for each group"))?;
+fn bars(out: &str, tables: &str, (part, what): (&str, &str), title: &str) -> Result<(), Box<dyn Error>> {
+    let text = std::fs::read_to_string(tables).map_err(|error| format!("{tables}: {error}"))?;
+    let table = Table::find(&text, part, what, title);
+    let table = table.ok_or_else(|| format!("{tables}: no rows \": {what}\" in a table of {part:?}"))?;
     Ok(std::fs::write(out, table.draw())?)
 }
 
@@ -117,7 +118,17 @@ fn stop(out: &str, words: &[String]) -> Result<(), Box<dyn Error>> {
             events: median.events,
         });
     }
-    Ok(std::fs::write(out, Picture { runs, clients, rows }.draw())?)
+    Ok(std::fs::write(out, Picture { runs, clients, machine: machine(), rows }.draw())?)
+}
+
+/// `Linux 6.18, 2 cores, 2026-11-26`.
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version: Vec<&str> = kernel.trim().split(['.', '-']).take(2).collect();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let date = Command::new("date").arg("+%F").output().map(|output| output.stdout).unwrap_or_default();
+    let date = String::from_utf8_lossy(&date).trim().to_owned();
+    format!("Linux {}, {cores} cores, {date}", version.join("."))
 }
 
 fn server(word: &str) -> Result<Server, Box<dyn Error>> {

@@ -150,6 +150,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("allout runs on Linux only: it is built on epoll, /proc and systemd's protocol");
 
+#[cfg(not(target_has_atomic = "64"))]
+compile_error!("allout counts with atomics of 64 bits, which 32-bit PowerPC and MIPS, among others, do not have");
+
 #[cfg(target_os = "linux")]
 mod admin;
 #[cfg(target_os = "linux")]

@@ -549,3 +549,55 @@ fn reloads_are_not_noticed() {
         machine.run("systemctl stop allout.service");
     }
 }
+
+/// The last package that `src/packaging/build.sh deb` has built.
+fn package() -> Option<PathBuf> {
+    let made = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/target/packaging")).ok()?;
+    made.filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|is| is == "deb"))
+        .max()
+}
+
+#[test]
+#[ignore = "needs root, systemd, dpkg and a package: src/packaging/build.sh deb"]
+fn a_package_is_installed_started_upgraded_and_removed() {
+    let Some(package) = package() else {
+        eprintln!("not run: no package");
+        return;
+    };
+    let machine = Machine::boot();
+    // /var is empty: no package is installed.
+    machine.run("mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates && touch /var/lib/dpkg/status");
+    // Images for containers have one that keeps packages from starting anything.
+    machine.run("rm -f /usr/sbin/policy-rc.d");
+    machine.run(&format!("dpkg -i {}", package.display()));
+    assert_eq!(machine.show("ActiveState,UnitFileState"), "ActiveState=inactive UnitFileState=disabled");
+    machine.run("echo ALLOUT_GRACE=12s >> /etc/default/allout");
+    machine.run("systemctl enable --now allout");
+    assert_eq!(get("/").status, 200);
+    let before = machine.show("MainPID");
+    let program = || machine.run("readlink /proc/$(systemctl show allout --property=MainPID --value)/exe");
+
+    let next = "/tmp/next/DEBIAN/control";
+    machine.run(&format!("dpkg-deb -R {} /tmp/next && sed -i 's/^Version: .*/Version: 99/' {next}", package.display()));
+    machine.run("dpkg-deb -b /tmp/next /tmp/next.deb");
+    let running = load(Mode::Close, Duration::from_secs(20));
+    some_more(&running);
+    running.cause(|| machine.run("dpkg -i /tmp/next.deb").clear());
+    wait_until(LIMIT, "the new program to run", || program() == "/usr/bin/allout");
+    some_more(&running);
+    assert_unnoticed(&running.finish(None));
+    assert_eq!(machine.show("MainPID"), before);
+    assert_eq!(
+        machine.show("Result,ActiveState,UnitFileState"),
+        "Result=success ActiveState=active UnitFileState=enabled"
+    );
+    machine.run("grep -q ALLOUT_GRACE=12s /etc/default/allout");
+
+    machine.run("dpkg -r allout");
+    wait_until(LIMIT, "the port to be closed", || Connection::open(HERE, LIMIT).is_err());
+    machine.run("test ! -e /usr/bin/allout && test -e /etc/default/allout");
+    machine.run("dpkg -P allout");
+    machine
+        .run("test ! -e /etc/default/allout && test ! -e /etc/systemd/system/multi-user.target.wants/allout.service");
+}

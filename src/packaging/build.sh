@@ -18,7 +18,10 @@ generate fish >"$made/allout.fish"
 
 src/packaging/notices.sh | gzip -9n >"$made/NOTICES.gz"
 
-cargo build --release --target "$target"
+# The same bytes from any folder and cargo home.
+home=${CARGO_HOME:-$HOME/.cargo}
+export RUSTFLAGS="--remap-path-prefix=$PWD=/allout --remap-path-prefix=$home=/cargo"
+cargo build --release --locked --target "$target"
 case $kind in
     deb) cargo deb --no-build --target "$target" --output "$made/" ;;
     rpm) cargo generate-rpm --target "$target" --output "$made/" ;;

@@ -38,7 +38,9 @@ impl AddressSpace {
     pub(crate) fn of_this_process() -> AddressSpace {
         let limits = [getrlimit(Resource::As).current, ADDRESSABLE];
         let limit = limits.into_iter().flatten().min().unwrap_or(u64::MAX);
-        AddressSpace { limit, used: used(), arenas: max_arenas() }
+        // An emulator of 32 bits may show its own size, which is larger than that of any such process.
+        let used = Some(used()).filter(|used| *used <= limit).unwrap_or(0);
+        AddressSpace { limit, used, arenas: max_arenas() }
     }
 
     /// Threads for which the address space suffices, beside those there are.

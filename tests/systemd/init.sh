@@ -4,16 +4,19 @@
 #
 #   unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup tests/systemd/init.sh target/debug/allout
 #
-# All that it writes goes to memory and ends with it: /etc is laid over, the rest of what systemd wants to write to is
+# All that it writes goes to memory and ends with it: /etc and /usr are laid over, the rest of what systemd wants to write to is
 # empty, and what belongs to the kernel and not to a namespace cannot be written to.
 set -eu
 
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /mnt
-mkdir /mnt/etc /mnt/work /mnt/bin
+mkdir /mnt/bin
 cp "$@" /mnt/bin
-mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/etc,workdir=/mnt/work /etc
+for place in etc usr; do
+    mkdir -p /mnt/$place /mnt/work/$place
+    mount -t overlay overlay -o lowerdir=/$place,upperdir=/mnt/$place,workdir=/mnt/work/$place /$place
+done
 mount --bind /mnt/bin /usr/local/bin
 for place in /run /var /tmp; do mount -t tmpfs tmpfs $place; done
 mkdir -p /var/tmp /var/lib /var/log

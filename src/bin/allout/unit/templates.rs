@@ -79,6 +79,8 @@ MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources @keyring @ipc @setuid @memlock
+# Of @ipc, what musl starts a process with.
+SystemCallFilter=pipe pipe2
 SystemCallErrorNumber=EPERM
 
 [Install]
@@ -142,6 +144,8 @@ MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources @keyring @ipc @setuid @memlock
+# Of @ipc, what musl starts a process with.
+SystemCallFilter=pipe pipe2
 SystemCallErrorNumber=EPERM
 
 [Install]

@@ -1,7 +1,8 @@
-//! Locks without poisoning, and log lines that are written once.
+//! Locks without poisoning, and log lines that are written once, or not too often.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Locks `mutex`, also after a thread panicked while it held the lock.
 ///
@@ -32,6 +33,23 @@ impl WarnOnce {
     }
 }
 
+/// Limits a line of the log to one in each interval, and counts those that were left out.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimit(Mutex<(Option<Instant>, u64)>);
+
+impl RateLimit {
+    /// How many lines were left out since the last one, if this one may be written.
+    pub(crate) fn allow(&self, interval: Duration) -> Option<u64> {
+        let mut state = lock(&self.0);
+        if state.0.is_some_and(|last| last.elapsed() < interval) {
+            state.1 += 1;
+            return None;
+        }
+        state.0 = Some(Instant::now());
+        Some(std::mem::take(&mut state.1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +66,14 @@ mod tests {
         });
         assert!(panicked && mutex.is_poisoned());
         assert_eq!(*lock(&mutex), 1);
+    }
+
+    #[test]
+    fn lines_beyond_one_in_an_interval_are_counted() {
+        let limit = RateLimit::default();
+        let hour = Duration::from_secs(3600);
+        assert_eq!((limit.allow(hour), limit.allow(hour), limit.allow(hour)), (Some(0), None, None));
+        assert_eq!(limit.allow(Duration::ZERO), Some(2));
     }
 
     #[test]

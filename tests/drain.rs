@@ -74,6 +74,19 @@ fn sigterm_loses_nothing_of_kept_connections() {
     loses_nothing(&[], 32, Mode::KeepAlive, 0);
 }
 
+/// They pass the filter that keeps others from connecting while a stop is under way.
+#[test]
+fn sigterm_loses_nothing_of_clients_whose_packets_have_the_greatest_ttl() {
+    let _alone = alone();
+    for mode in [Mode::KeepAlive, Mode::Close] {
+        let server = Allout::new().start();
+        let load = Load { full_ttl: true, ..load(&server, 32, mode) };
+        let (server, report) = end_under(server, load, |server| server.signal(Signal::TERM));
+        assert_nothing_lost(&report);
+        assert!(server.log().contains("all out after"), "{}", server.log());
+    }
+}
+
 #[test]
 fn sigterm_loses_nothing_of_a_connection_for_each_request() {
     let _alone = alone();

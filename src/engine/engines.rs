@@ -29,6 +29,11 @@ impl Engines {
         }
     }
 
+    /// Seals those that `which` selects by their number.
+    pub(crate) fn seal(&self, which: impl Fn(usize) -> bool) {
+        self.iter().enumerate().filter(|(number, _)| which(*number)).for_each(|(_, engine)| engine.seal());
+    }
+
     pub(crate) fn resume_accepting(&self) {
         self.iter().for_each(Engine::resume_accepting);
     }

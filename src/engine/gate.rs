@@ -4,11 +4,15 @@
 //! A client whose SYN was dropped retransmits it after a second, and meets an open gate, the next instance, or a closed
 //! port. The mechanism is the TTL filter of [`set_min_ttl_filter`]. A connection whose handshake ends while the gate is
 //! closed inherits the filter; the monitor lifts it when it finds the socket.
+//!
+//! Packets with a TTL of 255 pass the filter. So the gate of a socket that is about to be closed for good is *sealed* once
+//! the handshakes that were under way have had their time: from then on the kernel drops every packet of a new connection
+//! that is not signed, and only we sign ours ([`signature`]).
 
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use crate::sync::lock;
 use crate::sys::fd::{cookie, replace_fd};
 use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::signature;
 use crate::sys::tcp::tcp_info;
 
 /// The gate of one listening socket, of which it holds a duplicate.
@@ -25,6 +30,8 @@ pub(crate) struct AcceptGate {
     /// Where the socket listens.
     address: SocketAddr,
     state: Mutex<GateState>,
+    /// Nothing but our own connections passes any more.
+    sealed: AtomicBool,
     /// Where the engine accepts since the listening socket was handed over.
     private_listener: Mutex<Option<Arc<TcpListener>>>,
     /// The descriptor on which the engine's thread accepts, or -1 if it has not begun.
@@ -59,9 +66,11 @@ impl AcceptGate {
             listener: listener.try_clone()?,
             address: listener.local_addr()?,
             state: Mutex::default(),
+            sealed: AtomicBool::new(false),
             private_listener: Mutex::default(),
             accept_fd: AtomicI32::new(-1),
-            accept_cookies: [AtomicU64::new(SockRef::from(listener).cookie()?), AtomicU64::new(0)],
+            // Only an engine with an accept thread needs it, and that does not start without.
+            accept_cookies: [AtomicU64::new(SockRef::from(listener).cookie().unwrap_or(0)), AtomicU64::new(0)],
         })
     }
 
@@ -93,6 +102,17 @@ impl AcceptGate {
         let mut state = lock(&self.state);
         state.settled = true;
         state.set(&self.listener, closed)
+    }
+
+    /// Seals the gate, for good.
+    ///
+    /// # Errors
+    ///
+    /// The kernel knows no signatures.
+    pub(crate) fn seal(&self) -> io::Result<()> {
+        signature::require(&self.listener)?;
+        self.sealed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Returns control of the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
@@ -179,7 +199,7 @@ impl AcceptGate {
     /// It has not within `limit`, or there is no private listener.
     pub(crate) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
         let private = self.private_listener().ok_or(io::ErrorKind::NotConnected)?;
-        let own = self.self_socket()?;
+        let own = self.self_socket(false)?;
         own.connect_timeout(&SockAddr::from(private.local_addr()?), limit)?;
         own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
         own.set_nonblocking(false)?;
@@ -188,7 +208,7 @@ impl AcceptGate {
     }
 
     fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
-        let own = self.self_socket()?;
+        let own = self.self_socket(address == self.address)?;
         own.set_linger(Some(Duration::ZERO))?;
         match own.connect(&SockAddr::from(loopback_addr(address))) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
@@ -202,18 +222,22 @@ impl AcceptGate {
     ///
     /// There was none within `limit`.
     pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
-        let own = self.self_socket()?;
+        let own = self.self_socket(true)?;
         own.connect_timeout(&SockAddr::from(loopback_addr(self.address)), limit)?;
         Ok(own.into())
     }
 
-    fn self_socket(&self) -> io::Result<Socket> {
+    /// A socket that passes the gate, if it is `for_gate`.
+    fn self_socket(&self, for_gate: bool) -> io::Result<Socket> {
         let own = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
         // Our own packets pass the closed gate: their TTL is the maximum, 255.
         match self.address {
             SocketAddr::V4(_) => own.set_ttl_v4(255)?,
             SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
+        }
+        if for_gate && self.sealed.load(Ordering::Acquire) {
+            signature::require(&own)?;
         }
         Ok(own)
     }
@@ -269,6 +293,12 @@ mod tests {
             gate.unsettle();
             gate.set_closed(false).unwrap();
             assert!(!gate.is_closed());
+
+            gate.seal().unwrap();
+            let with_full_ttl = gate.self_socket(false).unwrap();
+            assert!(with_full_ttl.connect_timeout(&address.into(), SOON).is_err(), "{address}: passed a sealed gate");
+            gate.knock().unwrap();
+            gate.connect_self(SOON).unwrap();
         }
     }
 

@@ -245,6 +245,12 @@ impl Engine {
         delegate!(self, engine => engine.stop_accepting(ending));
     }
 
+    /// Lets no new connection in any more, whatever its packets are like, after [`Ending::Filter`] has had its time: see
+    /// [`gate`]. Where the kernel cannot, accepting ends, and what it queues is lost.
+    pub(crate) fn seal(&self) {
+        delegate!(self, engine => engine.seal());
+    }
+
     /// Resumes accepting after [`Ending::HandOver`], the connections queued meanwhile included.
     pub(crate) fn resume_accepting(&self) {
         delegate!(self, engine => engine.resume_accepting());

@@ -48,6 +48,11 @@ impl StopState {
         self.advance(STOPPED, 1);
     }
 
+    /// The present stop counts as a new one: what was seen until now proves nothing any more.
+    pub(crate) fn restart_proof(&self) {
+        self.advance(STOPPED, 3);
+    }
+
     fn advance(&self, from: u64, by: u64) {
         let mut last_change = lock(&self.last_change);
         let steps = self.steps.load(Ordering::SeqCst);

@@ -46,6 +46,10 @@
 //! A connection whose handshake ends while the kernel ignores new ones inherits the filter that makes it do so, until the
 //! engine finds it and lifts the filter; the client retransmits. Such a connection has longer before its input is shut.
 //!
+//! Places 1 to 3 fill again if packets of new connections pass the filter, as those do that arrive with a TTL of 255. So
+//! once all places are empty, or after 1.2 s, the kernel is told to drop all packets of new connections, and the places are
+//! checked once more. (Before, a handshake that is under way would not end.)
+//!
 //! Engines stop with the members, so after all of these places are empty, and accepting has been stopped all along. Where
 //! the socket is handed over, places 1 and 2 belong to its next holder, and the connection of place 3 is made to a private
 //! socket from which the engine accepts instead.
@@ -83,6 +87,10 @@ const MAX_ATTEMPT: Duration = Duration::from_millis(800);
 /// Minimum time between two attempts, in which queued connections are served.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 
+/// Longest time from the end of accepting until the gate is sealed, if connections are left by then: handshakes that were
+/// under way are over, one that had to be repeated (after 1 s, `TCP_TIMEOUT_INIT`) included.
+const SEAL_AFTER: Duration = Duration::from_millis(1200);
+
 /// The parts that a drain works on.
 pub(crate) struct Drain {
     pub(crate) engines: Engines,
@@ -114,7 +122,8 @@ impl Drain {
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) -> bool {
         self.lifecycle.enter(Phase::DrainDelay);
         self.engines.announce_close();
-        log::info!("{}: one out, all out: {}", shutdown.cause, self.summary());
+        let beginning = if shutdown.is_reexec() { "restarting" } else { "shutting down" };
+        self.log(&format!("{beginning}: {}: one out, all out", shutdown.cause));
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
         self.drain_delay(crew, shutdown);
 
@@ -128,11 +137,7 @@ impl Drain {
         let until = shutdown.deadline().max(Instant::now() + JOIN_GRACE / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
         self.lifecycle.enter(Phase::Stopping);
-        log::info!(
-            "stopping members {} after the first message: {}",
-            human_duration(shutdown.started.elapsed()),
-            self.summary()
-        );
+        self.log(&format!("stopping members {} after the first message", human_duration(shutdown.started.elapsed())));
         shutdown.extend_to(Instant::now() + JOIN_GRACE);
         crew.stop_members(shutdown);
         handed_over
@@ -166,9 +171,14 @@ impl Drain {
         } else {
             "no longer accepting connections"
         };
-        log::info!("draining: {what}: {}", self.summary());
+        self.log(&format!("draining: {what}"));
         self.engines.stop_accepting(|engine| if outlives_us(engine) { Ending::HandOver } else { Ending::Filter });
-        self.wait_quiescent(shutdown.deadline(), crew, shutdown);
+        let filtered_until = saturating_add(Instant::now(), SEAL_AFTER).min(shutdown.deadline());
+        self.wait_quiescent(filtered_until, crew, shutdown);
+        if shutdown.forced_by.is_none() {
+            self.engines.seal(|engine| !outlives_us(engine));
+            self.wait_quiescent(shutdown.deadline(), crew, shutdown);
+        }
     }
 
     /// Leaves the listening socket to the next image, if this is a re-exec and goes on to be one: see the module text.
@@ -196,7 +206,7 @@ impl Drain {
                 }
             }
             self.lifecycle.enter(Phase::Draining);
-            log::info!("draining: new connections are left to the next image: {}", self.summary());
+            self.log("draining: new connections are left to the next image");
             return true;
         }
         false
@@ -247,7 +257,7 @@ impl Drain {
     fn wait(&self, until: Instant, progress: &mut Progress, crew: &mut Crew, shutdown: &mut Shutdown) {
         if progress.is_due() {
             let left = shutdown.deadline().saturating_duration_since(Instant::now());
-            log::info!("draining: {}, {} of grace left", self.summary(), human_duration(left));
+            self.log(&format!("draining: {} of grace left", human_duration(left)));
         }
         crew.wait_event(until.min(progress.next), shutdown);
         self.lifecycle.announce(shutdown);
@@ -259,6 +269,13 @@ impl Drain {
             shutdown.abandoned.push(request.to_string());
             shutdown.mark_reported(self.workers);
         }
+    }
+
+    /// Logs how far the drain is, in words and in fields.
+    fn log(&self, what: &str) {
+        let (in_flight, pipelined) = (self.engines.in_flight(), self.engines.pipelined());
+        let connections = self.engines.connections();
+        log::info!(in_flight, pipelined, connections; "{what}: {}", self.summary());
     }
 
     fn summary(&self) -> String {

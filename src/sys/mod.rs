@@ -8,12 +8,17 @@ pub(crate) mod address_space;
 pub(crate) mod children;
 pub(crate) mod exec;
 pub(crate) mod fd;
+pub(crate) mod features;
 pub(crate) mod heap;
 pub(crate) mod limits;
 pub(crate) mod min_ttl;
 pub(crate) mod peer;
 pub(crate) mod peer_name;
+#[cfg(test)]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) mod seccomp;
 pub(crate) mod sigio;
 pub(crate) mod signals;
+pub(crate) mod signature;
 mod sockopt;
 pub(crate) mod tcp;

@@ -1,5 +1,6 @@
 //! `SO_PEERNAME`: the peer of a socket, also after a reset.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -16,9 +17,21 @@ pub(crate) fn peer_name(socket: impl AsFd) -> Option<SocketAddr> {
     // The kernel refuses a buffer that is longer than the address (`sk_getsockopt`, `net/core/sock.c`).
     let size = if is_ipv4 { SOCKADDR_IN } else { SOCKADDR_IN6 };
     let mut bytes = [0_u8; SOCKADDR_IN6];
-    let mut length = libc::socklen_t::try_from(size).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes, which is no more than the size of `bytes`, plain bytes of which
-    // every value is valid. The descriptor is borrowed, hence open.
+    get(&socket, bytes.get_mut(..size)?).ok()?;
+    Some(parse(&bytes, is_ipv4))
+}
+
+/// Whether the kernel knows the option, told by a socket without a peer.
+pub(super) fn is_known(socket: impl AsFd) -> bool {
+    let mut bytes = [0_u8; SOCKADDR_IN];
+    let error = get(socket, &mut bytes).err().and_then(|error| error.raw_os_error());
+    error == Some(libc::ENOTCONN)
+}
+
+fn get(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(bytes.len()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes, the size of `bytes`, plain bytes of which every value is valid. The
+    // descriptor is borrowed, hence open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -28,7 +41,7 @@ pub(crate) fn peer_name(socket: impl AsFd) -> Option<SocketAddr> {
             &raw mut length,
         )
     };
-    (result == 0).then(|| parse(&bytes, is_ipv4))
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Port and address are in network byte order, the scope in that of the machine.

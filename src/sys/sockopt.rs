@@ -1,4 +1,4 @@
-//! Socket options that are integers and that no crate names.
+//! Socket options that no crate names.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,6 +8,15 @@ pub(super) fn set(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
     // SAFETY: the kernel reads `length` bytes, the size of `value`, which lives until the call returns. The descriptor is
     // borrowed, hence open.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an option whose value is a structure.
+pub(super) fn set_bytes(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
+    // SAFETY: the kernel reads `length` bytes, the size of `value`, which lives until the call returns. The descriptor is
+    // borrowed, hence open.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

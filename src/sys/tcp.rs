@@ -41,7 +41,8 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     const TCP_CLOSE: u8 = 7; // net/tcp_states.h
     const TCP_CLOSE_WAIT: u8 = 8;
     const TCP_LAST_ACK: u8 = 9;
-    let info = raw_tcp_info(socket.as_fd())?;
+    let mut info = RawTcpInfo::default();
+    raw_tcp_info(socket.as_fd(), &mut info)?;
     let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
     let word = |at: usize| u32::from_ne_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
     let unacked = word(24); // tcpi_unacked: segments in flight; of a listening socket, the length of its accept queue
@@ -61,15 +62,26 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     })
 }
 
-fn raw_tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {
-    let mut info = RawTcpInfo::default();
+/// Whether the kernel knows all fields of [`TcpInfo`].
+pub(super) fn has_all_of_tcp_info(socket: impl AsFd) -> bool {
+    raw_tcp_info(socket.as_fd(), &mut RawTcpInfo::default()).is_ok_and(|length| length == size_of::<RawTcpInfo>())
+}
+
+/// Reads as much as the kernel knows, and returns how many bytes that is.
+fn raw_tcp_info(socket: BorrowedFd<'_>, info: &mut RawTcpInfo) -> io::Result<usize> {
     let mut length = libc::socklen_t::try_from(size_of::<RawTcpInfo>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `length` bytes, the size of `info`, into integers, of which every bit pattern is a
     // value; what an older kernel does not write stays 0. The descriptor is borrowed, hence open.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut *info).cast(),
+            &raw mut length,
+        )
     };
-    if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(usize::try_from(length).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets the largest receive window, in bytes, that is advertised to the peer (`TCP_WINDOW_CLAMP`, tcp(7)): a receive

@@ -65,6 +65,8 @@ pub struct Load {
     pub lasts: Duration,
     /// How long a connection may take before it counts as waiting.
     pub connect_limit: Duration,
+    /// Whether their packets have a TTL of 255, as those of some systems have.
+    pub full_ttl: bool,
     /// How long a response may take before its request counts as lost.
     pub response_limit: Duration,
     /// Whether [`Counts::timeline`] is kept.
@@ -84,6 +86,7 @@ impl Load {
             retry: false,
             lasts: Duration::from_secs(5),
             connect_limit: Duration::from_secs(3),
+            full_ttl: false,
             response_limit: Duration::from_secs(30),
             record: false,
         }
@@ -420,7 +423,8 @@ impl<'a> Client<'a> {
     fn connect(&mut self) -> Result<Held, Gone> {
         let load = &self.shared.load;
         loop {
-            let error = match Connection::open(load.addr, load.connect_limit) {
+            let opened = if load.full_ttl { Connection::open_with_full_ttl } else { Connection::open };
+            let error = match opened(load.addr, load.connect_limit) {
                 Ok(connection) => {
                     self.counts.connections += 1;
                     return Ok(Held { connection, requests: 0 });

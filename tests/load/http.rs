@@ -123,6 +123,17 @@ impl Connection {
         Ok(Self::over(stream))
     }
 
+    /// Connects with packets that have a TTL of 255, the greatest there is.
+    pub fn open_with_full_ttl(addr: SocketAddr, limit: Duration) -> io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+        socket.set_ttl_v4(255)?;
+        socket.connect_timeout(&addr.into(), limit)?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self::over(stream))
+    }
+
     /// Speaks over a socket that is connected already.
     pub fn over(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new(), timeout: None }

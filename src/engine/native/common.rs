@@ -1,7 +1,6 @@
 //! What all receivers of an engine share.
 
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use crate::http::encode::{self, ResponseContext};
 use crate::http::head::Version;
 use crate::http::request_id::request_id;
 use crate::http::response::Response;
-use crate::sync::lock;
+use crate::sync::RateLimit;
 
 /// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
 const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,8 +38,8 @@ pub(super) struct Common {
     pub(super) open: AtomicUsize,
     /// A receiver cannot accept because as many connections are open as may be.
     pub(super) room_wanted: AtomicBool,
-    /// When bytes that are no request were last logged, and how many of them there were since.
-    pub(super) unparsable: Mutex<(Option<Instant>, u64)>,
+    /// Limits the lines about bytes that are no request.
+    pub(super) unparsable: RateLimit,
 }
 
 impl Common {
@@ -68,15 +67,8 @@ impl Common {
     /// Counts and logs a connection that sent what is no request.
     pub(super) fn count_unparsable(&self, why: CloseReason, peer: Peer, reason: &str) {
         self.stats.count_close(why);
-        let mut state = lock(&self.unparsable);
-        state.1 += 1;
-        if state.0.is_none_or(|last| last.elapsed() >= UNPARSABLE_LOG_INTERVAL) {
-            let others = match std::mem::take(&mut state.1) {
-                1 => String::new(),
-                count => format!(" ({} more since the last such line)", count - 1),
-            };
-            state.0 = Some(Instant::now());
-            drop(state);
+        if let Some(others) = self.unparsable.allow(UNPARSABLE_LOG_INTERVAL) {
+            let others = if others == 0 { String::new() } else { format!(" ({others} more since the last such line)") };
             log::info!("{peer} sent no HTTP request: {reason}{others}");
         }
     }

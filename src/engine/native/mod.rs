@@ -58,8 +58,8 @@
 //! that. Where it is handed over instead, places 1 and 2 are for its next holder: receivers stop accepting and are
 //! settled at once.
 //!
-//! Whose packets arrive with a TTL of 255 passes the closed gate: such a connection is accepted, answered with
-//! `Connection: close`, and keeps the engine from being quiescent until the grace is over.
+//! A client whose packets arrive with a TTL of 255 passes the closed gate: its connection is accepted and answered with
+//! `Connection: close`. So the gate is sealed before the engine may be quiescent for good, and 1 to 3 are proved anew.
 //!
 //! What remains is HTTP's own: a client that has been silent for `keepalive_min` and speaks in the very moment that its
 //! connection is closed. Its request was not read, and it sees a reset or an end of stream before any byte of a response,
@@ -104,7 +104,7 @@ use receiver::Receiver;
 
 use crate::engine::gate::AcceptGate;
 use crate::engine::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Serve, Settings, StopState};
-use crate::sync::lock;
+use crate::sync::{RateLimit, lock};
 
 /// Names of the receivers' threads; there are at most as many receivers.
 #[rustfmt::skip]
@@ -146,7 +146,7 @@ impl Engine {
             interrupted: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             room_wanted: AtomicBool::new(false),
-            unparsable: Mutex::default(),
+            unparsable: RateLimit::default(),
         });
         let mailboxes: io::Result<Vec<_>> =
             (0..receiver_count(settings.receivers)).map(|_| Home::new(Arc::clone(&common)).map(Arc::new)).collect();
@@ -207,6 +207,15 @@ impl Engine {
             }
         }
         self.common.stop_state.accepting_stopped();
+        self.wake();
+    }
+
+    pub(crate) fn seal(&self) {
+        if let Err(error) = self.gate.seal() {
+            log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
+            self.common.handed_over.store(true, Ordering::SeqCst);
+        }
+        self.common.stop_state.restart_proof();
         self.wake();
     }
 

@@ -156,6 +156,17 @@ impl Engine {
         self.shared.monitor.wake();
     }
 
+    pub(crate) fn seal(&self) {
+        if let Err(error) = self.gate.seal() {
+            log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
+            if let Some(Err(error)) = self.receive.get().map(|receive| receive.hand_over()) {
+                log::debug!("tiny_http goes on accepting: {error}");
+            }
+        }
+        self.shared.stop_state.restart_proof();
+        self.shared.monitor.wake();
+    }
+
     pub(crate) fn resume_accepting(&self) {
         self.shared.stop_state.resume_accepting();
         self.gate.unsettle();

@@ -111,6 +111,10 @@ pub(crate) fn open_inherited(
     }
     let has = |role: Role| sockets.iter().any(|socket| socket.role == role);
     let (main, admin) = (!has(Role::Main), !has(Role::Admin));
+    if !from_manager && !main {
+        warn_of_changes(wanted, &sockets);
+        return Ok(sockets);
+    }
     sockets.extend(open(&Wanted {
         main: if main { wanted.main } else { &[] },
         admin: wanted.admin.filter(|_| admin),
@@ -118,6 +122,26 @@ pub(crate) fn open_inherited(
     })?);
     sockets.sort_by_key(|socket| socket.role == Role::Admin);
     Ok(sockets)
+}
+
+/// The sockets of the image before this one are kept, whatever the options say by now: opening another one could fail, when
+/// there is nothing left to go back to.
+fn warn_of_changes(wanted: &Wanted<'_>, sockets: &[ListenSocket]) {
+    let main = wanted.main.iter().map(|address| (*address, Role::Main));
+    let wanted: Vec<_> = main.chain(wanted.admin.map(|address| (address, Role::Admin))).collect();
+    let is = |wanted: &(SocketAddr, Role), (address, role): &(SocketAddr, Role)| {
+        wanted.1 == *role && wanted.0.ip() == address.ip() && [0, address.port()].contains(&wanted.0.port())
+    };
+    let own = sockets.iter().filter(|socket| !socket.outlives_us);
+    let kept: Vec<_> = own.filter_map(|socket| Some((socket.listener.local_addr().ok()?, socket.role))).collect();
+    let is_gone = kept.iter().any(|kept| !wanted.iter().any(|wanted| is(wanted, kept)));
+    let missing: Vec<_> = wanted.iter().filter(|wanted| !kept.iter().any(|kept| is(wanted, kept))).collect();
+    // All of the service manager's: the options were not used before, either.
+    if !kept.is_empty() && (is_gone || !missing.is_empty()) {
+        let new: Vec<_> = missing.iter().map(|(address, _)| address.to_string()).collect();
+        let new = if new.is_empty() { "fewer of them".to_owned() } else { new.join(", ") };
+        log::warn!("the addresses stay what they were: {new} takes a restart");
+    }
 }
 
 /// Opens new sockets, the main ones first.

@@ -8,11 +8,12 @@
 //! | SIGTERM, SIGINT, SIGQUIT | stop |
 //! | SIGHUP | re-exec |
 //! | SIGUSR1 | write the state to the log |
+//! | SIGUSR2 | nothing: files of logs are opened anew without it, and by default it would end the process |
 //! | SIGCHLD | as process 1 alone: wait for orphans |
 
 use std::io;
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::crew::Crew;
@@ -23,7 +24,7 @@ use crate::sys::children::is_process_1;
 pub(crate) const STOP: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
 /// Signals that a service handles.
-pub(crate) const HANDLED: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
+pub(crate) const HANDLED: [i32; 6] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2];
 
 /// Signals that are caught, and that no thread handles yet.
 pub(crate) struct SignalSource(Signals);
@@ -89,6 +90,7 @@ impl SignalSource {
         let handle = |signal| match signal {
             SIGHUP => stopper.command(Command::Reexec("SIGHUP".to_owned())),
             SIGUSR1 => dump_state(),
+            SIGUSR2 => {}
             SIGCHLD => stopper.child_ended(),
             signal => stopper.command(Command::Signal(signal)),
         };

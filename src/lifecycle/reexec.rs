@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::crew::outcome::{EXIT_FAILED, print_unless_logged};
@@ -106,7 +107,8 @@ pub(crate) fn restore_process_name() {
 
 /// The path of the binary that this process was started from.
 fn binary_path() -> io::Result<PathBuf> {
-    let path = std::env::current_exe()?;
+    let path = std::env::current_exe()
+        .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/exe cannot be read: {error}")))?;
     // The kernel adds this to the name of a file that was replaced or removed since, proc_pid_exe(5).
     match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(replaced) => Ok(PathBuf::from(OsStr::from_bytes(replaced))),
@@ -156,7 +158,8 @@ impl Binary {
     }
 
     fn open(path: PathBuf) -> io::Result<Binary> {
-        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let version = version_of(&file)?;
         Ok(Binary { path, file, version })
     }
@@ -204,18 +207,23 @@ impl Preflight {
     /// There is no binary, or it cannot be started.
     pub(crate) fn start() -> io::Result<Preflight> {
         let binary = Binary::on_disk()?;
+        Preflight::of(binary)
+    }
+
+    fn of(binary: Binary) -> io::Result<Preflight> {
         let mut command = Command::new(binary.proc_path());
         command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKETS);
         for name in PRIVATE_ENV {
             command.env_remove(name);
         }
         // A process group of its own: signals for ours are not meant for it.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        command.stdin(no_input()).stdout(no_output()).process_group(0);
         let script = binary.is_script();
         if script {
             binary.keep_open(true)?;
         }
-        let child = command.spawn()?;
+        let path = binary.path.display();
+        let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         sys::children::set_own(Some(child.id()));
         if script {
             binary.keep_open(false)?;
@@ -249,6 +257,16 @@ impl Drop for Preflight {
             sys::children::reap_orphans(); // those that came after it in the kernel's list
         }
     }
+}
+
+/// The standard input of a preflight, which is at its end. Not `/dev/null`, which a root without anything does not have.
+fn no_input() -> Stdio {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_or_else(|_| Stdio::inherit(), |(reader, _)| reader.into())
+}
+
+/// The standard output of a preflight: `/dev/null`, or, where there is none, that of this process.
+fn no_output() -> Stdio {
+    std::fs::OpenOptions::new().write(true).open("/dev/null").map_or_else(|_| Stdio::inherit(), Stdio::from)
 }
 
 fn arguments() -> impl Iterator<Item = OsString> {

@@ -75,8 +75,10 @@ impl Service {
         self
     }
 
-    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`,
-    /// `route`, `status`, `bytes`, `duration_us`, `peer` and `id`, as fields of the `log` crate. Off unless asked for.
+    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`, `version`,
+    /// `route`, `status`, `bytes`, `duration_us`, `peer`, `id`, and, where there are such, `client` (the address that a
+    /// [trusted proxy](Service::trust_proxies) says), `user_agent`, `referer` and `cut`, as fields of the `log` crate. Off
+    /// unless asked for.
     ///
     /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
     pub fn access_log(mut self, on: bool) -> Service {

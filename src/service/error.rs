@@ -27,6 +27,8 @@ pub enum StartError {
     Stopped(Cause),
     /// A limit of the process is too low: which one, and what is needed.
     Limit(String),
+    /// The kernel has not what the engine needs: what, and what else is possible.
+    Kernel(String),
     /// A setting cannot be: why.
     Setting(String),
     /// The system refuses a thread, a descriptor or the like: which one, and the error.
@@ -44,7 +46,7 @@ impl fmt::Display for StartError {
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
             StartError::Stopped(cause) => write!(f, "stopped before it was ready: {cause}"),
-            StartError::Limit(what) => write!(f, "cannot start: {what}"),
+            StartError::Limit(what) | StartError::Kernel(what) => write!(f, "cannot start: {what}"),
             StartError::Setting(why) => write!(f, "bad setting: {why}"),
             StartError::System(what, error) => write!(f, "cannot start: {what}: {error}"),
         }
@@ -59,6 +61,7 @@ impl std::error::Error for StartError {
             StartError::AddressInUse(_)
             | StartError::Inherited(_)
             | StartError::Limit(_)
+            | StartError::Kernel(_)
             | StartError::Stopped(_)
             | StartError::Setting(_) => None,
         }

@@ -38,17 +38,18 @@ impl Service {
     /// ```
     pub fn handle(&self, request: impl Into<Request>) -> Response {
         let (exchange, ..) = request.into().into_parts();
+        if let Some(error) = &self.error {
+            return Response::error(500, error.to_string());
+        }
+        self.admin.checks.run_once();
         match self.dispatch() {
             Ok(dispatch) => dispatch.answer_here(exchange),
-            Err(reason) => Response::error(500, reason),
+            Err(error) => Response::error(500, error.to_string()),
         }
     }
 
     /// The routes of the service and all that they need, with nothing that receives.
-    fn dispatch(&self) -> Result<Dispatch, String> {
-        if let Some(error) = &self.error {
-            return Err(error.to_string());
-        }
+    pub(super) fn dispatch(&self) -> Result<Dispatch, StartError> {
         let mut unused = Crew::new();
         let pool = Pool::new(1, 0, unused.reserve("workers"));
         let state = ServiceState {
@@ -62,10 +63,9 @@ impl Service {
             began: Instant::now(),
         };
         let admin = self.admin.clone();
-        admin.checks.run_once();
         let facts = facts(&self.config, &[], String::new());
         let installed = admin.install(self.routes.clone(), false, &state, &unused.stopper(), facts);
-        let Observed { router, observers } = installed.map_err(|error| StartError::from(error).to_string())?.service;
+        let Observed { router, observers } = installed?.service;
         Ok(Dispatch {
             router,
             pool,

@@ -5,6 +5,7 @@ mod capacity;
 pub(crate) mod config;
 pub(crate) mod error;
 mod in_process;
+mod kernel;
 pub(crate) mod member;
 mod members;
 mod parts;
@@ -159,7 +160,7 @@ impl Service {
             proxies: self.proxies.clone(),
             max_head: self.config.max_head,
             max_body: self.config.max_body,
-            record_request_line: self.admin.access_log,
+            record_requests: self.admin.access_log,
         }
     }
 
@@ -168,9 +169,9 @@ impl Service {
     /// # Signals
     ///
     /// SIGTERM, SIGINT and SIGQUIT stop; a second one ends the wait for requests and members (the same one within 100 ms
-    /// does not count). SIGHUP re-executes, SIGUSR1 writes the state to the log. They are caught and unblocked from here
-    /// on. SIGCHLD gets its default disposition if the process was started with it ignored, and SIGXFSZ, which a log that
-    /// reaches `RLIMIT_FSIZE` causes, no longer ends the process.
+    /// does not count). SIGHUP re-executes, SIGUSR1 writes the state to the log, SIGUSR2 does nothing. They are caught and
+    /// unblocked from here on. SIGCHLD gets its default disposition if the process was started with it ignored, and SIGXFSZ,
+    /// which a log that reaches `RLIMIT_FSIZE` causes, no longer ends the process.
     ///
     /// # Re-exec
     ///
@@ -191,7 +192,7 @@ impl Service {
             Err(error) => return not_started(&StartError::System("signals", error)),
         };
         if reexec::is_preflight() {
-            reexec::end_preflight(self.error.map(|error| error.to_string()).as_deref());
+            reexec::end_preflight(self.would_reexec().err().map(|error| error.to_string()).as_deref());
         }
         match self.start_parts(Some(signals)) {
             Ok(parts) => parts.run(),
@@ -213,6 +214,33 @@ impl Service {
             Ok(parts) => Ok(runner.run(parts)),
             Err(NotStarted::Error(error) | NotStarted::Stopped(error, _)) => Err(error),
         }
+    }
+
+    /// Whether the service would start here and now: settings, routes, limits, kernel and addresses are tried. No member is
+    /// started, and no connection is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]: what would keep it from starting.
+    pub fn would_start(mut self) -> Result<(), StartError> {
+        let listeners = std::mem::take(&mut self.listeners);
+        let sockets = parts::open_sockets(&self.config, listeners, true);
+        self.would_reexec().and(sockets.map(drop))
+    }
+
+    /// Whether a running service could [re-exec](Service::run) into this one: as [`would_start`](Service::would_start),
+    /// but for the addresses, which the running one keeps. A re-exec asks this before anything stops.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]: what would keep it from starting.
+    pub fn would_reexec(mut self) -> Result<(), StartError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        capacity::Limits::for_engine(self.config.engine)?;
+        kernel::check(self.config.engine)?;
+        self.dispatch().map(drop)
     }
 }
 

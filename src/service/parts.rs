@@ -9,7 +9,8 @@ use crossbeam_channel::unbounded;
 
 use super::capacity::{Capacity, Limits};
 use super::config::Config;
-use super::{Service, member};
+use super::kernel::Losses;
+use super::{Service, kernel, member};
 use crate::admin::status::Facts;
 use crate::admin::{AdminRoutes, Observed};
 use crate::crew::Crew;
@@ -44,7 +45,7 @@ impl Service {
         }
         let (dispatch_settings, config) = (self.dispatch_settings(), self.config);
         let owns_process = signals.is_some();
-        let limits = Limits::for_engine(config.engine)?;
+        let (limits, losses) = (Limits::for_engine(config.engine)?, kernel::check(config.engine)?);
         let sockets = open_sockets(&config, self.listeners, owns_process)?;
 
         let mut crew = self.crew.grace(config.grace);
@@ -85,7 +86,8 @@ impl Service {
             Ok(threads) => threads,
             Err(error) => return Err(undo(crew, &engines, &sockets, error)),
         };
-        announce(&config, &listening, &capacity, &exposure);
+        announce(&config, &listening, &capacity);
+        warn(&exposure, &losses);
         let addresses = tell_addresses(&listening, self.on_listening, &mut crew);
 
         let drain = Drain {
@@ -125,7 +127,7 @@ fn undo(crew: Crew, engines: &Engines, sockets: &[ListenSocket], error: StartErr
 }
 
 /// All listening sockets, the main ones first.
-fn open_sockets(
+pub(super) fn open_sockets(
     config: &Config,
     listeners: Vec<TcpListener>,
     owns_process: bool,
@@ -298,28 +300,28 @@ fn start_engines(
     Ok(slots)
 }
 
-fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capacity, exposure: &[String]) {
-    let engine = config.engine.name();
-    for (address, role) in listening {
-        match role {
-            Role::Main => log::info!("{engine} engine: listening on http://{address}"),
-            Role::Admin => log::info!("admin routes on http://{address}"),
-        }
-    }
-    for warning in exposure {
-        log::warn!("{warning}");
-    }
+fn warn(exposure: &[String], losses: &Losses) {
+    exposure.iter().chain(&losses.warning).for_each(|warning| log::warn!("{warning}"));
+    losses.note.iter().for_each(|note| log::info!("{note}"));
+}
+
+/// One line that says what serves, where, and within which limits; the same when another image goes on.
+fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capacity) {
+    let of = |wanted: Role| {
+        let urls = listening.iter().filter(|(_, role)| *role == wanted).map(|(address, _)| format!("http://{address}"));
+        urls.collect::<Vec<_>>().join(" ")
+    };
+    let (listen, admin) = (of(Role::Main), of(Role::Admin));
     let connections = capacity.connections * listening.len();
-    let (workers, queue, bound) = (capacity.workers, config.queue, capacity.bound());
-    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-    let commit = option_env!("ALLOUT_COMMIT").map(|commit| format!(" ({commit})")).unwrap_or_default();
+    let (engine, workers, queue) = (config.engine.name(), capacity.workers, config.queue);
+    let (version, pid, bound) = (env!("CARGO_PKG_VERSION"), std::process::id(), capacity.bound());
+    let commit = option_env!("ALLOUT_COMMIT").unwrap_or_default();
+    let build = if commit.is_empty() { String::new() } else { format!(" ({commit})") };
+    let admin_routes = if admin.is_empty() { String::new() } else { format!(", admin routes on {admin}") };
     log::info!(
-        "allout {version}{commit}, pid {pid}: at most {workers} workers, {queue} requests in the queue, \
-         {connections} connections{bound}"
+        target: "allout::lifecycle",
+        version, commit, pid, engine, listen, admin, workers, queue, connections;
+        "allout {version}{build}, pid {pid}, {engine} engine, at most {workers} workers, {queue} requests in the queue, \
+         {connections} connections{bound}: listening on {listen}{admin_routes}"
     );
-    if !std::path::Path::new("/proc/self").exists() {
-        log::warn!(
-            "/proc is not mounted: the limits on threads and memory are unknown, re-exec finds no binary, SIGUSR1 lists no threads"
-        );
-    }
 }

@@ -149,11 +149,15 @@ impl Runner {
 
 /// Logs how it went.
 pub(super) fn log_outcome(outcome: Outcome) -> Outcome {
-    if outcome.code() == 0 {
-        log::info!("{outcome}");
-    } else {
-        log::error!("{outcome}");
-    }
+    let level = if outcome.code() == 0 { log::Level::Info } else { log::Level::Error };
+    let (code, abandoned, failures) = (outcome.code(), outcome.abandoned.len(), outcome.failures.len());
+    let milliseconds = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX);
+    log::log!(
+        target: "allout::lifecycle",
+        level,
+        cause:% = outcome.cause, code, abandoned, failures, duration_ms = milliseconds;
+        "stopped: {outcome}"
+    );
     outcome
 }
 

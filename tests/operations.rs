@@ -285,6 +285,60 @@ fn every_response_is_one_line_of_text() {
 }
 
 #[test]
+fn the_access_log_may_be_a_file_in_the_combined_format_that_is_renamed_at_any_time() {
+    let file =
+        std::env::temp_dir().join(format!("allout-combined-{}-{}", std::process::id(), env!("CARGO_CRATE_NAME")));
+    let renamed = file.with_extension("1");
+    let path = file.to_str().expect("a path of this test").to_owned();
+    let mut server = Allout::new()
+        .args(["--access-log", &path, "--trust-proxy", "127.0.0.1"])
+        .env("RUST_LOG", "warn,allout::lifecycle=info")
+        .start();
+    let lines = |file: &std::path::Path| -> Vec<String> {
+        std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
+    };
+    let wait_for = |file: &std::path::Path, count: usize| {
+        wait_until(LIMIT, &format!("{count} lines in {file:?}"), || lines(file).len() == count);
+        lines(file)
+    };
+    ask_with(&server, "GET", "/a?b", "X-Forwarded-For: 203.0.113.7\r\nUser-Agent: a \"b\"\r\nReferer: http://c/\r\n");
+    let all = wait_for(&file, 1);
+    assert!(all[0].starts_with("203.0.113.7 - - ["), "{}", all[0]);
+    assert!(all[0].contains(" +0000] \"GET /a?b HTTP/1.1\" 200 "), "{}", all[0]);
+    assert!(all[0].ends_with(" \"http://c/\" \"a \\\"b\\\"\""), "{}", all[0]);
+
+    std::fs::rename(&file, &renamed).expect("the file is there");
+    server.signal(Signal::USR2); // what some tools send then: it ends nothing
+    ask_with(&server, "GET", "/again", "");
+    wait_for(&file, 1);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert_eq!((lines(&renamed).len(), access_lines(&server)), (1, vec![]));
+    for file in [file, renamed] {
+        std::fs::remove_file(file).expect("it was made");
+    }
+}
+
+/// The files of `src/packaging/monitoring` ask for no metric that does not exist.
+#[test]
+fn alert_rules_and_dashboard_use_the_metrics_that_there_are() {
+    let server = Allout::new().start();
+    server.get("/");
+    let there = server.get("/metrics").text();
+    let alerts = include_str!("../src/packaging/monitoring/alerts.yml");
+    let dashboard = include_str!("../src/packaging/monitoring/dashboard.json");
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = alerts.split(|c| !is_name(c)).chain(dashboard.split(|c| !is_name(c)));
+    let names: HashSet<_> = words.filter(|word| word.starts_with("allout_") || word.starts_with("process_")).collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        let sample = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        assert!(there.lines().any(sample), "{name} is not in /metrics");
+    }
+    assert!(serde_json::from_str::<serde_json::Value>(dashboard).is_ok());
+}
+
+#[test]
 fn a_log_that_is_not_read_blocks_no_request() {
     let mut process = Command::new(env!("CARGO_BIN_EXE_allout"))
         .args(["--listen", "127.0.0.1:0", "--access-log", "on"])

@@ -68,6 +68,29 @@ impl Drop for Place {
     }
 }
 
+/// What is written there is in force after the next re-exec, if it can be.
+#[test]
+fn the_file_of_options_is_read_anew_and_a_bad_one_changes_nothing() {
+    let place = Place::new("options");
+    let file = place.0.join("options");
+    let set = |text: &str| fs::write(&file, text).expect("writing");
+    set("ALLOUT_WORKERS=7\n");
+    let server = place.start(&["--env-file", file.to_str().expect("a path of this test")]);
+    assert!(server.log().contains("at most 7 workers"), "{}", server.log());
+    set("ALLOUT_WORKERS=9\n");
+    reexec(&server);
+    assert!(server.log().contains("at most 9 workers"), "{}", server.log());
+    set("ALLOUT_WORKERS=none\n");
+    server.signal(Signal::HUP);
+    server.wait_for_line("re-exec cancelled (SIGHUP)", LIMIT);
+    assert_eq!(server.get("/").status, 200);
+    // Addresses stay: another one could fail when there is nothing left to go back to.
+    set("ALLOUT_WORKERS=9\nALLOUT_ADMIN_LISTEN=127.0.0.1:0\n");
+    reexec(&server);
+    server.wait_for_line("the addresses stay what they were: 127.0.0.1:0 takes a restart", LIMIT);
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
 fn times(server: &Serving, part: &str) -> usize {
     server.log().matches(part).count()
 }

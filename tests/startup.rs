@@ -42,6 +42,29 @@ fn an_address_in_use_is_one_clear_line() {
 }
 
 #[test]
+fn a_check_says_whether_it_would_start_and_serves_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = taken.local_addr().expect("a bound socket has an address").to_string();
+    for args in [&["--check"][..], &["--check=reload", "--listen", &addr]] {
+        let mut process = Allout::new().args(args.iter().copied()).spawn();
+        process.assert_exit(0, LIMIT);
+        assert_eq!((process.stdout().as_str(), process.log().as_str()), ("allout would start\n", ""), "{args:?}");
+    }
+    for (args, code, why) in [
+        (&["--check", "--listen", &addr][..], 1, "address in use"),
+        (&["--check", "--access-log", "/nonexistent/log"], 1, "--access-log /nonexistent/log: No such file"),
+        (&["--check", "--shutdown-token-file", "/nonexistent/token"], 2, "/nonexistent/token"),
+        (&["--check", "--env-file", "/nonexistent/file"], 2, "/nonexistent/file"),
+        (&["--check=reload", "--grace", "soon"], 2, "--grace"),
+    ] {
+        let log = refuses_to_start(args, &[], code);
+        assert!(log.contains(why), "{args:?}: {log}");
+    }
+    let unusable = refuses_to_start(&["--check", "--listen", &addr], &[("RUST_LOG", "verbose")], 1);
+    assert!(unusable.contains("RUST_LOG is ignored: \"verbose\" is neither a level"), "{unusable}");
+}
+
+#[test]
 fn an_address_that_another_allout_uses_is_one_clear_line() {
     let first = Allout::new().start();
     let addr = first.addr.to_string();

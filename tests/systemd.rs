@@ -403,7 +403,7 @@ fn the_journal_has_levels_and_no_times() {
     assert!(line.starts_with("RUST_LOG is ignored"), "{line}");
     let all = machine.said("debug");
     assert!(all.lines().any(|line| line.ends_with(&format!("listening on http://{HERE}"))), "{all}");
-    assert!(all.lines().any(|line| line.starts_with("SIGTERM: all out after ")), "{all}");
+    assert!(all.lines().any(|line| line.starts_with("stopped: SIGTERM: all out after ")), "{all}");
 }
 
 #[test]
@@ -437,13 +437,60 @@ fn options_beside_the_unit_are_in_force_and_its_address_is_reached() {
     let limits = machine.said("info");
     let limits = limits.lines().find(|line| line.contains("at most ")).unwrap_or_default();
     assert!(limits.contains("4096 connections") && !limits.contains("limit on"), "{limits}");
-    assert_eq!(machine.show("IPAddressDeny"), "IPAddressDeny=");
     let environment = machine.show("Environment");
     assert!(environment.contains("ALLOUT_GRACE=1m 30s"), "{environment}");
     machine.run("systemctl stop allout");
     assert_eq!(machine.show(ENDED), ENDED_WELL);
     let refused = machine.try_run("allout --systemd-unit --shutdown-token s3cret");
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+}
+
+/// Gives the machine an address that is not one of loopback: what connects to it comes from there, too.
+fn address_of_others(machine: &Machine) -> SocketAddr {
+    machine.run("ip address add 192.0.2.1/32 dev lo");
+    SocketAddr::from(([192, 0, 2, 1], HERE.port()))
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn an_address_in_the_file_of_options_is_reached_by_others() {
+    let machine = Machine::with_service("");
+    let there = address_of_others(&machine);
+    machine.run("echo ALLOUT_LISTEN=0.0.0.0:8088 > /etc/default/allout && systemctl start allout");
+    let response = Connection::open(there, LIMIT).expect("it can be connected to").ask("GET", "/");
+    assert_eq!(response.status, 200);
+    // So that this tests what it means to: a rule of the unit would keep them out.
+    machine.add("allout.service", "[Service]\nIPAddressAllow=\nIPAddressAllow=localhost");
+    machine.run("systemctl restart allout");
+    assert_eq!(get("/").status, 200);
+    assert!(Connection::open(there, Duration::from_secs(1)).is_err(), "the rule is not in force");
+}
+
+/// The file is read anew, and what cannot work fails the reload and nothing else.
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_reload_takes_the_options_of_the_file_or_fails() {
+    let machine = Machine::with_service("");
+    machine.run("echo ALLOUT_WORKERS=7 > /etc/default/allout && systemctl start allout");
+    assert!(machine.said("info").contains("at most 7 workers"), "{}", machine.said("info"));
+    machine.run("echo ALLOUT_WORKERS=9 > /etc/default/allout && systemctl reload allout");
+    wait_until(LIMIT, "the new options", || machine.said("info").contains("at most 9 workers"));
+    machine.run("rm /etc/default/allout && systemctl reload allout");
+    wait_until(LIMIT, "the defaults", || machine.said("info").contains("at most 2048 workers"));
+    machine.wait_for("ActiveState,SubState", "ActiveState=active SubState=running");
+
+    let before = machine.show("MainPID,NRestarts");
+    for bad in ["ALLOUT_GRACE=soon", "ALLOUT_SHUTDOWN_TOKEN_FILE=/nonexistent", "nonsense"] {
+        machine.run(&format!("echo {bad} > /etc/default/allout"));
+        let reload = machine.try_run("systemctl reload allout");
+        assert!(!reload.status.success(), "{bad}: {reload:?}");
+        assert_eq!(get("/").status, 200);
+        assert_eq!(machine.show("MainPID,NRestarts"), before, "{bad}");
+    }
+    machine.run("cp /bin/false /usr/local/bin/next && mv /usr/local/bin/next /usr/local/bin/allout");
+    let reload = machine.try_run("systemctl reload allout");
+    assert!(!reload.status.success(), "{reload:?}");
+    assert_eq!((get("/").status, machine.show("MainPID,NRestarts")), (200, before));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::middleware::{Call, Way};
 use super::request::Request;
@@ -18,6 +19,9 @@ use crate::text::panic_message;
 
 /// The methods of `Allow` where no route has any.
 const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
+
+/// Least time between two lines about rejected requests: a client can send thousands a second.
+const REJECTED_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The head is larger than the route or the service allows.
 const HEAD_TOO_LARGE: Rejection = Rejection { status: 431, reason: "the head is too large" };
@@ -91,7 +95,11 @@ impl Dispatch {
 
     fn reject(&self, request: &Request, rejection: Rejection) -> Response {
         self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        log::debug!("rejected a request from {}: {}", request.peer(), rejection.reason);
+        if let Some(others) = self.stats.rejected_log.allow(REJECTED_LOG_INTERVAL) {
+            let others = if others == 0 { String::new() } else { format!(" ({others} more since the last such line)") };
+            let (peer, status, reason) = (request.peer(), rejection.status, rejection.reason);
+            log::info!("{peer} sent a bad request: {status}, {reason}{others}");
+        }
         Response::error(rejection.status, rejection.reason)
     }
 

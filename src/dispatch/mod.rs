@@ -29,9 +29,9 @@ use crate::dispatch::router::{RouteMatch, Router};
 use crate::engine::{CloseReason, Exchange, Peer};
 use crate::http::encode::{SendError, Sent};
 use crate::http::forwarded::TrustedProxies;
-use crate::http::head::method_label;
+use crate::http::head::{Version, method_label};
 use crate::http::response::Response;
-use crate::observe::{Cut, DispatchStats, ResponseObserver, ResponseRecord};
+use crate::observe::{Cut, DispatchStats, RequestFacts, ResponseObserver, ResponseRecord};
 
 /// An exchange and the route that it takes.
 struct Routed {
@@ -100,8 +100,8 @@ pub(crate) struct DispatchSettings {
     pub(crate) proxies: Option<Arc<TrustedProxies>>,
     pub(crate) max_head: Option<usize>,
     pub(crate) max_body: u64,
-    /// Whether an observer wants each request's method and target, which are copied for it.
-    pub(crate) record_request_line: bool,
+    /// Whether an observer wants facts of each request, which are copied for it.
+    pub(crate) record_requests: bool,
 }
 
 impl Dispatch {
@@ -174,12 +174,11 @@ impl Dispatch {
         let Reply { mut request, response, close } = reply;
         let mut response = self.with_whole_body(&mut request, response, close);
         response.link_stream(|| request.stream_link());
+        let facts = self.settings.record_requests.then(|| facts(&request));
         let (exchange, id, route) = self.end(request);
         // Behind a body that broke off it is not known where the next request begins.
         let close = close || exchange.body().truncated;
         let method = method_label(exchange.method());
-        let as_sent = |text: &str| if self.settings.record_request_line { text.to_owned() } else { String::new() };
-        let request_line = (as_sent(exchange.method()), as_sent(exchange.target()));
         let (peer, since) = (exchange.peer(), exchange.since());
         let (sent, next) = exchange.respond(response, close, &id);
         self.log_cut(&sent, &route, peer, &id);
@@ -187,7 +186,7 @@ impl Dispatch {
             route: route.index,
             pattern: &route.pattern,
             method,
-            request_line: (&request_line.0, &request_line.1),
+            request: facts,
             status: sent.status,
             bytes: sent.bytes,
             cut: sent.error.as_ref().and_then(|error| match error {
@@ -221,5 +220,20 @@ impl Dispatch {
                 log::error!("{what}: its reader panicked: {message}");
             }
         }
+    }
+}
+
+fn facts(request: &Request) -> RequestFacts {
+    let header = |name| request.header_bytes(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    RequestFacts {
+        method: request.method().to_owned(),
+        target: request.target().to_owned(),
+        version: match request.exchange().head() {
+            Ok(head) if head.version == Version::Http10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        },
+        client: request.client_ip(),
+        user_agent: header("User-Agent").unwrap_or_default(),
+        referer: header("Referer").unwrap_or_default(),
     }
 }

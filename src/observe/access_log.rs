@@ -10,7 +10,10 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use crate::observe::{Cut, ResponseObserver, ResponseRecord};
+use log::kv::Value;
+use log::{Level, Record};
+
+use crate::observe::{ResponseObserver, ResponseRecord};
 
 /// The target of access lines.
 const TARGET: &str = "allout::access";
@@ -21,25 +24,42 @@ pub(crate) fn observer() -> ResponseObserver {
 }
 
 fn write(record: &ResponseRecord<'_>) {
-    let (method, target) = (&*escaped(record.request_line.0), &*escaped(record.request_line.1));
-    let (status, bytes, peer) = (record.status, record.bytes, record.peer);
-    let message = Message { method, target, record };
-    // As an empty string in each line it would only be noise: the field is there if the response was cut.
-    macro_rules! line {
-        ($($cut:tt)*) => {
-            log::info!(
-                target: TARGET,
-                method, uri = target, route = record.pattern, status, bytes, $($cut)*
-                duration_us = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX),
-                peer:% = peer, id = record.id;
-                "{message}"
-            )
-        };
+    let (Some(request), true) = (&record.request, log::log_enabled!(target: TARGET, Level::Info)) else { return };
+    let (method, target) = (&*escaped(&request.method), &*escaped(&request.target));
+    let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
+    let mut fields = vec![
+        ("method", Value::from(method)),
+        ("uri", Value::from(target)),
+        ("version", Value::from(request.version)),
+        ("route", Value::from(record.pattern)),
+        ("status", Value::from(record.status)),
+        ("bytes", Value::from(record.bytes)),
+        ("duration_us", Value::from(micros)),
+        ("peer", Value::from_display(&record.peer)),
+    ];
+    // As empty strings in each line they would only be noise.
+    if let Some(cut) = record.cut {
+        fields.push(("cut", Value::from(cut.name())));
     }
-    match record.cut.map(Cut::name) {
-        Some(cut) => line!(cut,),
-        None => line!(),
+    if let Some(client) = request.client.as_ref().filter(|client| record.peer.ip() != Some(**client)) {
+        fields.push(("client", Value::from_display(client)));
     }
+    for (name, value) in [("user_agent", &request.user_agent), ("referer", &request.referer)] {
+        if !value.is_empty() {
+            fields.push((name, Value::from(value.as_str())));
+        }
+    }
+    fields.push(("id", Value::from(record.id)));
+    let line = Message { method, target, record };
+    log::logger().log(
+        &Record::builder()
+            .level(Level::Info)
+            .target(TARGET)
+            .module_path_static(Some(module_path!()))
+            .key_values(&fields.as_slice())
+            .args(format_args!("{line}"))
+            .build(),
+    );
 }
 
 /// `GET /a 200 312 bytes 0.214ms`, or `GET /a 200 cut (client) 8400 bytes 1203.000ms`.
@@ -90,6 +110,7 @@ fn escaped(received: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Cut;
 
     #[test]
     fn only_visible_ascii_is_left_as_it_was_received() {
@@ -103,7 +124,7 @@ mod tests {
             route: 0,
             pattern: "/{id}",
             method: "GET",
-            request_line: ("GET", "/a"),
+            request: None,
             status: 200,
             bytes: 312,
             cut: None,

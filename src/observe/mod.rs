@@ -7,6 +7,7 @@ pub(crate) mod snapshot;
 pub(crate) mod state_dump;
 pub(crate) mod systemd;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::crew::member::MemberTable;
 use crate::crew::pool::{Pool, PoolStats, RunningJob, Work};
 use crate::engine::{Engines, Peer};
 use crate::lifecycle::phase::Lifecycle;
+use crate::sync::RateLimit;
 
 /// Facts about one response, for observers.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub(crate) struct ResponseRecord<'a> {
     /// Method, if it is a common one, or `OTHER`.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]
     pub(crate) method: &'static str,
-    /// Method and target as they were received; empty if no observer asked for them.
-    pub(crate) request_line: (&'a str, &'a str),
+    /// The request, if an observer asked for it.
+    pub(crate) request: Option<RequestFacts>,
     pub(crate) status: u16,
     /// Bytes written to the client, head included.
     pub(crate) bytes: u64,
@@ -39,6 +41,20 @@ pub(crate) struct ResponseRecord<'a> {
     pub(crate) peer: Peer,
     /// The request's id.
     pub(crate) id: &'a str,
+}
+
+/// A request as it was received.
+#[derive(Debug, Default)]
+pub(crate) struct RequestFacts {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    /// `HTTP/1.0` or `HTTP/1.1`.
+    pub(crate) version: &'static str,
+    /// The client's address: the peer's, or what a trusted proxy says.
+    pub(crate) client: Option<IpAddr>,
+    /// Empty without that header, as is the next.
+    pub(crate) user_agent: String,
+    pub(crate) referer: String,
 }
 
 /// Why a response was not written to its end. The connection was closed, so that the client sees it.
@@ -69,6 +85,8 @@ pub(crate) struct DispatchStats {
     pub(crate) shed: AtomicU64,
     /// Requests answered with an error because they broke the protocol or a limit.
     pub(crate) rejected: AtomicU64,
+    /// Limits the lines about rejected requests.
+    pub(crate) rejected_log: RateLimit,
     /// Panics of handlers.
     pub(crate) panics: AtomicU64,
 }

@@ -42,9 +42,10 @@ impl Feature {
 ///
 /// # Errors
 ///
-/// There is no socket to ask it with: no descriptor is left, or there is no IPv4.
+/// There is no socket to ask it with: no descriptor is left, or there is no TCP.
 pub(crate) fn missing() -> io::Result<Vec<Feature>> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let socket = |domain| Socket::new(domain, Type::STREAM, None);
+    let socket = socket(Domain::IPV4).or_else(|_| socket(Domain::IPV6))?;
     // A socket without a peer is told so by a kernel that knows the option.
     let has_peer_name = peer_name::is_known(&socket);
     let all = [

@@ -4,16 +4,18 @@
 //! each other, end the program with code 2 and a message that says what would be accepted.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use allout::EngineKind;
-use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, StyledStr};
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, Resettable, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use crate::env_file::Variables;
 
 /// Longest duration that is accepted. More is a typing error.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -32,8 +34,9 @@ Endpoints:
 
 Signals:
   TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
-  HUP          re-exec: go on under the same pid with the binary that is on disk now
+  HUP          re-exec: go on under the same pid with the binary, and the --env-file, that are on disk now
   USR1         log the state: threads, members, connections, requests in flight
+  USR2         nothing; the file of --access-log may be renamed at any time
 
 Exit codes:
   0      asked to stop, and every request was answered
@@ -55,6 +58,7 @@ Examples:
   ALLOUT_GRACE=5s allout --log-format json      options from both places
   allout --systemd-unit > /etc/systemd/system/allout.service
   curl http://127.0.0.1:8088/shutdown
+  allout --env-file /etc/default/allout --check   say whether it would start
   allout healthcheck http://127.0.0.1:8088/healthz   exit 0 if it answers 2xx, else 1: for images without curl";
 
 /// Options from the command line and the environment.
@@ -154,10 +158,17 @@ pub struct Args {
     #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
     pub log_format: LogFormat,
 
-    /// Log a line for every response
-    #[arg(long, env = "ALLOUT_ACCESS_LOG", value_name = "off|on", default_value = "off")]
-    #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
-    pub access_log: OnOff,
+    /// Log a line for every response: on, in the log, or in a file of its own,
+    /// in the combined format, which may be renamed at any time
+    #[arg(long, env = "ALLOUT_ACCESS_LOG", value_name = "off|on|FILE", default_value = "off")]
+    #[arg(help_heading = "Logging", value_parser = parse_access_log, verbatim_doc_comment)]
+    pub access_log: AccessLog,
+
+    /// Address or network (10.0.0.0/8) of proxies that are believed when they
+    /// name the client in X-Forwarded-For; may be given several times
+    #[arg(long, env = "ALLOUT_TRUST_PROXY", value_name = "NET", value_delimiter = ',')]
+    #[arg(help_heading = "Logging", value_parser = parse_network, verbatim_doc_comment)]
+    pub trust_proxy: Vec<String>,
 
     /// File with a token: requests with 'Authorization: Bearer TOKEN' may use
     /// /shutdown from anywhere. A systemd credential is such a file
@@ -175,6 +186,20 @@ pub struct Args {
     #[arg(long, env = "ALLOUT_NO_SHUTDOWN", action = ArgAction::SetTrue)]
     #[arg(help_heading = "Shutdown route", value_parser = BoolishValueParser::new(), verbatim_doc_comment)]
     pub no_shutdown: bool,
+
+    /// File with variables, a line each, read at the start and at each re-exec.
+    /// It overrides the environment. With a - before it it need not exist
+    #[arg(long, env = "ALLOUT_ENV_FILE", value_name = "FILE", value_delimiter = ',')]
+    #[arg(help_heading = "Start", verbatim_doc_comment)]
+    pub env_file: Vec<String>,
+
+    /// Say whether the service would start with the other options, and exit:
+    /// 0 if so, 1 if it cannot, 2 if they are unusable. =reload leaves out the
+    /// addresses, which a running service keeps
+    #[arg(long, value_name = "start|reload", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "start", hide_possible_values = true)]
+    #[arg(help_heading = "Start", verbatim_doc_comment)]
+    pub check: Option<Check>,
 
     /// Print a hardened unit for this binary, with the other options in it,
     /// and exit: the service, the socket that starts it, a service of a user,
@@ -207,22 +232,24 @@ pub enum LogFormat {
     Json,
 }
 
-/// A choice that reads better than `true` and `false` on a command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnOff {
-    /// Not wanted.
-    #[value(aliases = ["0", "false", "no", "n"])]
+/// Where responses are logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
     Off,
-    /// Wanted.
-    #[value(aliases = ["1", "true", "yes", "y"])]
+    /// In the log.
     On,
+    /// In a file of their own.
+    File(PathBuf),
 }
 
-impl OnOff {
-    /// Whether it is on.
-    pub fn is_on(self) -> bool {
-        self == Self::On
-    }
+/// What `--check` checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// Everything that a start needs.
+    Start,
+    /// What a re-exec needs: the addresses are there.
+    Reload,
 }
 
 /// The systemd unit to print.
@@ -253,21 +280,24 @@ pub enum Generate {
 }
 
 impl Args {
-    /// Reads the command line and the environment of this process.
+    /// Reads the command line, the environment of this process, and the files of variables that they name.
     ///
     /// # Errors
     ///
     /// Options that cannot be used, and requests for help or the version: [`clap::Error::exit`] prints each to the right
     /// stream and exits with 2 or 0.
-    pub fn from_process() -> Result<Self, clap::Error> {
-        Self::read(&std::env::args_os().collect::<Vec<_>>())
+    pub fn from_process() -> Result<(Self, Variables), clap::Error> {
+        let line = std::env::args_os().collect::<Vec<_>>();
+        let variables =
+            Variables::of_command_line(&line).map_err(|why| command().error(ErrorKind::ValueValidation, why))?;
+        Ok((Self::read(&line, &variables)?, variables))
     }
 
-    fn read(line: &[OsString]) -> Result<Self, clap::Error> {
-        command()
+    fn read(line: &[OsString], variables: &Variables) -> Result<Self, clap::Error> {
+        with_defaults(command(), variables)
             .try_get_matches_from(line)
             .and_then(|matches| Self::from_arg_matches(&matches))
-            .map_err(|error| add_hint(name_the_variable(error, line)))
+            .map_err(|error| add_hint(name_the_variable(error, line, variables)))
             .and_then(Self::checked)
     }
 
@@ -305,7 +335,7 @@ pub fn given() -> Vec<(String, String)> {
     let mut given = Vec::new();
     for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
-        if !is_given(id) || ["systemd_unit", "shutdown_token", "shutdown_token_file"].contains(&id) {
+        if !is_given(id) || ["systemd_unit", "shutdown_token", "shutdown_token_file", "env_file"].contains(&id) {
             continue;
         }
         let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
@@ -315,19 +345,31 @@ pub fn given() -> Vec<(String, String)> {
     given
 }
 
-/// Warnings about `ALLOUT_` variables that no option reads, with the variable that was probably meant.
-pub fn unknown_variables() -> Vec<String> {
+/// Makes the variables of files the defaults of their options, instead of the environment's.
+fn with_defaults(command: clap::Command, variables: &Variables) -> clap::Command {
+    command.mut_args(|arg| match arg.get_env().and_then(|name| variables.get(name.to_str()?)) {
+        // clap keeps defaults that live as long as the program; these do.
+        Some(variable) => arg.env(Resettable::Reset).default_value(&*variable.value.clone().leak()),
+        None => arg,
+    })
+}
+
+/// Warnings about variables that no option reads, with the one that was probably meant: those of the environment that
+/// begin with `ALLOUT_`, and all of files.
+pub fn unknown_variables(variables: &Variables) -> Vec<String> {
     let command = command();
-    let known: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let known: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).chain(["RUST_LOG"]).collect();
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let unknown = names.filter(|name| name.starts_with("ALLOUT_") && !known.contains(&name.as_str()));
+    let of_environment = names.filter(|name| name.starts_with("ALLOUT_")).map(|name| (String::new(), name));
+    let of_files = variables.iter().map(|variable| (format!("{}: ", variable.place), variable.name.clone()));
+    let unknown = of_environment.chain(of_files).filter(|(_, name)| !known.contains(&name.as_str()));
     unknown
-        .filter(|name| !PRIVATE_VARIABLES.contains(&name.as_str()))
-        .map(|name| match known.iter().map(|known| (distance(&name, known), known)).min() {
+        .filter(|(_, name)| !PRIVATE_VARIABLES.contains(&name.as_str()))
+        .map(|(place, name)| match known.iter().map(|known| (distance(&name, known), known)).min() {
             Some((distance, known)) if distance <= MAX_TYPOS => {
-                format!("the variable {name} is not used: {known} may be meant")
+                format!("{place}the variable {name} is not used: {known} may be meant")
             }
-            _ => format!("the variable {name} is not used: no option has this name"),
+            _ => format!("{place}the variable {name} is not used: no option has this name"),
         })
         .collect()
 }
@@ -402,7 +444,7 @@ fn add_hint(mut error: clap::Error) -> clap::Error {
 }
 
 /// Names the variable that a value came from: clap names the flag, which was not typed then.
-fn name_the_variable(mut error: clap::Error, line: &[OsString]) -> clap::Error {
+fn name_the_variable(mut error: clap::Error, line: &[OsString], variables: &Variables) -> clap::Error {
     let flag = match error.get(ContextKind::InvalidArg) {
         // "--grace <DUR>", "--systemd-unit[=<service|socket>]"
         Some(ContextValue::String(blamed)) => blamed.split([' ', '[', '=']).next().map(str::to_owned),
@@ -418,9 +460,14 @@ fn name_the_variable(mut error: clap::Error, line: &[OsString]) -> clap::Error {
         .get_arguments()
         .find(|arg| blamed(arg) && !is_typed(arg, line))
         .and_then(|arg| arg.get_env().map(ToOwned::to_owned))
-        .filter(|name| std::env::var_os(name).is_some());
-    if let Some(name) = variable {
-        let tip = StyledStr::from(format!("the value comes from the environment variable {}", name.to_string_lossy()));
+        .and_then(|name| {
+            let of_file = name.to_str().and_then(|name| variables.get(name));
+            let is_set = std::env::var_os(&name).is_some();
+            let of_environment = is_set.then(|| format!("the environment variable {}", name.to_string_lossy()));
+            of_file.map(|variable| format!("{} in {}", variable.name, variable.place)).or(of_environment)
+        });
+    if let Some(source) = variable {
+        let tip = StyledStr::from(format!("the value comes from {source}"));
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
     error
@@ -457,6 +504,24 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         };
         format!("expected ADDRESS:PORT, as in 127.0.0.1:8088, localhost:8088 or [::1]:8088{hint}")
     })
+}
+
+fn parse_access_log(text: &str) -> Result<AccessLog, String> {
+    match text {
+        "off" | "0" | "false" | "no" | "n" => Ok(AccessLog::Off),
+        "on" | "1" | "true" | "yes" | "y" => Ok(AccessLog::On),
+        path if path.contains('/') => Ok(AccessLog::File(path.into())),
+        _ => Err("expected off, on, or a file with its folder, as in /var/log/allout/access.log".to_owned()),
+    }
+}
+
+fn parse_network(text: &str) -> Result<String, String> {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let is_network = address.parse().is_ok_and(|address: IpAddr| {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        bits.is_none_or(|bits| bits.parse().is_ok_and(|bits: u8| bits <= most))
+    });
+    if is_network { Ok(text.to_owned()) } else { Err("expected an address or a network, as in 10.0.0.0/8".to_owned()) }
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {
@@ -497,7 +562,7 @@ mod tests {
 
     fn read(line: &[&str]) -> Result<Args, clap::Error> {
         let line: Vec<_> = std::iter::once("allout").chain(line.iter().copied()).map(OsString::from).collect();
-        Args::read(&line)
+        Args::read(&line, &Variables::default())
     }
 
     fn rejection(line: &[&str]) -> String {
@@ -528,7 +593,7 @@ mod tests {
         assert_eq!(args.request_timeout, Duration::from_secs(60));
         assert_eq!(args.timeout_delay, Duration::from_secs(20));
         assert_eq!(args.log_format, LogFormat::Text);
-        assert!(!args.access_log.is_on());
+        assert_eq!(args.access_log, AccessLog::Off);
         assert_eq!(args.systemd_unit, None);
         assert!(args.shutdown_token.is_none() && args.shutdown_token_file.is_none() && !args.no_shutdown);
     }
@@ -536,7 +601,8 @@ mod tests {
     #[test]
     fn every_option_reads_the_variable_of_its_name() {
         for arg in command().get_arguments() {
-            let Some(long) = arg.get_long().filter(|long| !["help", "version", "generate"].contains(long)) else {
+            let Some(long) = arg.get_long().filter(|long| !["help", "version", "generate", "check"].contains(long))
+            else {
                 continue;
             };
             let name = format!("ALLOUT_{}", long.to_uppercase().replace('-', "_"));
@@ -552,8 +618,8 @@ mod tests {
         let file = include_str!("../../packaging/allout.default");
         for arg in command().get_arguments() {
             let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
-            // The first is for everyone to read, and the second prints a unit.
-            let is_left_out = ["ALLOUT_SHUTDOWN_TOKEN", "ALLOUT_SYSTEMD_UNIT"].contains(&name);
+            // The first is for everyone to read, the second prints a unit, and the third names this file.
+            let is_left_out = ["ALLOUT_SHUTDOWN_TOKEN", "ALLOUT_SYSTEMD_UNIT", "ALLOUT_ENV_FILE"].contains(&name);
             let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
             let line = format!("\n#{name}={}", default.unwrap_or_default());
             assert_eq!(file.contains(&line), !is_left_out, "{line}");
@@ -614,6 +680,16 @@ mod tests {
     }
 
     #[test]
+    fn access_logs_and_proxies_are_files_and_networks_or_say_what_would_be() {
+        assert_eq!(read(&["--access-log", "/x/log"]).unwrap().access_log, AccessLog::File("/x/log".into()));
+        assert!(rejection(&["--access-log", "combined"]).contains("/var/log/allout/access.log"));
+        assert_eq!(read(&["--trust-proxy", "10.0.0.0/8,::1"]).unwrap().trust_proxy, ["10.0.0.0/8", "::1"]);
+        for bad in ["proxy", "10.0.0.0/33", "::1/129", "10.0.0.0/"] {
+            assert!(rejection(&["--trust-proxy", bad]).contains("a network"), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_unit_needs_no_value_and_swallows_no_neighbour() {
         assert_eq!(read(&["--systemd-unit"]).unwrap().systemd_unit, Some(Unit::Service));
         assert_eq!(read(&["--systemd-unit=socket"]).unwrap().systemd_unit, Some(Unit::Socket));
@@ -656,7 +732,9 @@ mod tests {
             let line: Vec<_> =
                 std::env::var("ALLOUT_TEST_LINE").unwrap().split_whitespace().map(str::to_owned).collect();
             match read(&line.iter().map(String::as_str).collect::<Vec<_>>()) {
-                Ok(args) => println!("<{:?} {} {}>", args.grace, args.no_shutdown, args.access_log.is_on()),
+                Ok(args) => {
+                    println!("<{:?} {} {}>", args.grace, args.no_shutdown, args.access_log == AccessLog::On);
+                }
                 Err(error) => println!("<{} {error}>", error.exit_code()),
             }
             return;

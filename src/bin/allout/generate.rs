@@ -12,7 +12,8 @@ use crate::args::{AFTER_HELP, Generate, command, version};
 const FILES: &str = "\
 .TP
 .I /etc/default/allout
-Options for the systemd unit, as variables: a line each, such as ALLOUT_GRACE=10s.
+Options for the systemd unit, as variables: a line each, such as ALLOUT_GRACE=10s. Read by the program
+(\\-\\-env\\-file) at each start and reload.
 OpenRC reads /etc/conf.d/allout, procd /etc/allout.env.
 .TP
 .I /usr/lib/systemd/system/allout.service, allout.socket

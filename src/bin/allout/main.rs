@@ -1,6 +1,7 @@
 //! The program: a small service on the library's public interface, with an option for each setting.
 
 mod args;
+mod env_file;
 #[cfg(feature = "generate")]
 mod generate;
 mod healthcheck;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use allout::{BodyError, Config, Request, Service};
 
-use args::{Args, Unit};
+use args::{AccessLog, Args, Check, Unit};
 
 /// Exit code for arguments that cannot be used, which is clap's as well.
 const EXIT_USAGE: u8 = 2;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "healthcheck" => return healthcheck::run(rest),
         _ => {}
     }
-    let args = Args::from_process().unwrap_or_else(|error| error.exit());
+    let (args, variables) = Args::from_process().unwrap_or_else(|error| error.exit());
     #[cfg(feature = "generate")]
     if let Some(what) = args.generate {
         return written(generate::generate(what, &mut std::io::stdout()));
@@ -37,19 +38,43 @@ fn main() -> ExitCode {
         }
         return written(print_unit(unit, &args));
     }
-    if let Err(error) = logging::init(args.log_format) {
-        eprintln!("allout: no log: {error}");
+    let access = match &args.access_log {
+        AccessLog::File(path) => Some(path.clone()),
+        AccessLog::On | AccessLog::Off => None,
+    };
+    let filters = variables.get("RUST_LOG").map(|variable| variable.value.as_str());
+    if let Err(error) = logging::init(args.log_format, filters, access) {
+        eprintln!("allout: cannot log: {error}");
         return ExitCode::FAILURE;
     }
     logging::install_panic_hook();
-    for warning in args::unknown_variables() {
+    for warning in args::unknown_variables(&variables) {
         log::warn!("{warning}");
     }
-    match service(&args) {
-        Ok(service) => service.run().into(),
-        Err(error) => {
+    match (service(&args), args.check) {
+        (Ok(service), None) => service.run().into(),
+        (Ok(service), Some(check)) => checked(service, check),
+        (Err(error), _) => {
             log::error!("{error}");
             ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// Says whether the service would start.
+fn checked(service: Service, check: Check) -> ExitCode {
+    let result = match check {
+        Check::Start => service.would_start(),
+        Check::Reload => service.would_reexec(),
+    };
+    match result {
+        Ok(()) => {
+            println!("allout would start");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -90,11 +115,14 @@ fn service(args: &Args) -> Result<Service, String> {
     let delay = args.timeout_delay;
     let config = config(args);
     let max_body = config.max_body;
-    let service = Service::with_config(config)
-        .access_log(args.access_log.is_on())
+    let mut service = Service::with_config(config)
+        .access_log(args.access_log != AccessLog::Off)
         .with_status_route()
         .get("/timeout", move |request| request.sleep(delay).map(|()| "done\n"))
         .inline_fallback(move |request| hello(request, max_body));
+    if !args.trust_proxy.is_empty() {
+        service = service.trust_proxies("X-Forwarded-For", &args.trust_proxy);
+    }
     if args.no_shutdown {
         return Ok(service);
     }

@@ -34,6 +34,9 @@ pub(super) enum Value {
 }
 
 impl<'a> Event<'a> {
+    /// Lines with this target say in words what their fields say: text does without the fields.
+    pub(super) const IN_WORDS: &'static str = "allout::lifecycle";
+
     pub(super) fn new(record: &Record<'a>) -> Self {
         let mut fields = Fields(Vec::new());
         // A value that cannot be formatted must not cost the line: the fields before it stay.

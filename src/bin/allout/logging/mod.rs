@@ -10,21 +10,25 @@
 //!
 //! | file | |
 //! | --- | --- |
+//! | [`access`] | the access log as a file of its own |
 //! | [`event`] | what one line says: level, target, message, fields; bounded while it is formatted |
 //! | [`render`] | an event as a line of text or JSON, cut to [`MAX_LINE`](event::MAX_LINE) |
 //! | [`sink`] | the writer: writes without blocking, or drops and counts |
 
+mod access;
 mod event;
 mod render;
 mod sink;
 
 use std::io;
 use std::panic::PanicHookInfo;
+use std::path::PathBuf;
 
 use log::LevelFilter;
 use rustix::fs::fstat;
 
 use crate::args::LogFormat;
+use access::AccessFile;
 use event::Event;
 use render::{Style, line};
 use sink::{Sink, own_stderr};
@@ -38,33 +42,56 @@ const PANIC: &str = concat!(env!("CARGO_CRATE_NAME"), "::panic");
 ///
 /// # Errors
 ///
-/// A logger was installed before, or stderr cannot be duplicated.
-pub fn init(format: LogFormat) -> io::Result<()> {
+/// A logger was installed before, stderr cannot be duplicated, or the file cannot be opened.
+/// With a file, the access log goes there, whatever the filters are. `filters` is `RUST_LOG`, if a file of variables has it.
+pub fn init(format: LogFormat, filters: Option<&str>, access: Option<PathBuf>) -> io::Result<()> {
     let style = Style { format, journal: is_journal() };
     let mut builder = env_logger::Builder::new();
     builder.filter_module("tiny_http", LevelFilter::Off);
     // Checked beforehand: env_logger reports a bad filter by eprintln, which is not JSON and panics if stderr is closed.
-    let wanted = std::env::var("RUST_LOG").ok().filter(|filters| !filters.trim().is_empty());
-    let unusable = wanted.as_ref().and_then(|filters| env_filter::Builder::new().try_parse(filters).err());
-    match wanted {
-        Some(filters) if unusable.is_none() => builder.parse_filters(&filters),
+    let of_environment = || std::env::var("RUST_LOG").ok();
+    let wanted = filters.map(str::to_owned).or_else(of_environment).filter(|filters| !filters.trim().is_empty());
+    let unusable = wanted.as_deref().and_then(unusable);
+    match &wanted {
+        Some(filters) if unusable.is_none() => builder.parse_filters(filters),
         _ => builder.filter_level(LevelFilter::Info),
     };
+    let access = match access {
+        Some(path) => {
+            builder.filter_module(access::TARGET, LevelFilter::Info);
+            let name = path.display().to_string();
+            Some(
+                AccessFile::new(path)
+                    .map_err(|error| io::Error::new(error.kind(), format!("--access-log {name}: {error}")))?,
+            )
+        }
+        None => None,
+    };
     builder
-        .format(move |out, record| io::Write::write_all(out, line(style, &Event::new(record)).as_bytes()))
+        .format(move |out, record| {
+            let event = Event::new(record);
+            match &access {
+                Some(file) if event.target == access::TARGET => file.write(&event),
+                _ => io::Write::write_all(out, line(style, &event).as_bytes())?,
+            }
+            Ok(())
+        })
         .target(env_logger::Target::Pipe(Box::new(Sink::new(own_stderr()?, style))))
         .try_init()
         .map_err(io::Error::other)?;
-    if let Some(error) = unusable {
-        log::warn!("RUST_LOG is ignored: {error}");
-        return Ok(());
-    }
-    for name in unknown_targets(&std::env::var("RUST_LOG").unwrap_or_default()) {
-        log::warn!(
-            "RUST_LOG: {name:?} is neither a level (error, warn, info, debug, trace, off) nor a target of this log"
-        );
+    if let Some(why) = unusable {
+        log::warn!("RUST_LOG is ignored: {why}");
     }
     Ok(())
+}
+
+/// Why filters cannot be used, if so. Those that match no line would hide this, and everything else.
+fn unusable(filters: &str) -> Option<String> {
+    let error = env_filter::Builder::new().try_parse(filters).err().map(|error| error.to_string());
+    error.or_else(|| {
+        let name = unknown_targets(filters).into_iter().next()?;
+        Some(format!("{name:?} is neither a level (error, warn, info, debug, trace, off) nor a target of this log"))
+    })
 }
 
 /// The crates that log here. A filter names one of them, or a module in it.

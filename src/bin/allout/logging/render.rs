@@ -57,6 +57,7 @@ fn text_line(style: Style, event: &Event<'_>, fields: &[(String, Value)], cut: u
         line.push_str(": ");
     }
     escape_into(&mut line, clip(&event.message, cut), false);
+    let fields = if event.target.starts_with(Event::IN_WORDS) { &[] } else { fields };
     for (name, value) in fields {
         line.push(' ');
         line.push_str(name);

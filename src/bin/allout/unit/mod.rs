@@ -1,8 +1,8 @@
 //! The systemd units: what `--systemd-unit` prints.
 //!
 //! The service is given nothing that it does not use. Options that are given beside `--systemd-unit` become variables of
-//! the unit, which `/etc/default/allout` overrides; what they need of the system, such as an address that others reach or
-//! a port below 1024, is allowed.
+//! the unit, which `/etc/default/allout` overrides; what they need of the system, such as a port
+//! below 1024, is allowed.
 
 mod templates;
 
@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use templates::{HEAD, LOCAL, LOW_PORT_USER, REACHABLE, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
+use templates::{HEAD, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
 /// What goes into a unit beside the binary.
 #[derive(Debug, Default)]
@@ -68,19 +68,14 @@ pub fn service_unit(binary: &Path, options: &Options, template: bool) -> String 
     } else {
         ""
     };
-    let is_reachable = options.addresses.iter().any(|address| !address.ip().is_loopback());
     let has_low_port = options.addresses.iter().any(|address| (1..1024).contains(&address.port()));
-    let (head, instance, file) = if template {
-        (TEMPLATE_HEAD, " on port %i", "EnvironmentFile=-/etc/default/allout-%i\n")
-    } else {
-        (HEAD, "", "")
-    };
+    let (head, instance, file) =
+        if template { (TEMPLATE_HEAD, " on port %i", ",-/etc/default/allout-%i") } else { (HEAD, "", "") };
     SERVICE
         .replace("@HEAD@", head)
         .replace("@INSTANCE@", instance)
         .replace("@INSTANCEFILE@", file)
         .replace("@OPTIONS@", &options.lines(template))
-        .replace("@REACH@", if is_reachable { REACHABLE } else { LOCAL })
         .replace("@TOKEN@", &options.token())
         .replace("@USER@", if has_low_port { LOW_PORT_USER } else { USER })
         .replace("@NOTE@", note)

@@ -12,9 +12,12 @@ StartLimitBurst=10
 [Service]
 Type=notify
 NotifyAccess=main
-@OPTIONS@EnvironmentFile=-/etc/default/allout
-@INSTANCEFILE@@NOTE@ExecStart=@BINARY@
-# Reexec: the same process goes on with the binary that is on disk now, and no request is lost.
+@OPTIONS@# Read by the program itself, at the start and at each reload. With a - before it, it need not exist.
+Environment=ALLOUT_ENV_FILE=-/etc/default/allout@INSTANCEFILE@
+@NOTE@ExecStart=@BINARY@
+# Re-exec: the same process goes on with the binary and the options that are on disk now, and no request is lost. It fails,
+# and the service goes on as it was, if it could not start with them. Addresses, and this unit, take a restart.
+ExecReload=@BINARY@ --check=reload
 ExecReload=kill -HUP $MAINPID
 KillMode=mixed
 
@@ -39,7 +42,11 @@ MemoryMax=512M
 OOMScoreAdjust=-200
 OOMPolicy=stop
 
-@REACH@
+# The address says which machines are served, ALLOUT_LISTEN: this one alone by default. To serve only some of those that
+# can reach an address, name their networks instead.
+IPAddressDeny=any
+IPAddressAllow=any
+
 @TOKEN@
 @USER@NoNewPrivileges=yes
 SupplementaryGroups=
@@ -118,8 +125,9 @@ StartLimitBurst=10
 [Service]
 Type=notify
 NotifyAccess=main
-@OPTIONS@EnvironmentFile=-%E/allout.env
+@OPTIONS@Environment=\"ALLOUT_ENV_FILE=-%E/allout.env\"
 @NOTE@ExecStart=@BINARY@
+ExecReload=@BINARY@ --check=reload
 ExecReload=kill -HUP $MAINPID
 KillMode=mixed
 Restart=on-failure
@@ -163,20 +171,6 @@ pub(super) const TEMPLATE_HEAD: &str = "\
 # Printed by allout --systemd-unit=template. Install as /etc/systemd/system/allout@.service. The instance is the port:
 #   systemctl enable --now allout@8081 allout@8082
 # Options go into /etc/default/allout, for all instances, and /etc/default/allout-8081, a line each: ALLOUT_GRACE=10s
-";
-
-/// For addresses that only this machine reaches.
-pub(super) const LOCAL: &str = "\
-# Only this machine is served and spoken to. To serve others, allow them here, too; serve all with
-#   IPAddressAllow=any
-IPAddressDeny=any
-IPAddressAllow=localhost
-";
-
-/// For addresses that others reach.
-pub(super) const REACHABLE: &str = "\
-# Others can reach the address, so everyone is served. To let only some in: IPAddressDeny=any, and IPAddressAllow= with
-# their networks.
 ";
 
 /// Without a token.

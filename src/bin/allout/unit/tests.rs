@@ -26,8 +26,9 @@ fn has_placeholder(unit: &str) -> bool {
 fn options_become_variables_and_what_they_need_is_allowed() {
     let binary = Path::new("/usr/bin/allout");
     let unit = service_unit(binary, &Options::default(), false);
-    assert!(unit.contains("\nIPAddressDeny=any\n") && unit.contains("\nPrivateUsers=yes\n"), "{unit}");
-    assert!(!unit.contains("\nEnvironment="), "{unit}");
+    // An address in the file of options must not meet a rule that keeps its clients out.
+    assert!(unit.contains("\nIPAddressAllow=any\n") && unit.contains("\nPrivateUsers=yes\n"), "{unit}");
+    assert_eq!(unit.matches("\nEnvironment=").count(), 1, "{unit}");
 
     let options = Options {
         variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
@@ -45,12 +46,12 @@ fn options_become_variables_and_what_they_need_is_allowed() {
     ] {
         assert!(unit.contains(&format!("\n{line}\n")), "{line}: {unit}");
     }
-    assert!(!unit.contains("\nIPAddressDeny") && !unit.contains("\nPrivateUsers"), "{unit}");
-    // Later settings win, so that the file overrides the options.
-    assert!(unit.find("Environment=") < unit.find("EnvironmentFile="), "{unit}");
+    assert!(unit.contains("\nIPAddressAllow=any\n") && !unit.contains("\nPrivateUsers"), "{unit}");
+    assert!(unit.contains("\nEnvironment=ALLOUT_ENV_FILE=-/etc/default/allout\n"), "{unit}");
 
     let unit = service_unit(binary, &options, true);
     assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n") && !has_placeholder(&unit), "{unit}");
+    assert!(unit.contains("=-/etc/default/allout,-/etc/default/allout-%i\n"), "{unit}");
     let unit = service_unit(binary, &Options::default(), true);
     assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=127.0.0.1:%i\n"), "{unit}");
 

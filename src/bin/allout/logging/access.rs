@@ -1,0 +1,161 @@
+//! The access log as a file of its own, in the *combined* format that nginx, Apache and their tools have.
+//!
+//! The file is opened anew when its path names another one, or none: so it can be renamed, as `logrotate` does, without a
+//! signal. A line costs a `stat` and a `write`.
+
+use std::fmt::Write as _; // writing to a String cannot fail
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use crate::logging::event::{Event, Value};
+
+/// The target of the lines of the access log.
+pub(super) const TARGET: &str = "allout::access";
+
+/// The file.
+pub(super) struct AccessFile {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+fn open(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+impl AccessFile {
+    /// # Errors
+    ///
+    /// The file cannot be opened or made.
+    pub(super) fn new(path: PathBuf) -> io::Result<AccessFile> {
+        let file = Mutex::new(open(&path)?);
+        Ok(AccessFile { path, file })
+    }
+
+    /// Writes a line for a response. What cannot be written is lost.
+    pub(super) fn write(&self, event: &Event<'_>) {
+        let line = combined(event);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = std::fs::metadata(&self.path).map(|metadata| identity(&metadata)).ok();
+        if named.is_none() || file.metadata().map(|metadata| identity(&metadata)).ok() != named {
+            // If that fails the renamed one goes on: it has the lines at least.
+            if let Ok(new) = open(&self.path) {
+                *file = new;
+            }
+        }
+        let _ = file.write_all(line.as_bytes()); // a full disk must not end the service
+    }
+}
+
+/// `203.0.113.7 - - [26/Nov/2026:16:00:07 +0000] "GET / HTTP/1.1" 200 312 "referer" "user agent"`
+fn combined(event: &Event<'_>) -> String {
+    let field = |name: &str| {
+        let value = event.fields.iter().find(|(own, _)| own == name).map(|(_, value)| match value {
+            Value::Text(text) | Value::Bare(text) => text.as_str(),
+        });
+        value.filter(|value| !value.is_empty()).unwrap_or("-")
+    };
+    let client = match field("client") {
+        "-" => field("peer").parse::<std::net::SocketAddr>().map_or("-".to_owned(), |peer| peer.ip().to_string()),
+        client => client.to_owned(),
+    };
+    let mut line = format!("{client} - - [{}] \"", time(event.time));
+    quote_into(&mut line, field("method"));
+    line.push(' ');
+    quote_into(&mut line, field("uri"));
+    let _ = write!(line, " {}\" {} {} \"", field("version"), field("status"), field("bytes"));
+    quote_into(&mut line, field("referer"));
+    line.push_str("\" \"");
+    quote_into(&mut line, field("user_agent"));
+    line.push_str("\"\n");
+    line
+}
+
+/// Escapes as Apache does: quotes and backslashes by a backslash, what is not visible as `\xNN`.
+fn quote_into(line: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => line.extend(['\\', c]),
+            ' '..='~' => line.push(c),
+            c => {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().for_each(|byte| {
+                    let _ = write!(line, "\\x{byte:02x}");
+                });
+            }
+        }
+    }
+}
+
+/// `26/Nov/2026:16:00:07 +0000`
+fn time(time: SystemTime) -> String {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let text = humantime::format_rfc3339_seconds(time).to_string(); // 2026-11-26T16:00:07Z
+    let part = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
+    let month = part(5, 7).parse().ok().and_then(|month: usize| MONTHS.get(month.wrapping_sub(1))).unwrap_or(&"-");
+    format!("{}/{month}/{}:{} +0000", part(8, 10), part(0, 4), part(11, 19))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::Level;
+    use std::time::Duration;
+
+    fn event(fields: &[(&str, &str)]) -> Event<'static> {
+        Event {
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_708_807),
+            level: Level::Info,
+            target: TARGET,
+            message: String::new(),
+            fields: fields.iter().map(|(k, v)| ((*k).to_owned(), Value::Text((*v).to_owned()))).collect(),
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_combined_format_and_no_client_can_leave_its_field() {
+        let all = [
+            ("method", "GET"),
+            ("uri", "/a\"b"),
+            ("version", "HTTP/1.1"),
+            ("status", "200"),
+            ("bytes", "312"),
+            ("peer", "[::1]:4711"),
+        ];
+        assert_eq!(
+            combined(&event(&all)),
+            "::1 - - [26/Nov/2026:16:00:07 +0000] \"GET /a\\\"b HTTP/1.1\" 200 312 \"-\" \"-\"\n"
+        );
+        let mut more = all.to_vec();
+        more.extend([("client", "203.0.113.7"), ("user_agent", "a\n\"b\u{e9}"), ("referer", "http://x/")]);
+        let line = combined(&event(&more));
+        assert!(line.starts_with("203.0.113.7 - - ["), "{line}");
+        assert!(line.ends_with(" \"http://x/\" \"a\\x0a\\\"b\\xc3\\xa9\"\n"), "{line}");
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_or_removed_is_opened_anew() {
+        let path = std::env::temp_dir().join(format!("allout-access-{}", std::process::id()));
+        let renamed = path.with_extension("1");
+        let log = AccessFile::new(path.clone()).unwrap();
+        let lines = |path: &PathBuf| std::fs::read_to_string(path).unwrap().lines().count();
+        log.write(&event(&[]));
+        std::fs::rename(&path, &renamed).unwrap();
+        log.write(&event(&[]));
+        log.write(&event(&[]));
+        assert_eq!((lines(&renamed), lines(&path)), (1, 2));
+        std::fs::remove_file(&path).unwrap();
+        log.write(&event(&[]));
+        assert_eq!(lines(&path), 1);
+        for path in [path, renamed] {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}

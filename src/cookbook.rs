@@ -1,4 +1,4 @@
-//! What services need besides routes, each as a program that compiles: copy, and change.
+//! Recipes for the parts of a service besides its routes, each a program that compiles: copy, and change.
 //!
 //! | | |
 //! | --- | --- |
@@ -216,7 +216,7 @@
 //!
 //! # Forms with files
 //!
-//! What a browser sends for a form with files, `multipart/form-data`, is parsed by a crate of your choice that reads from a
+//! A form with files, which a browser sends as `multipart/form-data`, is parsed by a crate of your choice that reads from a
 //! reader, such as `form-net`, which limits the number and size of everything. A file is streamed to where the service wants
 //! it; its name is the client's, and never a path. `tests/todo/src/bin/photos.rs` is the whole program.
 //!

@@ -48,6 +48,11 @@ impl fmt::Debug for Check {
 
 impl Check {
     /// A check that runs every 5 s and has 2 s to answer. Its error is shown to whoever may see `/readyz`.
+    ///
+    /// ```
+    /// use allout::Check;
+    /// let spool = Check::new("spool", || std::fs::metadata("/var/spool/shop").map(drop));
+    /// ```
     pub fn new<E: fmt::Display>(
         name: impl Into<String>,
         run: impl Fn() -> Result<(), E> + Send + Sync + 'static,
@@ -57,6 +62,11 @@ impl Check {
     }
 
     /// Sets the time between the end of a run and the next.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let check = allout::Check::new("queue", || Ok::<(), String>(())).every(Duration::from_secs(60));
+    /// ```
     #[must_use]
     pub fn every(mut self, interval: Duration) -> Check {
         self.every = interval;
@@ -64,6 +74,11 @@ impl Check {
     }
 
     /// Sets the time within which it must answer; one that takes longer fails.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let check = allout::Check::new("database", || Ok::<(), String>(())).limit(Duration::from_millis(500));
+    /// ```
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Check {
         self.limit = limit;

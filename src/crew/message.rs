@@ -37,12 +37,27 @@ pub struct Stopper {
 
 impl Stopper {
     /// Stops all members. The first message is the cause; later calls do nothing.
+    ///
+    /// ```
+    /// let mut crew = allout::Crew::new();
+    /// crew.spawn("worker", |stop| stop.wait())?;
+    /// let stopper = crew.stopper();
+    /// std::thread::spawn(move || stopper.stop("enough"));
+    /// assert_eq!(crew.run().cause.to_string(), "asked to stop: enough");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn stop(&self, reason: impl Into<String>) {
         self.command(Command::Stop(reason.into()));
     }
 
     /// Asks for a re-exec: drain, then go on under the same pid with the binary that is on disk now. Ignored, with a
     /// warning, except by a service that was [run](crate::Service::run), because only that one owns the process.
+    ///
+    /// ```
+    /// # fn new_binary(stopper: &allout::Stopper) {
+    /// stopper.reexec("a new version is installed");
+    /// # }
+    /// ```
     pub fn reexec(&self, reason: impl Into<String>) {
         self.command(Command::Reexec(reason.into()));
     }

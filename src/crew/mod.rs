@@ -107,6 +107,10 @@ impl Crew {
     }
 
     /// Sets the grace period: how long members have to stop, from the first message on.
+    ///
+    /// ```
+    /// let crew = allout::Crew::new().grace(std::time::Duration::from_secs(5));
+    /// ```
     pub fn grace(mut self, grace: Duration) -> Crew {
         self.grace = grace;
         self
@@ -132,6 +136,14 @@ impl Crew {
     /// Its [`Stop`] tells the body to return. The body returns nothing, or a `Result` of nothing. Its end stops the whole
     /// crew, whether it returns or panics; a panic is caught.
     ///
+    /// ```
+    /// let mut crew = allout::Crew::new();
+    /// crew.spawn("worker", |stop| stop.wait())?;
+    /// crew.stopper().stop("enough");
+    /// assert_eq!(crew.run().code(), 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The system cannot create a thread.
@@ -147,6 +159,19 @@ impl Crew {
     /// As [`spawn`](Crew::spawn), for a member that waits for something else than [`Stop`]: `interrupt` is called once,
     /// from the thread that runs the crew, to make the body return. It must not block, and must be safe to call after the
     /// body has returned.
+    ///
+    /// ```
+    /// use std::net::{TcpListener, TcpStream};
+    ///
+    /// let mut crew = allout::Crew::new();
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let address = listener.local_addr()?;
+    /// let wake = move || drop(TcpStream::connect(address));
+    /// crew.spawn_with_interrupt("acceptor", wake, move || listener.accept().map(drop))?;
+    /// crew.stopper().stop("enough");
+    /// assert_eq!(crew.run().code(), 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -125,6 +125,18 @@ impl Stop {
     /// Waits until members are told to return, or until `limit` is over. True if they are told to.
     ///
     /// This is how a ticker sleeps: `while !stop.wait_timeout(period) { tick() }`.
+    ///
+    /// ```
+    /// let mut crew = allout::Crew::new();
+    /// crew.spawn("ticker", |stop| {
+    ///     while !stop.wait_timeout(std::time::Duration::from_secs(1)) {
+    ///         println!("tick");
+    ///     }
+    /// })?;
+    /// crew.stopper().stop("enough");
+    /// assert_eq!(crew.run().code(), 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         self.stages.stopping.wait(limit)
     }
@@ -140,6 +152,16 @@ impl Stop {
     }
 
     /// Sleeps for `span` in a handler, or until the grace expires.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use allout::{GraceExpired, Service};
+    ///
+    /// let service = Service::new().get("/slow", |request| -> Result<&str, GraceExpired> {
+    ///     request.stop().sleep(Duration::from_secs(3))?; // 503 if the service stops meanwhile
+    ///     Ok("done")
+    /// });
+    /// ```
     ///
     /// # Errors
     ///

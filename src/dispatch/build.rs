@@ -37,6 +37,11 @@ pub struct RequestBuilder {
 
 impl RequestBuilder {
     /// A request of this method for this target, path and query.
+    ///
+    /// ```
+    /// let request = allout::RequestBuilder::new("OPTIONS", "*").build();
+    /// assert_eq!(request.method(), "OPTIONS");
+    /// ```
     pub fn new(method: impl Into<String>, target: impl Into<String>) -> RequestBuilder {
         RequestBuilder {
             method: method.into(),
@@ -49,24 +54,46 @@ impl RequestBuilder {
     }
 
     /// Adds a header. `Host`, and what frames the body, are added when they are missing.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/").header("Accept", "text/html").build();
+    /// assert_eq!(request.header("accept"), Some("text/html"));
+    /// ```
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> RequestBuilder {
         self.headers.push((name.into(), value.into()));
         self
     }
 
     /// Sets the body: text, bytes, or a [reader](Body::reader); one without a length is chunked.
+    ///
+    /// ```
+    /// let mut request = allout::Request::put("/note").body("remember").build();
+    /// assert_eq!(request.text()?, "remember");
+    /// # Ok::<(), allout::BodyError>(())
+    /// ```
     pub fn body(mut self, body: impl Into<Body>) -> RequestBuilder {
         self.body = body.into();
         self
     }
 
     /// Sets where the request comes from; otherwise from this machine.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// let request = allout::Request::get("/").peer(SocketAddr::from(([192, 0, 2, 1], 4711))).build();
+    /// assert_eq!(request.peer().to_string(), "192.0.2.1:4711");
+    /// ```
     pub fn peer(mut self, peer: impl Into<Peer>) -> RequestBuilder {
         self.peer = peer.into();
         self
     }
 
     /// Sets a parameter of the path, decoded, for a handler that is called alone: a service finds them by its routes.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/hello/you").param("name", "you").build();
+    /// assert_eq!(request.param("name"), Some("you"));
+    /// ```
     pub fn param(mut self, name: impl Into<Box<str>>, value: impl Into<String>) -> RequestBuilder {
         self.params.push((name.into(), value.into()));
         self
@@ -92,26 +119,48 @@ impl From<RequestBuilder> for Request {
 /// # Made, for tests
 impl Request {
     /// Begins a `GET`. See [`RequestBuilder`].
+    ///
+    /// ```
+    /// let request = allout::Request::get("/a?b=c").build();
+    /// assert_eq!((request.path(), request.query_string()), ("/a", "b=c"));
+    /// ```
     pub fn get(target: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new("GET", target)
     }
 
     /// Begins a `POST`. See [`RequestBuilder`].
+    ///
+    /// ```
+    /// let request = allout::Request::post("/notes").body("remember").build();
+    /// assert_eq!(request.body_length(), Some(8));
+    /// ```
     pub fn post(target: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new("POST", target)
     }
 
     /// Begins a `PUT`. See [`RequestBuilder`].
+    ///
+    /// ```
+    /// assert_eq!(allout::Request::put("/notes/1").build().method(), "PUT");
+    /// ```
     pub fn put(target: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new("PUT", target)
     }
 
     /// Begins a `PATCH`. See [`RequestBuilder`].
+    ///
+    /// ```
+    /// assert_eq!(allout::Request::patch("/notes/1").build().method(), "PATCH");
+    /// ```
     pub fn patch(target: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new("PATCH", target)
     }
 
     /// Begins a `DELETE`. See [`RequestBuilder`].
+    ///
+    /// ```
+    /// assert_eq!(allout::Request::delete("/notes/1").build().method(), "DELETE");
+    /// ```
     pub fn delete(target: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new("DELETE", target)
     }

@@ -162,7 +162,7 @@ impl Dispatch {
     }
 }
 
-/// What the conditions and the range of the request select of a response.
+/// The part of a response that the conditions and the range of the request select.
 #[cfg(feature = "files")]
 fn selected(response: Response, request: &Request) -> Response {
     if response.is_conditional && matches!(request.method(), "GET" | "HEAD") {

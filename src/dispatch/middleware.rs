@@ -58,6 +58,17 @@ impl fmt::Debug for Next<'_> {
 
 impl Next<'_> {
     /// The response of the rest. A panic in there is a 500 here.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    ///
+    /// let service = Service::new().around(|request, next| {
+    ///     let response = next.run(request);
+    ///     if response.status() == 404 { (404, "nothing is here\n").into() } else { response }
+    /// });
+    /// assert_eq!(service.handle(Request::get("/none")).into_text()?, "nothing is here\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn run(self, request: &mut Request) -> Response {
         let Next { layers, way } = self;
         match layers.iter().position(|layer| layer.inline || !way.must_not_wait) {
@@ -76,7 +87,7 @@ impl Next<'_> {
 pub struct ErrorInfo<'a> {
     /// The status of the response.
     pub status: u16,
-    /// What the client is told unless [`on_error`](crate::Service::on_error) tells it something else: `Not Found`,
+    /// The text for the client unless [`on_error`](crate::Service::on_error) makes another: `Not Found`,
     /// `the body is too large`. Never the cause of a 500.
     pub reason: &'a str,
 }
@@ -99,7 +110,7 @@ impl Around {
         self.layers.is_empty()
     }
 
-    /// Whether no middleware waits.
+    /// True if no middleware waits.
     pub(super) fn is_inline(&self) -> bool {
         self.layers.iter().all(|layer| layer.inline)
     }
@@ -109,7 +120,7 @@ impl Around {
         Next { layers: &self.layers, way }.run(request)
     }
 
-    /// Whether the service has a response of its own in place of this one.
+    /// True if the service has a response of its own in place of this one.
     pub(super) fn dresses(&self, response: &Response) -> bool {
         self.on_error.is_some() && response.own_reason().is_some()
     }

@@ -6,6 +6,7 @@
 //!
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
+mod body;
 pub(crate) mod build;
 mod extensions;
 mod handle;
@@ -92,7 +93,7 @@ pub(crate) struct Dispatch {
     pub(crate) settings: DispatchSettings,
 }
 
-/// What holds for the requests of all routers of a service.
+/// Settings for the requests of all routers of a service.
 #[derive(Clone)]
 pub(crate) struct DispatchSettings {
     pub(crate) around: Around,
@@ -100,7 +101,7 @@ pub(crate) struct DispatchSettings {
     pub(crate) proxies: Option<Arc<TrustedProxies>>,
     pub(crate) max_head: Option<usize>,
     pub(crate) max_body: u64,
-    /// Whether an observer wants facts of each request, which are copied for it.
+    /// True if an observer wants facts of each request, which are copied for it.
     pub(crate) record_requests: bool,
 }
 

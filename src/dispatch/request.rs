@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,28 +10,19 @@ use super::extensions::Extensions;
 use super::route::{Params, Route};
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::engine::{self, Exchange, Peer};
-use crate::http::body::Body;
-use crate::http::fault::{BodyError, mark_truncated_body};
 use crate::http::forwarded::TrustedProxies;
-use crate::http::head::Framing;
 use crate::http::request_id::request_id;
 use crate::http::stream::StreamLink;
 use crate::http::validate::absolute_path;
 
-/// Memory, in bytes, that is reserved for a body because of its announced length alone.
-const MAX_RESERVED: u64 = 64 * 1024;
-
-/// Bytes of a body that are read before it is sent back; as many as `io::copy` reads at once.
-const FIRST_PIECE: usize = 8 * 1024;
-
 /// A request: method, path, query, headers, body, and what the service knows of it.
 pub struct Request {
-    exchange: Exchange,
+    pub(super) exchange: Exchange,
     id: String,
-    context: Context,
+    pub(super) context: Context,
     extensions: Extensions,
     /// The body was [taken](Request::take_body) for the response.
-    body_is_taken: bool,
+    pub(super) body_is_taken: bool,
 }
 
 /// The request's context within the service.
@@ -50,7 +40,7 @@ pub(crate) struct Context {
 pub struct Client(engine::Client);
 
 impl Client {
-    /// Whether the client has closed or reset the connection. A client that has ended its sending side alone counts as
+    /// True if the client has closed or reset the connection. A client that has ended its sending side alone counts as
     /// gone as well; it still gets its response.
     ///
     /// Asks the kernel at each call: about a microsecond.
@@ -94,7 +84,7 @@ impl Request {
         self.body_is_taken
     }
 
-    /// What a response that is written while it is sent knows of this request.
+    /// The link to this request for a response that is written while it is sent.
     pub(crate) fn stream_link(&self) -> StreamLink {
         let client = self.client();
         StreamLink { stop: Some(self.context.stop.clone()), is_client_gone: Some(Box::new(move || client.is_gone())) }
@@ -135,6 +125,11 @@ impl Request {
     }
 
     /// The first value of a query parameter, decoded (`%C3%BC`, `+`); bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/search?for=caf%C3%A9+au+lait").build();
+    /// assert_eq!(request.query("for").as_deref(), Some("café au lait"));
+    /// ```
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value)
     }
@@ -147,6 +142,13 @@ impl Request {
     /// A parameter of the route's path, decoded: `name` of `/hello/{name}`.
     ///
     /// It borrows the request. To hold parameters while the body is read, clone [`params`](Request::params).
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().get("/hello/{name}", |request| request.param("name").map(str::to_owned));
+    /// assert_eq!(service.handle(Request::get("/hello/J%C3%BCrgen")).into_text()?, "Jürgen");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn param(&self, name: &str) -> Option<&str> {
         self.context.params.get(name)
     }
@@ -172,12 +174,22 @@ impl Request {
     }
 
     /// The first header of this name, in any case; none if its value is not UTF-8.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/").header("Accept-Language", "de").build();
+    /// assert_eq!(request.header("accept-language"), Some("de"));
+    /// ```
     pub fn header(&self, name: &str) -> Option<&str> {
         self.header_bytes(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// The first header of this name, in any case, as it was sent: a value may hold bytes above 0x7F (RFC 9110,
     /// section 5.5) that are not UTF-8.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/").header("X-Name", b"caf\xe9").build(); // in ISO 8859-1
+    /// assert_eq!((request.header("X-Name"), request.header_bytes("X-Name")), (None, Some(&b"caf\xe9"[..])));
+    /// ```
     pub fn header_bytes(&self, name: &str) -> Option<&[u8]> {
         self.exchange.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
@@ -209,16 +221,29 @@ impl Request {
 
     /// Sets a value for what handles the request later, by its type: a middleware tells the handler who the user is, for
     /// example. Replaces one of the same type.
+    ///
+    /// ```
+    /// struct User(String);
+    /// let mut request = allout::Request::get("/").build();
+    /// request.set_extension(User("Ada".to_owned()));
+    /// assert_eq!(request.extension::<User>().map(|user| &*user.0), Some("Ada"));
+    /// ```
     pub fn set_extension<T: Any + Send + Sync>(&mut self, value: T) {
         self.extensions.set(value);
     }
 
-    /// How far a stop of the service has come. See also [`sleep`](Request::sleep).
+    /// The stages of a stop of the service. See also [`sleep`](Request::sleep).
     pub fn stop(&self) -> &Stop {
         &self.context.stop
     }
 
     /// Sleeps for `span`, or up to the end of the grace period of a service that stops.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use allout::Service;
+    /// let service = Service::new().get("/slow", |request| request.sleep(Duration::from_secs(3)).map(|()| "done"));
+    /// ```
     ///
     /// # Errors
     ///
@@ -226,146 +251,12 @@ impl Request {
     pub fn sleep(&self, span: Duration) -> Result<(), GraceExpired> {
         self.context.stop.sleep(span)
     }
-
-    /// The body's announced length in bytes; 0 if there is no body, none if it is chunked.
-    pub fn body_length(&self) -> Option<u64> {
-        match self.exchange.head().map(|head| head.framing) {
-            Ok(Framing::Length(length)) => Some(length),
-            Ok(Framing::Chunked) => None,
-            Ok(Framing::None) | Err(_) => Some(0),
-        }
-    }
-
-    /// The body as a reader, without a limit on its length.
-    ///
-    /// Its errors are of the kind [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the body ends early,
-    /// [`TimedOut`](io::ErrorKind::TimedOut) if it stops coming for longer than the request timeout, and
-    /// [`InvalidData`](io::ErrorKind::InvalidData) if it is malformed. `?` turns each into a 400 or 408, not into a 500.
-    pub fn body(&mut self) -> impl Read + '_ {
-        BodyReader { exchange: &mut self.exchange }
-    }
-
-    /// The whole body, if it has at most the limit of the route or the service (1 MiB unless configured otherwise).
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError`], which turns into a fitting response.
-    pub fn bytes(&mut self) -> Result<Vec<u8>, BodyError> {
-        self.bytes_up_to(self.context.max_body)
-    }
-
-    /// The whole body, if it has at most `limit` bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError`], which turns into a fitting response.
-    pub fn bytes_up_to(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
-        let announced = self.body_length().unwrap_or(0);
-        if announced > limit {
-            return Err(BodyError::TooLarge);
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(announced.min(MAX_RESERVED)).unwrap_or(0));
-        match self.body().take(limit.saturating_add(1)).read_to_end(&mut bytes) {
-            Ok(length) if length as u64 > limit => Err(BodyError::TooLarge),
-            Ok(_) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(BodyError::TooLarge),
-            Err(error) => Err(BodyError::Broken(error)),
-        }
-    }
-
-    /// The whole body as UTF-8 text, within the limit of [`bytes`](Request::bytes).
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError`], which turns into a fitting response.
-    pub fn text(&mut self) -> Result<String, BodyError> {
-        String::from_utf8(self.bytes()?).map_err(|_| BodyError::malformed("no UTF-8"))
-    }
-
-    /// The whole body as JSON, within the limit of [`bytes`](Request::bytes); at most 128 levels deep.
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError`], which turns into a fitting response.
-    #[cfg(feature = "json")]
-    pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, BodyError> {
-        serde_json::from_slice(&self.bytes()?).map_err(|error| BodyError::malformed(error.to_string()))
-    }
-
-    /// Takes the rest of the body as the body of the response to this very request: it is sent back as it arrives, and is
-    /// never in memory as a whole. The first bytes are read at once; the client must read the response while it sends.
-    ///
-    /// Until it is sent, the body cannot be read or changed: [`Body::into_bytes`] fails. In the response to another request
-    /// it becomes a 500.
-    ///
-    /// ```
-    /// use allout::{HandlerError, Request, Response, Service};
-    ///
-    /// fn echo(request: &mut Request) -> Result<Response, HandlerError> {
-    ///     Ok(Response::bytes(request.take_body()?))
-    /// }
-    /// let response = Service::new().post("/echo", echo).handle(Request::post("/echo").body("hello"));
-    /// assert_eq!(response.into_text()?, "hello");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError::Broken`]: the client has left, or did not send it in time.
-    pub fn take_body(&mut self) -> Result<Body, BodyError> {
-        let length = self.exchange.body().remaining;
-        let mut first = vec![0; FIRST_PIECE];
-        let n = self.body().read(&mut first).map_err(BodyError::Broken)?;
-        first.truncate(n);
-        if self.exchange.body().consumed {
-            return Ok(first.into());
-        }
-        self.body_is_taken = true;
-        Ok(Body::of_request(first, length))
-    }
-
-    /// Reads the rest of the body and throws it away, up to `limit` bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`BodyError`], which turns into a fitting response.
-    pub fn discard_body(&mut self, limit: u64) -> Result<(), BodyError> {
-        let body = self.exchange.body();
-        if body.remaining.is_some_and(|remaining| remaining > limit) {
-            return Err(BodyError::TooLarge);
-        }
-        if body.consumed {
-            return Ok(()); // without the buffer of `io::copy`
-        }
-        let copied = io::copy(&mut self.body().take(limit.saturating_add(1)), &mut io::sink());
-        match copied.map_err(BodyError::Broken)? {
-            copied if copied > limit => Err(BodyError::TooLarge),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// The path of a target in any of its forms: RFC 9112, section 3.2.
 pub(crate) fn path_of(target: &str) -> &str {
     let target = if target.starts_with('/') { target } else { absolute_path(target).unwrap_or(target) };
     target.split_once('?').map_or(target, |(path, _)| path)
-}
-
-/// The body of a request. Its errors are marked as the client's fault.
-struct BodyReader<'a> {
-    exchange: &'a mut Exchange,
-}
-
-impl Read for BodyReader<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.exchange.head().is_err() {
-            return Ok(0); // where its body begins and ends is not known
-        }
-        self.exchange.read_body(into).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ => mark_truncated_body(&error),
-        })
-    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,16 @@ impl Params {
     }
 
     /// The value of a parameter.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().get("/{book}/{page}", |request| {
+    ///     let params = request.params();
+    ///     format!("page {} of {}", params.get("page").unwrap_or("1"), params.get("book").unwrap_or("?"))
+    /// });
+    /// assert_eq!(service.handle(Request::get("/emma/7")).into_text()?, "page 7 of emma");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }

@@ -1,4 +1,4 @@
-//! What a request says, as values: cookies, the client's address, and parameters, queries and forms of any type.
+//! Parts of a request as values: cookies, the client's address, and parameters, queries and forms of any type.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -49,6 +49,11 @@ impl Request {
     }
 
     /// The first cookie of this name.
+    ///
+    /// ```
+    /// let request = allout::Request::get("/").header("Cookie", "theme=dark; id=7").build();
+    /// assert_eq!(request.cookie("id"), Some("7"));
+    /// ```
     pub fn cookie(&self, name: &str) -> Option<&str> {
         self.cookies().find(|(known, _)| *known == name).map(|(_, value)| value)
     }

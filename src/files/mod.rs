@@ -42,16 +42,24 @@ pub struct Files {
 /// Siblings with a coding, the best first: the end of their names, and the coding.
 const CODINGS: [(&str, &str); 2] = [(".br", "br"), (".gz", "gzip")];
 
-/// How a name is opened: read-only, without waiting for the writer of a FIFO.
+/// The flags that open a name: read-only, without waiting for the writer of a FIFO.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 impl Files {
     /// The files below this directory; `index.html` is the index page of each directory.
+    ///
+    /// ```
+    /// let files = allout::Files::new("/srv/www");
+    /// ```
     pub fn new(path: impl Into<PathBuf>) -> Files {
         Files { path: path.into(), directory: None, index: Cow::Borrowed("index.html"), cache_control: None }
     }
 
     /// Sets the name of index pages.
+    ///
+    /// ```
+    /// let files = allout::Files::new("/srv/www").index("home.html");
+    /// ```
     #[must_use]
     pub fn index(mut self, name: impl Into<Cow<'static, str>>) -> Files {
         self.index = name.into();
@@ -59,6 +67,10 @@ impl Files {
     }
 
     /// Sets `Cache-Control` of all files.
+    ///
+    /// ```
+    /// let files = allout::Files::new("/srv/www").cache_control("public, max-age=3600");
+    /// ```
     #[must_use]
     pub fn cache_control(mut self, value: impl Into<Cow<'static, str>>) -> Files {
         self.cache_control = Some(value.into());
@@ -79,6 +91,16 @@ impl Files {
 
     /// The response to a `GET` or `HEAD` of this path below the directory, decoded, without a slash at its beginning. An
     /// empty path is the directory itself.
+    ///
+    /// ```
+    /// use allout::{Files, Service};
+    ///
+    /// let files = Files::new("/srv/reports");
+    /// let service = Service::new().get("/reports/{*path}", move |request| {
+    ///     let path = request.param("path").unwrap_or_default().to_owned();
+    ///     files.serve(request, &format!("public/{path}"))
+    /// });
+    /// ```
     pub fn serve(&self, request: &Request, path: &str) -> Response {
         // An encoded slash would be a separator here and none for a proxy in front.
         let encoded =
@@ -166,7 +188,7 @@ fn whole(file: File) -> io::Result<Response> {
     if metadata.len() == 0 { Ok(Response::bytes("").with_validators(&metadata)) } else { Response::file(file) }
 }
 
-/// Whether a component of a path may be served.
+/// True if a component of a path may be served.
 fn is_served(component: &str) -> bool {
     (!component.starts_with('.') || component == ".well-known") && !component.contains('\0')
 }
@@ -210,7 +232,7 @@ fn open_by_components(directory: &OwnedFd, path: &str) -> io::Result<File> {
     below.map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Whether `Accept-Encoding` allows a coding: RFC 9110, section 12.5.3.
+/// True if `Accept-Encoding` allows a coding: RFC 9110, section 12.5.3.
 fn accepts(accept_encoding: &str, coding: &str) -> bool {
     let mut any = false;
     for element in accept_encoding.split(',') {

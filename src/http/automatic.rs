@@ -29,6 +29,11 @@ impl AutomaticHeaders {
     }
 
     /// Another value of `Server`: a product, perhaps with its version (RFC 9110, section 10.2.4).
+    ///
+    /// ```
+    /// use allout::{AutomaticHeaders, Service};
+    /// let service = Service::new().automatic_headers(AutomaticHeaders::new().server("shop/1.0"));
+    /// ```
     #[must_use]
     pub fn server(mut self, product: impl Into<String>) -> AutomaticHeaders {
         self.server = Some(product.into());
@@ -42,14 +47,22 @@ impl AutomaticHeaders {
         self
     }
 
-    /// Whether there is `X-Content-Type-Options: nosniff`, so that browsers believe each `Content-Type`.
+    /// Sends `X-Content-Type-Options: nosniff`, or not: with it browsers believe each `Content-Type`.
+    ///
+    /// ```
+    /// let headers = allout::AutomaticHeaders::new().nosniff(false);
+    /// ```
     #[must_use]
     pub fn nosniff(mut self, on: bool) -> AutomaticHeaders {
         self.nosniff = on;
         self
     }
 
-    /// Whether there is `X-Request-Id`, with the id that the log has.
+    /// Sends `X-Request-Id`, or not: the id that the log has.
+    ///
+    /// ```
+    /// let headers = allout::AutomaticHeaders::new().request_id(false);
+    /// ```
     #[must_use]
     pub fn request_id(mut self, on: bool) -> AutomaticHeaders {
         self.request_id = on;
@@ -92,7 +105,7 @@ pub(crate) struct HeaderLines {
 }
 
 impl HeaderLines {
-    /// Those of [`AutomaticHeaders::new`].
+    /// The headers of [`AutomaticHeaders::new`].
     pub(crate) const DEFAULT: HeaderLines =
         HeaderLines { lines: "\r\nServer: allout\r\nX-Content-Type-Options: nosniff", request_id: true };
 }

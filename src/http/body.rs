@@ -72,12 +72,23 @@ impl Body {
         Body::default()
     }
 
-    /// What a reader gives; see [`Response::reader`](crate::Response::reader).
+    /// A body that is read from a reader while it is sent; see [`Response::reader`](crate::Response::reader).
+    ///
+    /// ```
+    /// let body = allout::Body::reader(std::io::Cursor::new("hello"), Some(5));
+    /// assert_eq!(body.length(), Some(5));
+    /// ```
     pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Body {
         Body(Content::Reader(BodySource::new(reader, length)))
     }
 
-    /// What a function writes; see [`Response::stream`](crate::Response::stream).
+    /// A body that a function writes while it is sent; see [`Response::stream`](crate::Response::stream).
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// let body = allout::Body::stream(|writer| writer.write_all(b"hello"));
+    /// assert!(body.is_stream());
+    /// ```
     pub fn stream(write: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'static) -> Body {
         Body(Content::Stream(StreamSource::new(write)))
     }
@@ -155,12 +166,12 @@ impl Body {
         matches!(self.0, Content::OfRequest(_))
     }
 
-    /// What was read of it already, if it is the body of the request.
+    /// The bytes that were read already of a request's body; none of any other.
     pub(crate) fn into_first(self) -> Vec<u8> {
         if let Content::OfRequest(body) = self.0 { body.first } else { Vec::new() }
     }
 
-    /// Whether it is written by a function, which may go on without end.
+    /// True if a function writes it, which may go on without end.
     pub fn is_stream(&self) -> bool {
         matches!(self.0, Content::Stream(_))
     }

@@ -18,7 +18,7 @@ pub(crate) struct Conditions<'a> {
     range: Vec<&'a str>,
 }
 
-/// What is to be sent of a representation.
+/// The part of a representation to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Selected {
     All,
@@ -88,7 +88,7 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// Whether the representation is still the one of which the client has a part: section 13.1.5.
+    /// True if the client's part is one of the current representation: section 13.1.5.
     fn range_is_wanted(&self, of: Representation<'_>) -> bool {
         match self.if_range.map(str::trim) {
             None => true,

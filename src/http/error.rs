@@ -37,6 +37,15 @@ pub struct HandlerError(Response);
 
 impl HandlerError {
     /// An error with this status, whose cause is for the log.
+    ///
+    /// ```
+    /// use allout::HandlerError;
+    /// fn charge() -> Result<(), HandlerError> {
+    ///     std::fs::read("/no/such/file").map_err(|error| HandlerError::new(502, error))?; // the log has the cause
+    ///     Ok(())
+    /// }
+    /// assert_eq!(charge().unwrap_err().status(), 502);
+    /// ```
     pub fn new(status: u16, cause: impl Into<Box<dyn Error + Send + Sync>>) -> HandlerError {
         HandlerError(Response::from(status).with_cause(cause))
     }
@@ -61,6 +70,11 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
 impl Response {
     /// The same response with a cause, which only the log gets, with the request and its id: at the level `error` for a
     /// status from 500 on, otherwise `info`.
+    ///
+    /// ```
+    /// use allout::Response;
+    /// let response = Response::text("come back later\n").with_status(503).with_cause("the database is being moved");
+    /// ```
     pub fn with_cause(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Response {
         let cause = cause.into();
         self.with_failure(&Causes(&*cause))
@@ -131,6 +145,20 @@ impl From<GraceExpired> for Response {
 #[cfg(feature = "json")]
 impl Response {
     /// 200, with `value` as JSON.
+    ///
+    /// ```
+    /// use allout::{HandlerError, Response};
+    ///
+    /// #[derive(serde::Serialize)]
+    /// struct Item {
+    ///     name: String,
+    /// }
+    ///
+    /// let response = Response::json(&Item { name: "tea".to_owned() })?;
+    /// assert_eq!(response.content_type(), Some("application/json"));
+    /// assert_eq!(response.into_text().unwrap(), r#"{"name":"tea"}"#);
+    /// # Ok::<(), HandlerError>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -33,11 +33,20 @@ pub struct Event {
 
 impl Event {
     /// An event with this text; its line breaks arrive as `\n`.
+    ///
+    /// ```
+    /// assert_eq!(allout::Event::new("hello").to_string(), "data: hello\n\n");
+    /// ```
     pub fn new(data: impl Into<String>) -> Event {
         Event { data: Some(data.into()), ..Event::default() }
     }
 
     /// An event with `value` as JSON.
+    ///
+    /// ```
+    /// assert_eq!(allout::Event::json(&[1, 2])?.to_string(), "data: [1,2]\n\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -48,11 +57,20 @@ impl Event {
     }
 
     /// No event, but the time after which the client connects again when the stream has ended.
+    ///
+    /// ```
+    /// let event = allout::Event::retry(std::time::Duration::from_millis(200));
+    /// assert_eq!(event.to_string(), "retry: 200\n\n");
+    /// ```
     pub fn retry(after: Duration) -> Event {
         Event { retry: Some(after), ..Event::default() }
     }
 
     /// Sets its name, for which the client can listen alone; otherwise it is `message`. A line break in it is left out.
+    ///
+    /// ```
+    /// assert_eq!(allout::Event::new("3").name("sold").to_string(), "event: sold\ndata: 3\n\n");
+    /// ```
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Event {
         self.name = Some(one_line(name.into()));
@@ -61,6 +79,10 @@ impl Event {
 
     /// Sets its id, which the client sends as `Last-Event-ID` when it connects again. A line break or NUL in it is left
     /// out.
+    ///
+    /// ```
+    /// assert_eq!(allout::Event::new("3").id("17").to_string(), "id: 17\ndata: 3\n\n");
+    /// ```
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Event {
         self.id = Some(one_line(id.into()));
@@ -114,6 +136,12 @@ pub struct EventWriter<'w, 's> {
 impl<'s> EventWriter<'_, 's> {
     /// Sends an event now.
     ///
+    /// ```
+    /// let response = allout::Response::events(|events| events.send("hello"));
+    /// assert_eq!(response.into_text()?, "data: hello\n\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The client has left or does not read, or the grace period is over.
@@ -122,6 +150,12 @@ impl<'s> EventWriter<'_, 's> {
     }
 
     /// Sends a comment now, which the client ignores.
+    ///
+    /// ```
+    /// let response = allout::Response::events(|events| events.comment("nothing yet"));
+    /// assert_eq!(response.into_text()?, ": nothing yet\n\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -144,11 +178,34 @@ impl<'s> EventWriter<'_, 's> {
 
     /// Sets the time without an event after which [`wait`](EventWriter::wait) and [`recv`](EventWriter::recv) send a
     /// comment, so that no proxy takes the connection for dead. Default: 15 s.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use allout::Response;
+    /// let response = Response::events(|events| {
+    ///     events.keep_alive(Duration::from_secs(5));
+    ///     while events.wait(Duration::from_secs(60))? {
+    ///         events.send("a minute")?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
     pub fn keep_alive(&mut self, interval: Duration) {
         self.keep_alive = interval;
     }
 
     /// Waits for a time. False if the stream is to end, because the service is draining.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use allout::Response;
+    /// let clock = Response::events(|events| {
+    ///     while events.wait(Duration::from_secs(1))? {
+    ///         events.send("tick")?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
     ///
     /// # Errors
     ///
@@ -161,6 +218,21 @@ impl<'s> EventWriter<'_, 's> {
 
     /// Waits for a message to send. `None` if the stream is to end, because the service is draining, or because nothing
     /// can send a message any more.
+    ///
+    /// ```
+    /// use allout::{Response, channel};
+    /// let (sender, messages) = channel::unbounded::<String>();
+    /// sender.send("hello".to_owned()).unwrap();
+    /// drop(sender);
+    /// let response = Response::events(move |events| {
+    ///     while let Some(message) = events.recv(&messages)? {
+    ///         events.send(message)?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(response.into_text()?, "data: hello\n\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -201,7 +273,7 @@ impl<'s> EventWriter<'_, 's> {
     }
 }
 
-/// How a wait ended.
+/// The end of a wait.
 #[derive(Debug, PartialEq, Eq)]
 enum Waited<T> {
     Message(T),

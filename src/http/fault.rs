@@ -31,7 +31,7 @@ use super::response::Response;
 /// ```
 pub struct StatusError(Box<Fault>);
 
-/// What is looked for among the sources of an error. A [`StatusError`] names it as its source, because what wraps an error
+/// The marker among the sources of an error that carries its response. A [`StatusError`] names it as its source, because what wraps an error
 /// (`io::Error`, `anyhow::Error`) may show the sources of that error alone, and not the error itself.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -66,6 +66,11 @@ impl Error for Fault {
 
 impl StatusError {
     /// An error with this status, 400 to 599, and a message for the client. Any other status becomes 500.
+    ///
+    /// ```
+    /// let error = allout::StatusError::new(409, "that name is taken");
+    /// assert_eq!((error.status(), error.to_string()), (409, "that name is taken".to_owned()));
+    /// ```
     pub fn new(status: u16, message: impl Into<Cow<'static, str>>) -> StatusError {
         let status = if (400..=599).contains(&status) { status } else { 500 };
         StatusError(Box::new(Fault { status, message: message.into(), cause: None }))
@@ -73,6 +78,15 @@ impl StatusError {
 
     /// The same error with a cause, which only the log gets: at the level `error` for a status from 500 on, otherwise
     /// `info`, because no client may fill the log with errors.
+    ///
+    /// ```
+    /// use allout::StatusError;
+    /// fn load() -> Result<Vec<u8>, StatusError> {
+    ///     let path = "/no/such/file";
+    ///     std::fs::read(path).map_err(|error| StatusError::new(503, "no data yet").with_cause(error))
+    /// }
+    /// assert_eq!(load().unwrap_err().message(), "no data yet");
+    /// ```
     #[must_use]
     pub fn with_cause(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> StatusError {
         self.0.cause = Some(cause.into());
@@ -84,7 +98,7 @@ impl StatusError {
         self.0.status
     }
 
-    /// What the client is told.
+    /// The message for the client.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -211,7 +225,7 @@ pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item 
     })
 }
 
-/// What an error says of its response.
+/// The part of an error that decides its response.
 pub(super) fn fault_of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Fault> {
     chain(error).find_map(|error| error.downcast_ref())
 }

@@ -9,7 +9,7 @@ pub(crate) enum Version {
     Http11,
 }
 
-/// How a request's body is framed.
+/// The framing of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     /// There is no body.

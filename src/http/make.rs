@@ -1,4 +1,4 @@
-//! How a response is made: by its constructors, and from what handlers return.
+//! Constructors of responses, and conversions from the values that handlers return.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -26,21 +26,37 @@ const NOT_IN_URLS: &AsciiSet =
 /// # Made
 impl Response {
     /// 200, with this body and no content type.
+    ///
+    /// ```
+    /// assert_eq!(allout::Response::new("hello").content_type(), None);
+    /// ```
     pub fn new(body: impl Into<Body>) -> Response {
         Response::made(None, body.into())
     }
 
     /// 200, with a text: `text/plain`, UTF-8.
+    ///
+    /// ```
+    /// assert_eq!(allout::Response::text("hello").content_type(), Some("text/plain; charset=utf-8"));
+    /// ```
     pub fn text(text: impl Into<Cow<'static, str>>) -> Response {
         Response::made(Some(TEXT), text.into().into())
     }
 
     /// 200, with a page: `text/html`, UTF-8.
+    ///
+    /// ```
+    /// let page = allout::Response::html("<!doctype html><title>shop</title>");
+    /// ```
     pub fn html(page: impl Into<Cow<'static, str>>) -> Response {
         Response::made(Some("text/html; charset=utf-8"), page.into().into())
     }
 
     /// 200, with bytes: `application/octet-stream`, unless [`with_header`](Response::with_header) says otherwise.
+    ///
+    /// ```
+    /// let image = allout::Response::bytes(vec![0x89, b'P', b'N', b'G']).with_header("Content-Type", "image/png");
+    /// ```
     pub fn bytes(bytes: impl Into<Body>) -> Response {
         Response::made(Some(BYTES), bytes.into())
     }
@@ -54,6 +70,17 @@ impl Response {
     /// If the reader fails, panics, or gives less than `length`, the connection is cut, so that the client sees that
     /// something is missing. Bytes beyond `length` are not read. An HTTP/1.0 client gets a body of unknown length up to the
     /// end of the connection; other clients get it chunked.
+    ///
+    /// ```no_run
+    /// use std::process::{Command, Stdio};
+    /// use allout::{HandlerError, Response};
+    ///
+    /// fn archive() -> Result<Response, HandlerError> {
+    ///     let tar = Command::new("tar").args(["-c", "/srv/shop"]).stdout(Stdio::piped()).spawn()?;
+    ///     let output = tar.stdout.ok_or("no output")?;
+    ///     Ok(Response::reader(output, None).with_header("Content-Type", "application/x-tar"))
+    /// }
+    /// ```
     pub fn reader(reader: impl Read + Send + 'static, length: Option<u64>) -> Response {
         Response::made(Some(BYTES), Body::reader(reader, length))
     }
@@ -90,6 +117,12 @@ impl Response {
     /// With the feature `files` a regular file that is sent from its beginning has `Last-Modified` and an `ETag` (of its
     /// time and length), and requests for it are [conditional](Response::conditional), for ranges as well.
     ///
+    /// ```
+    /// let response = allout::Response::file(std::fs::File::open("Cargo.toml")?)?;
+    /// assert!(response.length() > Some(0));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The file is a directory, or its metadata cannot be read.
@@ -110,6 +143,10 @@ impl Response {
     }
 
     /// A status without a body.
+    ///
+    /// ```
+    /// assert_eq!(allout::Response::empty(204).length(), Some(0));
+    /// ```
     pub fn empty(status: u16) -> Response {
         Response::made(None, Body::empty()).with_status(status)
     }

@@ -32,7 +32,7 @@ pub struct Response {
     content_type: Option<Cow<'static, str>>,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     body: Body,
-    /// What the log says of it. Boxed: few responses have one.
+    /// The failure that it tells of, for the log. Boxed: few responses have one.
     pub(super) failure: Option<Box<Failure>>,
     /// The body is the text of an error that this crate made: status, reason, and a line break.
     pub(super) is_own_text: bool,
@@ -111,6 +111,11 @@ impl Response {
     }
 
     /// The first header of this name, in any case.
+    ///
+    /// ```
+    /// let response = allout::Response::html("<p>");
+    /// assert_eq!(response.header("content-TYPE"), Some("text/html; charset=utf-8"));
+    /// ```
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
@@ -153,7 +158,7 @@ impl Response {
         String::from_utf8(self.into_bytes()?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Whether the whole response is small and in memory, so that one write sends it.
+    /// True if the whole response is small and in memory: one write sends it.
     pub(crate) fn fits_send_buffer(&self) -> bool {
         self.body.as_bytes().is_some_and(|body| body.len() as u64 <= MAX_INLINE_BODY)
     }
@@ -162,6 +167,10 @@ impl Response {
 /// # Changed
 impl Response {
     /// The same response with another status: 200 to 999; any other becomes 500.
+    ///
+    /// ```
+    /// assert_eq!(allout::Response::text("made").with_status(201).status(), 201);
+    /// ```
     pub fn with_status(mut self, status: u16) -> Response {
         self.set_status(status);
         self
@@ -171,29 +180,54 @@ impl Response {
     ///
     /// A header that cannot be sent is left out, with a warning in the log: a name that is no token, a value with
     /// anything but visible ASCII, spaces and tabs, or a header that the service sends itself.
+    ///
+    /// ```
+    /// let response = allout::Response::empty(201).with_header("Location", "/things/7");
+    /// ```
     pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Response {
         self.append_header(name, value);
         self
     }
 
     /// The same response with another body. The content type stays.
+    ///
+    /// ```
+    /// let response = allout::Response::html("").with_body("<p>hello");
+    /// ```
     pub fn with_body(mut self, body: impl Into<Body>) -> Response {
         self.set_body(body);
         self
     }
 
     /// The same response with a body that is made of its own.
+    ///
+    /// ```
+    /// let response = allout::Response::bytes("abc").map_body(|body| allout::Body::reader(body.into_reader(), None));
+    /// assert_eq!(response.length(), None);
+    /// ```
     pub fn map_body(mut self, map: impl FnOnce(Body) -> Body) -> Response {
         let body = self.take_body();
         self.with_body(map(body))
     }
 
     /// Sets the status, as [`with_status`](Response::with_status) does.
+    ///
+    /// ```
+    /// let mut response = allout::Response::text("made");
+    /// response.set_status(201);
+    /// ```
     pub fn set_status(&mut self, status: u16) {
         self.status = if (200..=999).contains(&status) { status } else { 500 };
     }
 
     /// Adds a header, as [`with_header`](Response::with_header) does: others of the same name stay.
+    ///
+    /// ```
+    /// let mut response = allout::Response::empty(204);
+    /// response.append_header("Set-Cookie", "a=1");
+    /// response.append_header("Set-Cookie", "b=2");
+    /// assert_eq!(response.headers().count(), 2);
+    /// ```
     pub fn append_header(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) {
         let (name, value) = (name.into(), value.into());
         let is_valid = is_token(name.as_bytes()) && value.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
@@ -207,6 +241,11 @@ impl Response {
     }
 
     /// Sets a header in place of all others of its name.
+    ///
+    /// ```
+    /// let mut response = allout::Response::text("x");
+    /// response.set_header("Cache-Control", "no-store");
+    /// ```
     pub fn set_header(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) {
         let name = name.into();
         self.remove_header(&name);
@@ -214,6 +253,11 @@ impl Response {
     }
 
     /// Removes all headers of this name, in any case. False if there was none.
+    ///
+    /// ```
+    /// let mut response = allout::Response::text("x");
+    /// assert!(response.remove_header("content-type") && !response.remove_header("content-type"));
+    /// ```
     pub fn remove_header(&mut self, name: &str) -> bool {
         if is_content_type(name) {
             return self.content_type.take().is_some();
@@ -224,6 +268,11 @@ impl Response {
     }
 
     /// Sets another body. The content type stays.
+    ///
+    /// ```
+    /// let mut response = allout::Response::text("x");
+    /// response.set_body("y");
+    /// ```
     pub fn set_body(&mut self, body: impl Into<Body>) {
         self.body = body.into();
         self.is_own_text = false;

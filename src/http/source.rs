@@ -1,4 +1,4 @@
-//! What a body is read from while the response is written: a reader, or a file.
+//! The source of a body that is read while the response is written: a reader, or a file.
 
 use std::fs::File;
 use std::io::{self, Read};

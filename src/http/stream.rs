@@ -36,7 +36,7 @@ pub(crate) struct StreamLink {
 
 /// Writes the body of a response while it is sent; see [`Response::stream`](crate::Response::stream).
 ///
-/// What is written gathers in a buffer of 16 KiB, which is sent when it is full, and by `flush`. Both fail when the client
+/// Bytes gather in a buffer of 16 KiB, which is sent when it is full, and by `flush`. Both fail when the client
 /// has left, when it reads nothing for too long, and when the service stops and its grace period is over.
 pub struct StreamWriter<'a> {
     emit: &'a mut Emit<'a>,
@@ -106,7 +106,7 @@ impl StreamWriter<'_> {
         if self.buffered() == 0 { Ok(()) } else { (self.emit)(self.buffer) }
     }
 
-    /// How far a stop of the service has come. A stream that could go on without end should end when the service is
+    /// The stages of a stop of the service. A stream that could go on without end should end when the service is
     /// [draining](Stop::is_draining); one that waits for something can wait for that [as well](Stop::draining).
     ///
     /// A stream that does not is cut at the end of the grace period.
@@ -114,12 +114,12 @@ impl StreamWriter<'_> {
         &self.stop
     }
 
-    /// Whether the service is draining, so that the stream should come to its end.
+    /// True if the service is draining: the stream should come to its end.
     pub fn is_draining(&self) -> bool {
         self.stop.is_draining()
     }
 
-    /// Whether the client has left, which writing tells only after the client has refused something. A client that has
+    /// True if the client has left, which writing tells only after the client has refused something. A client that has
     /// ended its sending side alone counts as gone as well.
     ///
     /// Asks the kernel at each call: about a microsecond.

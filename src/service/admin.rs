@@ -32,6 +32,10 @@ impl Service {
     /// shows this token: `Authorization: Bearer TOKEN`.
     ///
     /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
+    ///
+    /// ```
+    /// let service = allout::Service::new().shutdown_token(std::env::var("SHUTDOWN_TOKEN").unwrap_or_default());
+    /// ```
     pub fn shutdown_token(mut self, token: impl Into<String>) -> Service {
         self.admin.token = Some(token.into());
         self.with_shutdown_route()
@@ -75,12 +79,16 @@ impl Service {
         self
     }
 
-    /// Whether every response is logged, at level `info` and with the target `allout::access`: `method`, `uri`, `version`,
+    /// Logs every response, or none, at level `info` and with the target `allout::access`: `method`, `uri`, `version`,
     /// `route`, `status`, `bytes`, `duration_us`, `peer`, `id`, and, where there are such, `client` (the address that a
     /// [trusted proxy](Service::trust_proxies) says), `user_agent`, `referer` and `cut`, as fields of the `log` crate. Off
     /// unless asked for.
     ///
     /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
+    ///
+    /// ```
+    /// let service = allout::Service::new().access_log(true);
+    /// ```
     pub fn access_log(mut self, on: bool) -> Service {
         self.admin.access_log = on;
         self

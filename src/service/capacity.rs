@@ -1,4 +1,4 @@
-//! How many connections and workers the limits of the process allow.
+//! The number of connections and workers that the limits of the process allow.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Those in force, once the soft limit on descriptors has been raised.
+    /// The limits in force, once the soft limit on descriptors has been raised.
     fn of_this_process() -> Limits {
         Limits {
             descriptors: limits::raise_nofile_limit(),
@@ -96,7 +96,7 @@ pub(super) struct Capacity {
     /// For each listening socket.
     pub(super) connections: usize,
     pub(super) workers: usize,
-    /// What keeps them below the configuration.
+    /// The limit that keeps them below the configuration.
     bound: Option<Bound>,
 }
 
@@ -164,7 +164,7 @@ impl Capacity {
         Capacity { connections: config.max_connections.min(each), workers: config.workers.min(workers), bound }
     }
 
-    /// What bounds it, for the end of a line of the log: empty, or ` (limit on memory: 32 MiB)`.
+    /// The limit that bounds it, for the end of a line of the log: empty, or ` (limit on memory: 32 MiB)`.
     pub(super) fn bound(&self) -> String {
         self.bound.map(|bound| format!(" ({bound})")).unwrap_or_default()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::crew::GRACE;
 use crate::engine::EngineKind;
 
-/// How a service runs. All fields have defaults; see [`Config::default`].
+/// The settings of a service. All fields have defaults; see [`Config::default`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -56,7 +56,7 @@ pub struct Config {
     /// Default limit, in bytes, for reading a request body, and for discarding one that a handler leaves unread. Default
     /// 1 MiB, as nginx has it (`client_max_body_size`).
     pub max_body: u64,
-    /// Whether SIGHUP, or a leak of the engine, may re-execute the process. Default: yes. Without it SIGHUP does nothing, and
+    /// SIGHUP, or a leak of the engine, may re-execute the process. Default: true. Without it SIGHUP does nothing, and
     /// a leak stops the service.
     pub reexec: bool,
     /// The largest head of a request, in bytes: see [`Limits::max_head`](crate::Limits::max_head). Default: none but that of

@@ -32,7 +32,7 @@ pub(super) enum Kind {
     BeforeReady,
 }
 
-/// How often, and after which pause, a member that ends is started again.
+/// The number of restarts of a member that ends, and the pauses before them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,6 +64,10 @@ impl Restart {
     }
 
     /// Sets how many restarts there are in a row.
+    ///
+    /// ```
+    /// let restart = allout::Restart::new().times(10);
+    /// ```
     #[must_use]
     pub fn times(mut self, times: u32) -> Restart {
         self.times = times;
@@ -71,6 +75,11 @@ impl Restart {
     }
 
     /// Sets the pause before the first restart, which doubles with each, and the longest.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let restart = allout::Restart::new().backoff(Duration::from_millis(50), Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn backoff(mut self, first: Duration, most: Duration) -> Restart {
         (self.first, self.most) = (first, most);
@@ -78,6 +87,10 @@ impl Restart {
     }
 
     /// Sets the time after which a run counts as a good one: what failed before it is forgotten.
+    ///
+    /// ```
+    /// let restart = allout::Restart::new().reset_after(std::time::Duration::from_secs(600));
+    /// ```
     #[must_use]
     pub fn reset_after(mut self, span: Duration) -> Restart {
         self.reset_after = span;

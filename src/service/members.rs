@@ -30,6 +30,20 @@ impl Service {
 
     /// As [`member`](Service::member), for one that waits for something else than [`Stop`]: `interrupt` is called once,
     /// from another thread, to make it return. It must not block, and must be safe to call when the member has returned.
+    ///
+    /// ```
+    /// use allout::{Service, channel};
+    ///
+    /// let (sender, jobs) = channel::unbounded::<Option<String>>();
+    /// let wake = sender.clone();
+    /// let service = Service::new()
+    ///     .post("/jobs", move |request| request.text().map(|job| sender.send(Some(job)).map_or(503, |()| 202)))
+    ///     .member_with_interrupt("jobs", move || drop(wake.send(None)), move |_| {
+    ///         while let Ok(Some(job)) = jobs.recv() {
+    ///             println!("{job}");
+    ///         }
+    ///     });
+    /// ```
     pub fn member_with_interrupt<R: Into<Exit>>(
         self,
         name: &str,
@@ -41,6 +55,11 @@ impl Service {
 
     /// As [`member`](Service::member), for one that may end while the service goes on: it warms a cache, for example. If
     /// it fails or panics, everyone goes out.
+    ///
+    /// ```
+    /// use allout::Service;
+    /// let service = Service::new().one_shot("warm up", |_| std::fs::read("/usr/share/dict/words").map(drop));
+    /// ```
     pub fn one_shot<R: Into<Exit>>(self, name: &str, body: impl FnOnce(&Stop) -> R + Send + 'static) -> Service {
         self.add_member(name, Kind::MayFinish, || {}, body)
     }

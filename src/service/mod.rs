@@ -33,7 +33,7 @@ use crate::service::error::{NotStarted, StartError};
 use crate::service::member::Member;
 use crate::service::run::{Runner, ServiceHandle};
 
-/// Wants to know the addresses of a service that serves.
+/// Called with the addresses of a service once it serves.
 type OnListening = Box<dyn FnOnce(&[SocketAddr]) + Send>;
 
 /// A service that is being put together: routes, settings, members, hooks. It begins with [`run`](Service::run), or with
@@ -87,6 +87,13 @@ impl Service {
     }
 
     /// A service with this configuration and the operational routes alone.
+    ///
+    /// ```
+    /// use allout::{Config, Service};
+    /// let mut config = Config::default();
+    /// config.workers = 64;
+    /// let service = Service::with_config(config);
+    /// ```
     pub fn with_config(config: Config) -> Service {
         Service {
             config,
@@ -111,8 +118,8 @@ impl Service {
         self.error.get_or_insert(error);
     }
 
-    /// What stops the service, from any thread: for handlers and members. Pulled before the service runs, it stops it
-    /// then.
+    /// A handle that stops the service, from any thread: for handlers and members. Used before the service runs, it stops
+    /// it then.
     ///
     /// ```
     /// # use allout::Service;
@@ -140,6 +147,10 @@ impl Service {
     ///
     /// Hooks run one after the other, in the order in which they were added. Half the grace is theirs; the drain goes on
     /// without those that take longer. One that panics makes the outcome a failure.
+    ///
+    /// ```
+    /// let service = allout::Service::new().before_drain(|| println!("tell the load balancer"));
+    /// ```
     pub fn before_drain(mut self, hook: impl FnOnce() + Send + 'static) -> Service {
         self.before_drain.push(Box::new(hook));
         self
@@ -148,12 +159,16 @@ impl Service {
     /// Runs `hook` after the last request was answered (or abandoned), before members are told to stop: to save state that
     /// requests have changed. The rest of the grace period is theirs, in the same way as
     /// [before](Service::before_drain).
+    ///
+    /// ```
+    /// let service = allout::Service::new().after_drain(|| println!("save the state"));
+    /// ```
     pub fn after_drain(mut self, hook: impl FnOnce() + Send + 'static) -> Service {
         self.after_drain.push(Box::new(hook));
         self
     }
 
-    /// What holds for all requests.
+    /// Settings for all requests.
     fn dispatch_settings(&self) -> DispatchSettings {
         DispatchSettings {
             around: self.around.clone(),

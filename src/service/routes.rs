@@ -16,6 +16,13 @@ impl Service {
     ///
     /// The handler runs on a worker's thread, so that it may wait. A path that cannot be, or is taken, keeps the service
     /// from starting.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().get("/hello/{name}", |request| format!("hello, {}", request.param("name").unwrap_or("you")));
+    /// assert_eq!(service.handle(Request::get("/hello/Ada")).into_text()?, "hello, Ada");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn get<R: Into<Response>>(
         self,
         path: &str,
@@ -25,6 +32,10 @@ impl Service {
     }
 
     /// Answers `POST` on `path`; see [`get`](Service::get).
+    ///
+    /// ```
+    /// let service = allout::Service::new().post("/echo", allout::Request::text);
+    /// ```
     pub fn post<R: Into<Response>>(
         self,
         path: &str,
@@ -34,6 +45,10 @@ impl Service {
     }
 
     /// Answers `PUT` on `path`; see [`get`](Service::get).
+    ///
+    /// ```
+    /// let service = allout::Service::new().put("/state", |request| request.bytes().map(|_| 204));
+    /// ```
     pub fn put<R: Into<Response>>(
         self,
         path: &str,
@@ -43,6 +58,10 @@ impl Service {
     }
 
     /// Answers `PATCH` on `path`; see [`get`](Service::get).
+    ///
+    /// ```
+    /// let service = allout::Service::new().patch("/state", |_| 204);
+    /// ```
     pub fn patch<R: Into<Response>>(
         self,
         path: &str,
@@ -52,6 +71,10 @@ impl Service {
     }
 
     /// Answers `DELETE` on `path`; see [`get`](Service::get).
+    ///
+    /// ```
+    /// let service = allout::Service::new().delete("/state", |_| 204);
+    /// ```
     pub fn delete<R: Into<Response>>(
         self,
         path: &str,
@@ -61,6 +84,10 @@ impl Service {
     }
 
     /// Answers this method, in capitals, on `path`; see [`get`](Service::get).
+    ///
+    /// ```
+    /// let service = allout::Service::new().route("PROPFIND", "/", |_| (207, "<multistatus/>"));
+    /// ```
     pub fn route<R: Into<Response>>(
         self,
         method: &str,
@@ -73,6 +100,10 @@ impl Service {
     /// As [`route`](Service::route), for a handler that never blocks and returns within microseconds. It
     /// runs on the thread that received the request, which saves a hop between threads. While it runs nothing else is
     /// received: an inline handler that blocks delays the whole service.
+    ///
+    /// ```
+    /// let service = allout::Service::new().inline_route("GET", "/version", |_| env!("CARGO_PKG_VERSION"));
+    /// ```
     pub fn inline_route<R: Into<Response>>(
         self,
         method: &str,
@@ -83,6 +114,13 @@ impl Service {
     }
 
     /// Answers every path that no route claims, whatever the method. Without it such paths are 404.
+    ///
+    /// ```
+    /// use allout::{Request, Service};
+    /// let service = Service::new().fallback(|request| (404, format!("there is no {}", request.path())));
+    /// assert_eq!(service.handle(Request::get("/none")).into_text()?, "there is no /none");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn fallback<R: Into<Response>>(
         mut self,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,
@@ -92,6 +130,10 @@ impl Service {
     }
 
     /// As [`fallback`](Service::fallback), for a handler that runs [inline](Service::inline_route).
+    ///
+    /// ```
+    /// let service = allout::Service::new().inline_fallback(|_| "hello");
+    /// ```
     pub fn inline_fallback<R: Into<Response>>(
         mut self,
         handler: impl Fn(&mut Request) -> R + Send + Sync + 'static,

@@ -27,7 +27,7 @@ use crate::listen::ListenSocket;
 use crate::sys;
 use crate::text::{human_duration, panic_message};
 
-/// How often a preflight is checked for its end: a process that was started offers no event to the crew's channel.
+/// Interval between two checks for the end of a preflight: a process that was started offers no event to the crew's channel.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
 
 /// Takes over what belongs to the process as a whole: its signals, its name, and dispositions that it may have inherited.
@@ -246,7 +246,8 @@ impl ServiceHandle {
         self.addresses[0] // a service without a socket does not start
     }
 
-    /// All addresses that it listens on, in the order in which they were given; that of the admin routes is the last.
+    /// All addresses that it listens on: those of [listeners of the program's own](crate::Service::listener) first, that of the
+    /// admin routes last.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -257,6 +258,12 @@ impl ServiceHandle {
     }
 
     /// Stops it, and waits until it has stopped: for its grace period at most.
+    ///
+    /// ```
+    /// let running = allout::Service::new().listen("127.0.0.1:0").start()?;
+    /// assert_eq!(running.stop("enough").code(), 0);
+    /// # Ok::<(), allout::StartError>(())
+    /// ```
     pub fn stop(mut self, reason: &str) -> Outcome {
         self.stopper.stop(reason);
         self.join()

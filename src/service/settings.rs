@@ -19,6 +19,10 @@ impl Service {
     /// call replaces the addresses of the configuration, each further call adds one.
     ///
     /// A name is resolved here and now. One that does not resolve keeps the service from starting.
+    ///
+    /// ```
+    /// let service = allout::Service::new().listen("127.0.0.1:8088").listen("[::1]:8088");
+    /// ```
     pub fn listen(mut self, address: impl ToSocketAddrs) -> Service {
         if let Some(address) = self.resolve(&address) {
             self.replace_configured();
@@ -58,6 +62,10 @@ impl Service {
     }
 
     /// The address of a socket of its own for the admin routes, which are then not served on the others.
+    ///
+    /// ```
+    /// let service = allout::Service::new().listen("0.0.0.0:80").admin_listen("127.0.0.1:9090");
+    /// ```
     pub fn admin_listen(mut self, address: impl ToSocketAddrs) -> Service {
         if let Some(address) = self.resolve(&address) {
             self.config.admin_listen = Some(address);
@@ -65,12 +73,20 @@ impl Service {
         self
     }
 
-    /// What receives requests.
+    /// The engine that receives requests.
+    ///
+    /// ```
+    /// let service = allout::Service::new().engine(allout::EngineKind::Native);
+    /// ```
     pub fn engine(self, kind: EngineKind) -> Service {
         self.set(|config| config.engine = kind)
     }
 
     /// Threads that receive requests, of the native engine; 0 chooses for this machine.
+    ///
+    /// ```
+    /// let service = allout::Service::new().engine(allout::EngineKind::Native).receivers(4);
+    /// ```
     pub fn receivers(self, count: usize) -> Service {
         self.set(|config| config.receivers = count)
     }
@@ -86,41 +102,73 @@ impl Service {
     }
 
     /// Most workers at once.
+    ///
+    /// ```
+    /// let service = allout::Service::new().workers(64);
+    /// ```
     pub fn workers(self, most: usize) -> Service {
         self.set(|config| config.workers = most)
     }
 
     /// Requests that may wait for a worker.
+    ///
+    /// ```
+    /// let service = allout::Service::new().queue(100);
+    /// ```
     pub fn queue(self, most: usize) -> Service {
         self.set(|config| config.queue = most)
     }
 
     /// Open connections for each listening socket.
+    ///
+    /// ```
+    /// let service = allout::Service::new().max_connections(500);
+    /// ```
     pub fn max_connections(self, most: usize) -> Service {
         self.set(|config| config.max_connections = most)
     }
 
     /// Longest time for a drain.
+    ///
+    /// ```
+    /// let service = allout::Service::new().grace(std::time::Duration::from_secs(10));
+    /// ```
     pub fn grace(self, grace: Duration) -> Service {
         self.set(|config| config.grace = grace)
     }
 
     /// Time to serve on when a drain has begun.
+    ///
+    /// ```
+    /// let service = allout::Service::new().drain_delay(std::time::Duration::from_secs(5));
+    /// ```
     pub fn drain_delay(self, delay: Duration) -> Service {
         self.set(|config| config.drain_delay = delay)
     }
 
     /// Minimum keep-alive in a drain.
+    ///
+    /// ```
+    /// let service = allout::Service::new().keepalive_min(std::time::Duration::from_millis(200));
+    /// ```
     pub fn keepalive_min(self, keepalive_min: Duration) -> Service {
         self.set(|config| config.keepalive_min = keepalive_min)
     }
 
     /// Time for a connection to complete its first, or next, head.
+    ///
+    /// ```
+    /// let service = allout::Service::new().idle_timeout(std::time::Duration::from_secs(75));
+    /// ```
     pub fn idle_timeout(self, timeout: Duration) -> Service {
         self.set(|config| config.idle_timeout = timeout)
     }
 
     /// Time for a handler, and for a body that makes no progress.
+    ///
+    /// ```
+    /// let service = allout::Service::new().request_timeout(std::time::Duration::from_secs(10));
+    /// ```
     pub fn request_timeout(self, timeout: Duration) -> Service {
         self.set(|config| config.request_timeout = timeout)
     }
@@ -131,16 +179,28 @@ impl Service {
     }
 
     /// The largest head of a request, in bytes; see [`Limits::max_head`](crate::Limits::max_head).
+    ///
+    /// ```
+    /// let service = allout::Service::new().max_head(16 * 1024);
+    /// ```
     pub fn max_head(self, bytes: usize) -> Service {
         self.set(|config| config.max_head = Some(bytes))
     }
 
     /// Default limit of a request body, in bytes.
+    ///
+    /// ```
+    /// let service = allout::Service::new().max_body(10 << 20);
+    /// ```
     pub fn max_body(self, bytes: u64) -> Service {
         self.set(|config| config.max_body = bytes)
     }
 
     /// Sets the headers that every response gets: `Server` and the like.
+    ///
+    /// ```
+    /// let service = allout::Service::new().automatic_headers(allout::AutomaticHeaders::new().without_server());
+    /// ```
     pub fn automatic_headers(mut self, headers: AutomaticHeaders) -> Service {
         match headers.build() {
             Ok(lines) => self.automatic = lines,

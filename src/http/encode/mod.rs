@@ -32,7 +32,7 @@ pub(crate) struct ResponseContext<'a> {
     pub(crate) automatic: HeaderLines,
 }
 
-/// How the body of a response is framed.
+/// The framing of a response's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyFraming {
     /// Nothing follows the head.
@@ -45,7 +45,7 @@ pub(crate) enum BodyFraming {
     UntilClose,
 }
 
-/// How the writing of a response ended.
+/// The result of writing a response.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) status: u16,

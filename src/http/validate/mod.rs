@@ -64,7 +64,7 @@ fn bad_request(reason: &'static str) -> Rejection {
     Rejection { status: 400, reason }
 }
 
-/// Whether the text is a token: RFC 9110, section 5.6.2.
+/// True if the text is a token: RFC 9110, section 5.6.2.
 pub(crate) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
 }
@@ -86,7 +86,7 @@ const TOKEN: [bool; 256] = {
     table
 };
 
-/// Whether a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
+/// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
 /// may not.
 fn is_field_value(value: &[u8]) -> bool {
     value.iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t')

@@ -40,6 +40,7 @@ impl Families {
         self.add(MetricType::COUNTER, name, help, values.map(|(which, value)| (vec![label(by, which)], value)));
     }
 
+    /// Adds a family, unless it has no sample: the encoder refuses an empty one.
     pub(super) fn add(
         &mut self,
         kind: MetricType,
@@ -60,11 +61,15 @@ impl Families {
             }
             sample
         });
+        let samples: Vec<_> = samples.collect();
+        if samples.is_empty() {
+            return;
+        }
         let mut family = MetricFamily::default();
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
         family.set_field_type(kind);
-        family.set_metric(samples.collect());
+        family.set_metric(samples);
         self.0.push(family);
     }
 }

@@ -302,6 +302,43 @@ fn what_was_sent_so_far_is_sent_back_before_the_rest_and_a_broken_body_is_seen()
 }
 
 #[test]
+fn a_100_comes_before_the_response_or_not_at_all() {
+    let all = |request: &mut Request| -> Result<Response, HandlerError> { Ok(Response::bytes(request.bytes()?)) };
+    let running = start(Service::new().post("/", echo).post("/all", all));
+    for framing in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
+        let is_chunked = framing.contains("chunked");
+        let (first, rest): (&str, &str) =
+            if is_chunked { ("5\r\nfirst", "\r\n5\r\nsecon\r\n0\r\n\r\n") } else { ("first", "secon") };
+        let head_and_first = |path: &str| {
+            format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\n{framing}\r\n\r\n{first}"
+            )
+        };
+        let final_head = |client: &mut BufReader<TcpStream>| {
+            let mut response = head(client);
+            if response.starts_with("HTTP/1.1 100") {
+                response = head(client); // the client has not waited for it, and must not mind
+            }
+            assert!(response.starts_with("HTTP/1.1 200"), "{framing}: {response}");
+        };
+        let mut client = send(running.address(), &head_and_first("/"));
+        final_head(&mut client);
+        let length = if is_chunked { "5\r\nfirst\r\n".len() } else { first.len() };
+        client.read_exact(&mut vec![0; length]).expect("what has come is sent back");
+        client.get_mut().write_all(rest.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        let expected = if is_chunked { "5\r\nsecon\r\n0\r\n\r\n" } else { "secon" };
+        assert_eq!(answer, expected, "{framing}");
+
+        let mut client = send(running.address(), &head_and_first("/all"));
+        client.get_mut().write_all(rest.as_bytes()).unwrap();
+        final_head(&mut client);
+    }
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
 fn the_body_of_one_request_is_not_sent_in_the_response_to_another() {
     let kept = Mutex::new(None);
     let service = Service::new().post("/", move |request| -> Result<Response, HandlerError> {

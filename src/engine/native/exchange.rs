@@ -149,6 +149,9 @@ impl Exchange {
             request_id,
             automatic: connection.home.common.settings.automatic,
         };
+        if let Some(inbox) = &mut connection.inbox {
+            inbox.body.expects_continue = false; // from here on it would be within the response
+        }
         let sent = BUFFER.with_borrow_mut(|buffer| {
             let sent = if here {
                 encode::send(response, &context, buffer, &mut OutboxWriter(&mut connection))

@@ -51,6 +51,9 @@ fn read_on(inbox: &mut Inbox, socket: &Socket, into: &mut [u8], budget: Option<&
         inbox.body = body;
         let (used, step) = step?;
         inbox.consume(used);
+        if used > 0 {
+            inbox.body.expects_continue = false; // the client has not waited for it (RFC 9110, section 10.1.1)
+        }
         let received = match step {
             Step::Complete => return Ok(0),
             Step::Copied(count) => return Ok(count),
@@ -65,6 +68,7 @@ fn read_on(inbox: &mut Inbox, socket: &Socket, into: &mut [u8], budget: Option<&
         match received? {
             0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early")),
             count => {
+                inbox.body.expects_continue = false;
                 if let Step::Data(_) = step {
                     inbox.body.took(count);
                     return Ok(count);
@@ -87,7 +91,7 @@ impl Wait<'_> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let Some(budget) = &mut self.budget else { return Err(error) };
                     if std::mem::take(expects) {
-                        let _ = self.socket.send(CONTINUE)?; // the first bytes of a response: there is room
+                        send_continue(self.socket, budget)?;
                     }
                     wait(self.socket, PollFlags::IN, budget, true)?;
                 }
@@ -100,6 +104,19 @@ impl Wait<'_> {
             }
         }
     }
+}
+
+/// Tells the client to send the body. It may not have read the responses before, so that there is no room at once.
+fn send_continue(socket: &Socket, budget: &mut Budget) -> io::Result<()> {
+    let mut left = CONTINUE;
+    while !left.is_empty() {
+        match socket.send(left) {
+            Ok(count) => left = &left[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(socket, PollFlags::OUT, budget, true)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the socket is ready, for as long as the client may keep us waiting. With `pauses_handler` this time is not
@@ -132,5 +149,32 @@ pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pause
         Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no progress")),
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_client_that_has_not_read_yet_is_told_to_continue_when_it_has() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let socket = Socket::new(server.into());
+        let mut before = 0;
+        while let Ok(count) = socket.send(&[b'x'; 1000]) {
+            before += count; // an earlier response, until there is no room
+        }
+        let reads = std::thread::spawn(move || {
+            let mut all = vec![0; before + CONTINUE.len()];
+            client.read_exact(&mut all).map(|()| all)
+        });
+        send_continue(&socket, &mut Budget::new(Duration::from_secs(10))).unwrap();
+        let all = reads.join().unwrap().unwrap();
+        assert!(all.ends_with(CONTINUE) && all.iter().filter(|byte| **byte == b'x').count() == before);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::net::Shutdown;
 
 use super::common::plain_response;
-use super::connection::{Answer, Connection};
+use super::connection::{Answer, Connection, Socket};
 use super::receiver::{LINGERING_TIMEOUT, Receiver};
 use super::slots::{Interest, Queue, State};
 use crate::engine::CloseReason;
@@ -17,6 +17,9 @@ const DISCARD: usize = 16 * 1024;
 
 /// Most bytes that are thrown away of one connection: a client that goes on sending does not look at its response.
 const MAX_DISCARDED: usize = 1024 * 1024;
+
+/// Time until a handler that is late is looked at again, where something else must end before it can be answered for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Receiver {
     /// The kernel has not taken the whole response.
@@ -156,11 +159,13 @@ impl Receiver {
                 return now.checked_add(left);
             }
             if turn.blocked_since.is_some() {
-                return now.checked_add(Duration::from_secs(1)); // the body has a deadline of its own
+                return now.checked_add(LOOK_AGAIN); // the body has a deadline of its own
             }
             let response = plain_response(503, "the request timed out", self.common.settings.automatic);
-            let sent = socket.send(&response).unwrap_or(0); // nothing was sent before, so there is room unless the peer has left
-            let _ = rustix::net::shutdown(socket.fd(), Shutdown::Write); // as above
+            // A client that has not read an earlier response has as much time for that as the handler had.
+            let Some(sent) = send_last(&socket, &response, used < timeout.saturating_mul(2)) else {
+                return now.checked_add(timeout.min(LOOK_AGAIN));
+            };
             turn.answer = Answer::Timeout(sent as u64);
             None
         });
@@ -171,5 +176,60 @@ impl Receiver {
             }
         }
         self.set_timer(slot, next);
+    }
+}
+
+/// Sends a whole response, and ends this side of the connection; or resets it, because a part must not look like the whole.
+/// Returns how many bytes were sent; none if there is no room for any, and with `may_wait` nothing was done.
+fn send_last(socket: &Socket, response: &[u8], may_wait: bool) -> Option<usize> {
+    let sent = match socket.send(response) {
+        Err(error) if may_wait && error.kind() == io::ErrorKind::WouldBlock => return None,
+        result => result.unwrap_or(0),
+    };
+    if sent == response.len() {
+        let _ = rustix::net::shutdown(socket.fd(), Shutdown::Write); // fails if the peer has left
+    } else {
+        socket.reset();
+    }
+    Some(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn where_there_is_no_room_for_the_last_response_it_is_waited_for_or_the_connection_is_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for reads in [true, false] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            server.set_nonblocking(true).unwrap();
+            let socket = Socket::new(server.into());
+            let mut before = 0;
+            let mut send_behind_others = |may_wait| {
+                while let Ok(count) = socket.send(&[b'x'; 1000]) {
+                    before += count; // an earlier response, until there is no room
+                }
+                send_last(&socket, b"last", may_wait)
+            };
+            assert_eq!(send_behind_others(true), None);
+            let mut received = vec![0; 10_000_000];
+            if reads {
+                let mut count = client.read(&mut received).unwrap();
+                while send_last(&socket, b"last", true).is_none() {
+                    count += client.read(&mut received[count..]).unwrap();
+                }
+                received.truncate(count);
+                client.read_to_end(&mut received).expect("a regular end");
+                assert!(received.ends_with(b"xlast") && received.len() == before + 4);
+            } else {
+                assert_eq!(send_behind_others(false), Some(0));
+                let error = client.read_to_end(&mut received).expect_err("this is no regular end");
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            }
+        }
     }
 }

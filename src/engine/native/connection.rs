@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::body::BodyReader;
 use super::mailbox::Mailbox;
@@ -76,6 +76,13 @@ impl Socket {
                 result => return Ok(result?),
             }
         }
+    }
+
+    /// Resets the connection at once, whatever else has the socket: a disconnect of a connected socket sends a reset
+    /// (`tcp_disconnect`, net/ipv4/tcp.c).
+    pub(super) fn reset(&self) {
+        let _ = rustix::net::connect_unspec(&self.fd); // fails if the peer has left
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both); // as above
     }
 
     /// Receives what is there; `WouldBlock` if nothing is.

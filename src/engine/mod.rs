@@ -13,6 +13,7 @@ mod memory;
 mod native;
 mod peer;
 mod progress;
+mod socket;
 mod stats;
 mod stop_state;
 #[cfg(feature = "tiny-http")]
@@ -61,6 +62,15 @@ impl EngineKind {
         match self {
             EngineKind::TinyHttp => "tiny-http",
             EngineKind::Native => "native",
+        }
+    }
+
+    /// Receive buffer that the listening socket must have before it listens, in bytes. None: the kernel chooses, and
+    /// enlarges it for a connection that sends much (tcp(7), `tcp_moderate_rcvbuf`).
+    pub(crate) fn receive_buffer(self) -> Option<usize> {
+        match self {
+            EngineKind::TinyHttp => Some(tiny_http::RECEIVE_BUFFER),
+            EngineKind::Native => None, // nothing is received while a request of the connection is in flight
         }
     }
 
@@ -185,9 +195,6 @@ macro_rules! delegate {
 }
 
 impl Engine {
-    /// Receive buffer that the listening socket must have before it listens, in bytes.
-    pub(crate) const RECEIVE_BUFFER: usize = tiny_http::RECEIVE_BUFFER;
-
     /// An engine that does not receive yet.
     ///
     /// # Errors

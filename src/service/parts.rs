@@ -133,7 +133,7 @@ pub(super) fn open_sockets(
     owns_process: bool,
 ) -> Result<Vec<ListenSocket>, StartError> {
     let wanted =
-        Wanted { main: &config.listen, admin: config.admin_listen, receive_buffer: Some(Engine::RECEIVE_BUFFER) };
+        Wanted { main: &config.listen, admin: config.admin_listen, receive_buffer: config.engine.receive_buffer() };
     let own: Result<Vec<_>, _> = listeners.into_iter().map(|own| listen::adopt(own, wanted.receive_buffer)).collect();
     let opened =
         if owns_process { listen::open_inherited(&wanted, reexec::inherited())? } else { listen::open(&wanted)? };
@@ -324,4 +324,22 @@ fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capaci
         "allout {version}{build}, pid {pid}, {engine} engine, at most {workers} workers, {queue} requests in the queue, \
          {connections} connections{bound}: listening on {listen}{admin_routes}"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_engine_that_reads_ahead_is_given_a_small_receive_buffer() {
+        let received_at_once = |engine| {
+            let config = Config { engine, listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Config::default() };
+            let sockets = open_sockets(&config, Vec::new(), false).unwrap();
+            socket2::SockRef::from(&sockets[0].listener).recv_buffer_size().unwrap()
+        };
+        let (small, of_kernel) = (received_at_once(EngineKind::TinyHttp), received_at_once(EngineKind::Native));
+        let default = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(of_kernel, socket2::SockRef::from(&default).recv_buffer_size().unwrap());
+        assert!(small <= 8 * 1024 && small < of_kernel, "{small} and {of_kernel}");
+    }
 }

@@ -103,6 +103,7 @@ pub(crate) use parse::Headers;
 use receiver::Receiver;
 
 use crate::engine::gate::AcceptGate;
+use crate::engine::socket::set_connection_defaults;
 use crate::engine::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Serve, Settings, StopState};
 use crate::sync::{RateLimit, lock};
 
@@ -132,6 +133,7 @@ impl Engine {
     ///
     /// No descriptor is left, or the socket refuses an option.
     pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+        set_connection_defaults(listener)?;
         let own: OwnedFd = listener.try_clone()?.into();
         rustix::io::ioctl_fionbio(&own, true)?;
         let common = Arc::new(Common {

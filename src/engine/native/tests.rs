@@ -313,6 +313,17 @@ fn a_handover_leaves_the_queue_to_the_next_holder() {
     assert_eq!(server.engine.gate().accept_queue_len(), 1);
 }
 
+#[test]
+fn connections_send_at_once_and_find_out_that_a_client_is_gone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let events = Events { changed: Box::new(|| {}), leaking: Box::new(|_, _| {}) };
+    let _engine = Engine::new(&listener, settings(), events).unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (connection, _) = listener.accept().unwrap();
+    let connection = socket2::SockRef::from(&connection);
+    assert!(connection.tcp_nodelay().unwrap() && connection.keepalive().unwrap());
+}
+
 /// For `wrk`, by hand: `cargo test --release --lib native::tests::bench -- --ignored`.
 #[test]
 #[ignore = "runs for ever"]

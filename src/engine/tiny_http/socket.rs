@@ -5,8 +5,9 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
+use crate::engine::socket::set_connection_defaults;
 use crate::sys::tcp::set_window_clamp;
 
 /// Receive buffer of a connection, in bytes, until a body is read. It bounds how many pipelined requests can arrive at
@@ -18,23 +19,16 @@ pub(crate) const RECEIVE_BUFFER: usize = 4 * 1024;
 /// scaling that the small buffer at the start rules out.
 const BODY_BUFFER: usize = 64 * 1024;
 
-/// Idle time of a socket before the kernel sends keep-alive probes (`TCP_KEEPIDLE`). Idle connections are closed earlier;
-/// this detects a client machine that is gone while its request is in flight.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-
 /// Sets the options that connections inherit from the listening socket.
 ///
 /// # Errors
 ///
 /// The system refuses an option.
 pub(super) fn prepare(listener: &TcpListener, request_timeout: Duration) -> io::Result<()> {
-    let socket = SockRef::from(listener);
-    // Head and body may be two writes: with Nagle's algorithm the second waits for an acknowledgement (40 ms).
-    socket.set_tcp_nodelay(true)?;
+    set_connection_defaults(listener)?;
     // Bounds a write to a client that never reads, where the monitor does not know its socket. SO_RCVTIMEO must not be
     // set: it makes accept time out, which ends tiny_http's accept thread.
-    socket.set_write_timeout(Some(request_timeout))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+    SockRef::from(listener).set_write_timeout(Some(request_timeout))
 }
 
 /// Enlarges the receive buffer of a connection for a body.

@@ -29,8 +29,9 @@ fn json(addr: SocketAddr) -> Value {
 }
 
 fn admin_address(server: &Serving) -> SocketAddr {
-    let line = server.wait_for_line("admin routes on http://", LIMIT);
-    let (_, address) = line.split_once("http://").expect("it was looked for");
+    const BEFORE: &str = "admin routes on http://";
+    let line = server.wait_for_line(BEFORE, LIMIT);
+    let address = line.split(BEFORE).nth(1).and_then(|rest| rest.split([' ', ',']).next()).unwrap_or_default();
     address.parse().unwrap_or_else(|e| panic!("{line}: {e}"))
 }
 

@@ -293,7 +293,7 @@ fn facts(out: &mut Out, view: &View<'_>) {
     for (role, address) in &facts.addresses {
         out.fact(if *role == "admin" { "Admin routes on" } else { "Listens on" }, address);
     }
-    let commit = super::COMMIT.map(|commit| format!(" ({commit})")).unwrap_or_default();
+    let commit = super::commit().map(|commit| format!(" ({commit})")).unwrap_or_default();
     out.fact("allout", &format_args!("{}{commit}", super::VERSION));
     out.fact("Grace period", &human_duration(facts.grace));
     out.fact("Drain delay", &human_duration(facts.drain_delay));

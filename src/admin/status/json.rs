@@ -147,7 +147,7 @@ fn service(json: &mut Json, view: &View<'_>) {
     json.text("program", &view.program);
     json.text("host", &view.host);
     json.text("version", super::VERSION);
-    json.text_or_null("commit", super::COMMIT);
+    json.text_or_null("commit", super::commit());
     json.text("engine", view.facts.engine);
     json.count("pid", std::process::id().into());
     json.seconds("uptime_seconds", view.now.uptime);

@@ -24,8 +24,11 @@ use crate::observe::{RouteSummary, ServiceState};
 use history::{History, Rates};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The commit that this was built from, if the build was told.
-const COMMIT: Option<&str> = option_env!("ALLOUT_COMMIT");
+fn commit() -> Option<&'static str> {
+    option_env!("ALLOUT_COMMIT").filter(|commit| !commit.is_empty())
+}
 
 /// What is known of a service from its start on.
 #[derive(Clone, Debug)]

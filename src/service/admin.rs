@@ -54,7 +54,7 @@ impl Service {
     ///
     /// | field | |
     /// | --- | --- |
-    /// | `phase`, `ready` | name of the [`Phase`](crate::Phase), as in metrics; whether `/readyz` would answer 200 |
+    /// | `phase`, `ready` | `serving`, `drain_delay`, `draining`, `stopping` or `stopped`; whether `/readyz` would answer 200 |
     /// | `stop` | `null`, or of a stop in progress `cause`, `reexec`, `seconds`, `grace_left_seconds`, `waiting_for` (texts) |
     /// | `service` | `program`, `host`, `version` and `commit` of allout, `engine`, `pid`, `uptime_seconds` |
     /// | `addresses` | of each its `role` (`http` or `admin`) and `address` |

@@ -7,7 +7,7 @@
 //!
 //! `stop` starts each command in turn, `{port}` in it being a free port, has clients ask for `/` in a closed loop, and
 //! sends a signal (TERM). Each server is stopped five times (`--runs`); drawn is the run with the median of lost requests:
-//! per quarter of a millisecond the requests that were sent then and answered, and those that were lost: sent whole, without a whole response
+//! per half a millisecond the requests that were sent then and answered, and those that were lost: sent whole, without a whole response
 //! (`../load/client.rs`). The README's picture is of
 //!
 //! ```text

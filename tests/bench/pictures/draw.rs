@@ -13,10 +13,10 @@ const LEFT: f64 = 210.0;
 const RIGHT: f64 = WIDTH - 24.0;
 
 /// Time that `stop` shows, in milliseconds before and after the signal.
-const SHOWN: (f64, f64) = (-6.0, 9.0);
+const SHOWN: (f64, f64) = (-8.0, 22.0);
 
 /// Width of a bar of `stop`, in milliseconds, and how many there are.
-const BIN: f64 = 0.25;
+const BIN: f64 = 0.5;
 const BINS: usize = 60;
 
 const STYLE: &str = "text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#57606a}\
@@ -120,7 +120,7 @@ impl Picture {
         while tick <= SHOWN.1 {
             let label = if tick == 0.0 { "0 ms".to_owned() } else { format!("{tick:+.0}").replace('-', "\u{2212}") };
             svg.text(x(tick), bottom + 18.0, "s", "middle", &label);
-            tick += 1.0;
+            tick += 2.0;
         }
         svg.end()
     }

@@ -44,6 +44,7 @@ impl Engine {
         gate() -> &AcceptGate;
         stop_state() -> &StopState;
         stop_accepting(Ending);
+        seal();
         resume_accepting();
         is_quiescent() -> bool;
         has_requests_older_than_drain() -> bool;

@@ -320,7 +320,7 @@ fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capaci
     let admin_routes = if admin.is_empty() { String::new() } else { format!(", admin routes on {admin}") };
     log::info!(
         target: "allout::lifecycle",
-        version, commit, pid, engine, listen, admin, workers, queue, connections;
+        version, commit, pid, engine, listen = *listen, admin = *admin, workers, queue, connections;
         "allout {version}{build}, pid {pid}, {engine} engine, at most {workers} workers, {queue} requests in the queue, \
          {connections} connections{bound}: listening on {listen}{admin_routes}"
     );

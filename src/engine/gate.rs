@@ -108,9 +108,13 @@ impl AcceptGate {
     ///
     /// # Errors
     ///
-    /// The kernel knows no signatures.
+    /// The kernel knows no signatures. It then queues one connection more at most, and drops other SYNs while that one
+    /// waits (`sk_acceptq_is_full`, `include/net/sock.h`), so that few are lost if nothing accepts them.
     pub(crate) fn seal(&self) -> io::Result<()> {
-        signature::require(&self.listener)?;
+        if let Err(error) = signature::require(&self.listener) {
+            SockRef::from(&self.listener).listen(0)?; // may be called again, listen(2)
+            return Err(error);
+        }
         self.sealed.store(true, Ordering::Release);
         Ok(())
     }
@@ -156,7 +160,7 @@ impl AcceptGate {
     /// No descriptor is left, or tiny_http has ended by itself.
     pub(crate) fn redirect_accept(&self, accept_fd: RawFd) -> io::Result<()> {
         let private = TcpListener::bind((loopback_addr(self.address).ip(), 0))?;
-        set_min_ttl_filter(&private, true)?; // only we connect to it
+        let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
         self.accept_cookies[1].store(SockRef::from(&private).cookie()?, Ordering::Release);
         replace_fd(accept_fd, self.accept_cookies[0].load(Ordering::Acquire), &private.try_clone()?.into())?;
         *lock(&self.private_listener) = Some(Arc::new(private));

@@ -204,7 +204,11 @@ impl Table {
             line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
         };
         let mut lines = text.lines().skip_while(|line| cells(line).first().is_none_or(|cell| cell != part));
-        let columns = cells(lines.next()?).split_off(1);
+        let named = |name: String| match name.as_str() {
+            "native" | "tiny-http" => format!("allout, {name}"),
+            _ => name,
+        };
+        let columns: Vec<String> = cells(lines.next()?).into_iter().skip(1).map(named).collect();
         let rows = lines.take_while(|line| line.starts_with('|')).map(cells);
         let suffix = format!(": {what}");
         let groups: Vec<_> = rows

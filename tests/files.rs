@@ -255,3 +255,138 @@ fn parts_and_heads_are_framed_as_they_must_be() {
     assert!(head.starts_with("HTTP/1.1 304 ") && head.contains("\r\nETag: ") && body.is_empty(), "{head}");
     assert!(!head.contains("Content-Length") && !head.contains("\r\nContent-Type"), "{head}");
 }
+
+/// The content of the file of the rows below.
+const CONTENT: &str = "0123456789a";
+
+/// `Range`, the status, and the body of a 206: the cases of the tests of Go's `http.ServeContent`, with several ranges
+/// answered by the whole, and of RFC 9110, section 14.
+const RANGES: [(&str, u16, &str); 37] = [
+    ("bytes=0-4", 206, "01234"),
+    ("bytes=2-", 206, "23456789a"),
+    ("bytes=-5", 206, "6789a"),
+    ("bytes=3-7", 206, "34567"),
+    ("bytes=5-1000", 206, "56789a"),
+    ("bytes=0-9", 206, "0123456789"),
+    ("bytes=0-10", 206, CONTENT),
+    ("bytes=0-11", 206, CONTENT),
+    ("bytes=10-11", 206, "a"),
+    ("bytes=10-", 206, "a"),
+    ("bytes=-1000", 206, CONTENT),
+    ("BYTES=0-4", 206, "01234"),
+    ("bytes= 0-4", 206, "01234"),
+    ("bytes=0-4 ", 206, "01234"),
+    ("bytes=0-4,", 206, "01234"),
+    ("bytes=0-99999999999999999999999999", 206, CONTENT),
+    ("bytes=11-", 416, ""),
+    ("bytes=11-12", 416, ""),
+    ("bytes=12-12", 416, ""),
+    ("bytes=11-100", 416, ""),
+    ("bytes=100-", 416, ""),
+    ("bytes=100-1000", 416, ""),
+    ("bytes=-0", 416, ""),
+    ("bytes=99999999999999999999999999-", 416, ""),
+    ("bytes=0-0,-2", 200, ""),
+    ("bytes=0-1,5-8", 200, ""),
+    ("bytes=0-,1-,2-", 200, ""),
+    ("bytes=5-2", 200, ""),
+    ("bytes=a-b", 200, ""),
+    ("bytes=", 200, ""),
+    ("bytes=-", 200, ""),
+    ("bytes=--1", 200, ""),
+    ("bytes=+0-4", 200, ""),
+    ("bytes = 0-4", 200, ""),
+    ("items=0-4", 200, ""),
+    ("0-4", 200, ""),
+    (",bytes=0-4", 200, ""),
+];
+
+#[test]
+fn every_range_of_other_test_suites_has_its_status_and_its_part() {
+    let tree = Tree::new("ranges");
+    tree.add("f.txt", CONTENT);
+    let service = tree.service();
+    let mut wrong = Vec::new();
+    for (range, status, part) in RANGES {
+        let response = service.handle(Request::get("/static/f.txt").header("Range", range));
+        let content_range = response.header("Content-Range").map(str::to_owned);
+        let shown = match (response.status(), &content_range) {
+            (206, Some(of)) => of.ends_with("/11"),
+            (416, Some(of)) => of == "bytes */11",
+            (200, None) => true,
+            _ => false,
+        };
+        let got = (response.status(), response.into_text().unwrap());
+        let body = if status == 200 { CONTENT } else { part };
+        if got.0 != status || (status != 416 && got.1 != body) || !shown {
+            wrong.push(format!("{range}: {got:?}, {content_range:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), RANGES.len(), wrong.join("\n"));
+}
+
+#[test]
+fn preconditions_have_their_precedence() {
+    const PAST: &str = "Thu, 01 Jan 1970 00:00:01 GMT";
+    const FUTURE: &str = "Fri, 31 Dec 2038 23:59:59 GMT";
+    let tree = Tree::new("preconditions");
+    tree.add("f.txt", CONTENT);
+    let service = tree.service();
+    let first = service.handle(Request::get("/static/f.txt"));
+    let validator = |name: &str| first.header(name).unwrap().to_owned();
+    // TAG, WEAK, LIST and DATE stand for those of the file. RFC 9110, sections 13.1, 13.2.2 and 14.2.
+    let fill = |value: &str| match value {
+        "TAG" => validator("ETag"),
+        "WEAK" => format!("W/{}", validator("ETag")),
+        "LIST" => format!("\"x\", {}", validator("ETag")),
+        "DATE" => validator("Last-Modified"),
+        other => other.to_owned(),
+    };
+    let rows: [(&[(&str, &str)], u16); 35] = [
+        (&[("If-Match", "*")], 200),
+        (&[("If-Match", "\"x\"")], 412),
+        (&[("If-Match", "TAG")], 200),
+        (&[("If-Match", "WEAK")], 412),
+        (&[("If-Match", "LIST")], 200),
+        (&[("If-Unmodified-Since", PAST)], 412),
+        (&[("If-Unmodified-Since", FUTURE)], 200),
+        (&[("If-Unmodified-Since", "DATE")], 200),
+        (&[("If-Unmodified-Since", "nonsense")], 200),
+        (&[("If-Match", "TAG"), ("If-Unmodified-Since", PAST)], 200),
+        (&[("If-None-Match", "*")], 304),
+        (&[("If-None-Match", "TAG")], 304),
+        (&[("If-None-Match", "WEAK")], 304),
+        (&[("If-None-Match", "LIST")], 304),
+        (&[("If-None-Match", "\"x\"")], 200),
+        (&[("If-Modified-Since", "DATE")], 304),
+        (&[("If-Modified-Since", FUTURE)], 304),
+        (&[("If-Modified-Since", PAST)], 200),
+        (&[("If-Modified-Since", "nonsense")], 200),
+        (&[("If-None-Match", "\"x\""), ("If-Modified-Since", "DATE")], 200),
+        (&[("If-None-Match", "TAG"), ("If-Modified-Since", PAST)], 304),
+        (&[("If-Match", "\"x\""), ("If-None-Match", "TAG")], 412),
+        (&[("If-Match", "TAG"), ("If-None-Match", "TAG")], 304),
+        (&[("Range", "bytes=0-1"), ("If-Range", "TAG")], 206),
+        (&[("Range", "bytes=0-1"), ("If-Range", "WEAK")], 200),
+        (&[("Range", "bytes=0-1"), ("If-Range", "\"x\"")], 200),
+        (&[("Range", "bytes=0-1"), ("If-Range", PAST)], 200),
+        (&[("Range", "bytes=0-1"), ("If-Range", FUTURE)], 200),
+        (&[("Range", "bytes=0-1"), ("If-Range", "nonsense")], 200),
+        (&[("Range", "bytes=0-1"), ("If-None-Match", "TAG")], 304),
+        (&[("Range", "bytes=0-1"), ("If-Match", "\"x\"")], 412),
+        (&[("Range", "bytes=99-"), ("If-None-Match", "TAG")], 304),
+        (&[("Range", "bytes=99-"), ("If-Range", "\"x\"")], 200),
+        (&[("Range", "bytes=0-1"), ("If-Unmodified-Since", FUTURE)], 206),
+        (&[("If-Range", "\"x\"")], 200),
+    ];
+    let mut wrong = Vec::new();
+    for (headers, status) in rows {
+        let request =
+            |request: allout::RequestBuilder, (name, value): &(&str, &str)| request.header(*name, fill(value));
+        let got = service.handle(headers.iter().fold(Request::get("/static/f.txt"), request));
+        if got.status() != status || (status == 304 && got.header("ETag") != Some(&*validator("ETag"))) {
+            wrong.push(format!("{headers:?}: {got:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}

@@ -139,10 +139,12 @@ fn tags<'a>(lines: &[&'a str]) -> impl Iterator<Item = &'a str> {
 /// server ignore those.
 fn select_range(range: &str, length: u64) -> Selected {
     let Some((unit, set)) = range.split_once('=') else { return Selected::All };
-    if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
+    // A list may have empty elements: section 5.6.1.2.
+    let mut ranges = set.split(',').map(str::trim).filter(|range| !range.is_empty());
+    let (true, Some(range), None) = (unit.eq_ignore_ascii_case("bytes"), ranges.next(), ranges.next()) else {
         return Selected::All;
-    }
-    let Some((first, last)) = set.trim().split_once('-') else { return Selected::All };
+    };
+    let Some((first, last)) = range.split_once('-') else { return Selected::All };
     let (first, last) = (first.trim(), last.trim());
     if ![first, last].iter().all(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
         return Selected::All;

@@ -1,6 +1,8 @@
 //! Numbers, durations and panics as the log writes them.
 
 use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -58,9 +60,32 @@ pub(crate) fn json_string(text: &str) -> String {
     json
 }
 
+/// The text with every byte that is not visible ASCII as `\xNN`. The head of an accepted request has no such bytes here,
+/// but rejected requests are logged as well, and not every logger escapes what it prints.
+pub(crate) fn escaped(received: &str) -> Cow<'_, str> {
+    if received.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Cow::Borrowed(received);
+    }
+    let mut text = String::with_capacity(received.len() + 16);
+    for byte in received.bytes() {
+        if byte.is_ascii_graphic() {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "\\x{byte:02x}"); // writing to a String cannot fail
+        }
+    }
+    Cow::Owned(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_visible_ascii_is_left_as_it_was_received() {
+        assert_eq!(escaped("/a%20b?c=d"), "/a%20b?c=d");
+        assert_eq!(escaped("/a\nb\u{2028}\u{1b}[2J"), "/a\\x0ab\\xe2\\x80\\xa8\\x1b[2J");
+    }
 
     #[test]
     fn a_json_string_holds_any_text() {

@@ -15,7 +15,7 @@ use crate::http::conditional::Conditions;
 use crate::http::fault::truncated_body;
 use crate::http::head::Rejection;
 use crate::http::response::Response;
-use crate::text::panic_message;
+use crate::text::{escaped, panic_message};
 
 /// The methods of `Allow` where no route has any.
 const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
@@ -185,5 +185,6 @@ fn head_size(request: &Request) -> usize {
 
 /// A request, for the log.
 fn describe(request: &Request) -> String {
-    format!("{} {} from {} (id {})", request.method(), request.target(), request.peer(), request.id())
+    let (method, target) = (escaped(request.method()), escaped(request.target()));
+    format!("{method} {target} from {} (id {})", request.peer(), request.id())
 }

@@ -6,14 +6,14 @@
 //! The line is written after the response, on the thread that wrote it, so a logger that blocks delays later requests.
 //! The logger of the `allout` binary never blocks.
 
-use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::time::Duration;
 
 use log::kv::Value;
 use log::{Level, Record};
 
 use crate::observe::{ResponseObserver, ResponseRecord};
+use crate::text::escaped;
 
 /// The target of access lines.
 const TARGET: &str = "allout::access";
@@ -90,33 +90,10 @@ impl fmt::Display for Millis {
     }
 }
 
-/// The text with every byte that is not visible ASCII as `\xNN`. The head of an accepted request has no such bytes here,
-/// but rejected requests are logged as well, and not every logger escapes what it prints.
-fn escaped(received: &str) -> Cow<'_, str> {
-    if received.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Cow::Borrowed(received);
-    }
-    let mut text = String::with_capacity(received.len() + 16);
-    for byte in received.bytes() {
-        if byte.is_ascii_graphic() {
-            text.push(char::from(byte));
-        } else {
-            let _ = write!(text, "\\x{byte:02x}"); // writing to a String cannot fail
-        }
-    }
-    Cow::Owned(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::observe::Cut;
-
-    #[test]
-    fn only_visible_ascii_is_left_as_it_was_received() {
-        assert_eq!(escaped("/a%20b?c=d"), "/a%20b?c=d");
-        assert_eq!(escaped("/a\nb\u{2028}\u{1b}[2J"), "/a\\x0ab\\xe2\\x80\\xa8\\x1b[2J");
-    }
 
     #[test]
     fn the_message_has_the_most_important_facts() {

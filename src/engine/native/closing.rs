@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
 
-use super::common::plain_response;
+use super::common::late_response;
 use super::connection::{Answer, Connection, Socket};
 use super::receiver::{LINGERING_TIMEOUT, Receiver};
 use super::slots::{Interest, Queue, State};
@@ -148,6 +148,9 @@ impl Receiver {
         let entry = self.slots.get(slot);
         let (since, now, timeout) = (entry.since, self.now, self.common.settings.request_timeout);
         let Some(socket) = self.socket(slot) else { return };
+        let automatic = self.common.settings.automatic;
+        let is_head = |flight: super::mailbox::Flight| flight.request_line.starts_with("HEAD ");
+        let head_only = now > since && self.mailbox.flight(slot).is_some_and(is_head);
         let next = socket.turn(|turn| {
             if turn.answer != Answer::Unclaimed {
                 return None; // the response is on its way, as fast as the client takes it
@@ -161,7 +164,7 @@ impl Receiver {
             if turn.blocked_since.is_some() {
                 return now.checked_add(LOOK_AGAIN); // the body has a deadline of its own
             }
-            let response = plain_response(503, "the request timed out", self.common.settings.automatic);
+            let response = late_response(head_only, automatic);
             // A client that has not read an earlier response has as much time for that as the handler had.
             let Some(sent) = send_last(&socket, &response, used < timeout.saturating_mul(2)) else {
                 return now.checked_add(timeout.min(LOOK_AGAIN));

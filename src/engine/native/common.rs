@@ -76,14 +76,24 @@ impl Common {
 
 /// A response of the engine itself, to what is not served: whole, and the last of its connection.
 pub(super) fn plain_response(status: u16, reason: &'static str, automatic: HeaderLines) -> Vec<u8> {
-    let context = ResponseContext {
-        version: Version::Http11,
-        head_only: false,
-        close: true,
-        keep_alive: false,
-        request_id: &request_id(std::iter::empty()),
-        automatic,
-    };
+    response_to(false, &request_id(std::iter::empty()), status, reason, automatic)
+}
+
+/// The response in the place of a late handler; `head_only`: the request was a `HEAD`. The request's id is with the handler:
+/// none is better than another one.
+pub(super) fn late_response(head_only: bool, automatic: HeaderLines) -> Vec<u8> {
+    response_to(head_only, "-", 503, "the request timed out", automatic)
+}
+
+fn response_to(
+    head_only: bool,
+    request_id: &str,
+    status: u16,
+    reason: &'static str,
+    automatic: HeaderLines,
+) -> Vec<u8> {
+    let context =
+        ResponseContext { version: Version::Http11, head_only, close: true, keep_alive: false, request_id, automatic };
     let mut bytes = Vec::new();
     encode::encode(&Response::error(status, reason), &context, &mut bytes);
     bytes

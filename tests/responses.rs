@@ -148,6 +148,18 @@ fn a_response_to_http_1_0_whose_reader_fails_never_looks_whole(engine: &str) {
     }
 }
 
+fn a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole(engine: &str) {
+    let service = engine::service_on(engine).request_timeout(Duration::from_millis(300));
+    let service = start(engine, service.get("/endless", |_| Response::reader(io::repeat(b'x'), None)));
+    let id = format!("stalled-{engine}");
+    let mut client = send(service.address(), format!("GET /endless HTTP/1.0\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n"));
+    logged::wait_for("the access line", LIMIT, |line| line.target == "allout::access" && line.text.contains(&id));
+    let wire = read_to_end(&mut client, LIMIT);
+    assert_eq!(wire.status(), 200, "{}", wire.summary());
+    assert!(!wire.looks_whole(), "looks whole: {}", wire.summary());
+    assert_sound(service);
+}
+
 /// Both places tell: the log an error with the route, the id and the reason; the access log that it was cut.
 fn a_response_that_was_cut_is_logged_as_cut(engine: &str) {
     let service = start(engine, broken_routes(engine::service_on(engine)));
@@ -650,6 +662,7 @@ mod tiny_http {
 
     tests! {
         a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
+        a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole;
         a_response_that_was_cut_is_logged_as_cut;
         the_access_line_says_what_happened_in_its_message;
         a_reader_that_panics_costs_its_connection_alone;
@@ -674,6 +687,7 @@ mod native {
 
     tests! {
         a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
+        a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole;
         a_response_that_was_cut_is_logged_as_cut;
         the_access_line_says_what_happened_in_its_message;
         a_reader_that_panics_costs_its_connection_alone;

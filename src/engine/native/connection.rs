@@ -130,24 +130,38 @@ pub(crate) struct Connection {
 }
 
 thread_local! {
-    /// On a receiver's thread: the connection of the exchange that was completed last.
+    /// On a receiver's thread: the connection that is served, once its exchange is completed.
     static COMPLETED: Cell<Option<Box<Connection>>> = const { Cell::new(None) };
+    /// On a receiver's thread: the slot whose request it serves at this moment.
+    static SERVED: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 impl Connection {
     /// Goes back to its receiver, because its exchange is over.
     pub(super) fn give_back(mut self: Box<Self>) {
-        if self.home.is_here() {
+        if self.is_served_here() {
             COMPLETED.set(Some(self));
         } else {
             self.turn_used = true;
-            let home = Arc::clone(&self.home);
-            home.give_back(self);
+            let (home, slot) = (Arc::clone(&self.home), self.slot);
+            home.give_back(slot, self);
         }
     }
 
-    /// On a receiver's thread: the connection whose exchange was completed last, if one was.
+    /// Whether the calling thread is its receiver, and serves it: it may serve another, whose handler has kept this one's
+    /// request until now.
+    pub(super) fn is_served_here(&self) -> bool {
+        self.home.is_here() && SERVED.get() == Some(self.slot)
+    }
+
+    /// On a receiver's thread: a request of this slot is served from here on.
+    pub(super) fn begin_serving(slot: u32) {
+        SERVED.set(Some(slot));
+    }
+
+    /// On a receiver's thread: the connection that was served, if its exchange is completed.
     pub(super) fn take_completed() -> Option<Box<Connection>> {
+        SERVED.set(None);
         COMPLETED.take()
     }
 

@@ -128,7 +128,7 @@ impl Exchange {
             return Sent { status: response.status(), bytes: 0, close: true, error: None };
         };
         let here = connection.home.is_here();
-        if !here {
+        if !connection.is_served_here() {
             if let Answer::Timeout(bytes) = claim(&connection.socket) {
                 drop(response);
                 connection.after = After::Linger;
@@ -170,7 +170,8 @@ impl Exchange {
             consumed = connection.inbox.as_ref().is_none_or(|inbox| inbox.body.is_complete());
         }
         connection.after = match &sent.error {
-            Some(SendError::Client(_)) => After::Close,
+            // To HTTP/1.0 the end of the connection may be that of the body: a regular end would make it look whole.
+            Some(SendError::Client(_)) if context.version == Version::Http11 => After::Close,
             Some(_) => After::Reset,
             None if !close && !sent.close && consumed => After::Keep,
             // The client has said that it sends nothing more.

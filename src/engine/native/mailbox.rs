@@ -27,7 +27,7 @@ pub(super) struct Mailbox<C> {
     /// There is something to look at beside events.
     attention: AtomicBool,
     /// None once the receiver has ended: what is brought then is dropped.
-    returned: Mutex<Option<Vec<C>>>,
+    returned: Mutex<Option<Vec<(u32, C)>>>,
     /// As above.
     new: Mutex<Option<Vec<(OwnedFd, Peer)>>>,
     in_flight: Mutex<HashMap<u32, Flight>>,
@@ -94,12 +94,24 @@ impl<C> Mailbox<C> {
     }
 
     /// Brings a connection back whose exchange is over, from another thread.
-    pub(super) fn give_back(&self, connection: C) {
-        match &mut *lock(&self.returned) {
-            Some(returned) => returned.push(connection),
-            None => return,
+    pub(super) fn give_back(&self, slot: u32, connection: C) {
+        if let Some(returned) = &mut *lock(&self.returned) {
+            returned.push((slot, connection));
+        } else {
+            return self.close_late(slot, connection);
         }
         self.notify();
+    }
+
+    /// Closes a connection that comes back when the receiver has ended, and does its counting.
+    fn close_late(&self, slot: u32, connection: C) {
+        drop(connection);
+        if lock(&self.in_flight).remove(&slot).is_some() {
+            self.busy.fetch_sub(1, Ordering::AcqRel);
+            self.open.fetch_sub(1, Ordering::SeqCst);
+            self.common.open.fetch_sub(1, Ordering::SeqCst);
+        }
+        (self.common.events.changed)();
     }
 
     /// Brings a connection that another receiver has accepted.
@@ -111,7 +123,7 @@ impl<C> Mailbox<C> {
         self.notify();
     }
 
-    pub(super) fn take_returned(&self) -> Vec<C> {
+    pub(super) fn take_returned(&self) -> Vec<(u32, C)> {
         lock(&self.returned).as_mut().map(std::mem::take).unwrap_or_default()
     }
 
@@ -201,9 +213,23 @@ impl<C> Mailbox<C> {
         lock(&self.in_flight).get(&slot).cloned()
     }
 
-    /// The receiver's thread is over.
+    /// Whether the receiver's thread is over.
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.new).is_none()
+    }
+
+    /// The receiver's thread is over, and its connections are closed with it: those that workers have stay until they are
+    /// brought back.
     pub(super) fn end(&self) {
-        drop(lock(&self.returned).take());
         drop(lock(&self.new).take());
+        let returned = lock(&self.returned).take().unwrap_or_default();
+        let mut in_flight = lock(&self.in_flight);
+        for (slot, _) in &returned {
+            in_flight.remove(slot);
+        }
+        self.busy.store(in_flight.len(), Ordering::Release);
+        self.answering.store(0, Ordering::Release);
+        let closed = self.open.swap(in_flight.len(), Ordering::SeqCst).saturating_sub(in_flight.len());
+        self.common.open.fetch_sub(closed, Ordering::SeqCst);
     }
 }

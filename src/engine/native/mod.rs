@@ -301,7 +301,7 @@ impl Engine {
         let load = |mailbox: &Home| mailbox.open.load(Ordering::Relaxed);
         let lightest = self.mailboxes.iter().min_by_key(|mailbox| load(mailbox))?;
         let limit = load(lightest) + imbalance.max(load(lightest) / 8);
-        (load(own) >= limit).then_some(lightest)
+        (load(own) >= limit && !lightest.has_ended()).then_some(lightest)
     }
 
     /// The receiver whose idle connections are the least recently used.

@@ -60,6 +60,15 @@ pub(super) struct Drain {
     pub(super) ending: Ending,
 }
 
+/// Ends a mailbox with the thread of its receiver, also by a panic.
+struct EndGuard(Arc<Home>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// The state of a receiver's thread.
 pub(super) struct Receiver {
     pub(super) engine: Arc<Engine>,
@@ -116,9 +125,8 @@ impl Receiver {
     /// The system refuses to wait for events, or to accept.
     pub(super) fn run(mut self) -> io::Result<()> {
         self.mailbox.attach();
-        let result = self.receive_until_interrupted();
-        self.mailbox.end();
-        result
+        let _end = EndGuard(Arc::clone(&self.mailbox));
+        self.receive_until_interrupted()
     }
 
     fn receive_until_interrupted(&mut self) -> io::Result<()> {
@@ -183,8 +191,7 @@ impl Receiver {
 
     /// What workers and other receivers have brought.
     fn take_mail(&mut self) {
-        for connection in self.mailbox.take_returned() {
-            let slot = connection.slot;
+        for (slot, connection) in self.mailbox.take_returned() {
             self.mailbox.came_back(slot);
             self.set_timer(slot, None);
             self.changed = true;

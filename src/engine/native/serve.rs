@@ -10,6 +10,7 @@ use super::parse::Progress;
 use super::receiver::Receiver;
 use super::slots::{Interest, Queue, State};
 use crate::http::head::Rejection;
+use crate::text::escaped;
 
 /// Pipelined requests of one connection that are answered in a row.
 pub(super) const IN_A_ROW: usize = 16;
@@ -53,6 +54,7 @@ impl Receiver {
         }
         let peer = connection.peer;
         self.mailbox.begin_request(self.now);
+        Connection::begin_serving(slot);
         let next = (self.serve)(crate::engine::Exchange::Native(Exchange::new(connection, self.now)));
         debug_assert!(next.is_none(), "the next request of a connection is this receiver's business");
         let completed = Connection::take_completed();
@@ -63,7 +65,10 @@ impl Receiver {
                 self.after_response(slot, connection)
             }
             None => {
-                let flight = Flight { request_line: self.request_line.clone(), peer, since: self.now };
+                // A rejected request goes this way as well, whatever its bytes are.
+                let (method, target) = self.request_line.split_once(' ').unwrap_or_default();
+                let request_line = format!("{} {}", escaped(method), escaped(target));
+                let flight = Flight { request_line, peer, since: self.now };
                 self.mailbox.went_away(slot, flight);
                 self.slots.get(slot).since = self.now;
                 self.slots.dequeue(slot);

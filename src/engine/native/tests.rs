@@ -1,11 +1,12 @@
 //! The engine over real sockets, without routes and workers: what is served is decided by the target.
 
+mod kept;
 mod partial_heads;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::Engine;
 use crate::engine::{CloseReason, Ending, Events, Exchange, Serve, Settings};
 use crate::http::automatic::HeaderLines;
 use crate::http::response::Response;
+use crate::sync::lock;
 
 /// Long enough for anything here on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,7 +39,10 @@ fn settings() -> Settings {
     }
 }
 
-/// `/worker` is answered by another thread, `/echo` with its body, `/never` not at all; all else at once.
+/// Exchanges that were kept, until they are dropped.
+static KEPT: Mutex<Vec<super::Exchange>> = Mutex::new(Vec::new());
+
+/// `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its body, `/never` not at all; all else at once.
 fn serve(exchange: Exchange) -> Option<Exchange> {
     let Exchange::Native(mut exchange) = exchange else { unreachable!() };
     let target = exchange.target().to_owned();
@@ -64,6 +69,15 @@ fn serve(exchange: Exchange) -> Option<Exchange> {
             drop(exchange);
         });
     } else {
+        match target.as_str() {
+            "/panic" => panic!("the receiver's own panic"),
+            "/drop" => drop(std::mem::take(&mut *lock(&KEPT))),
+            _ if target.starts_with("/keep") => {
+                lock(&KEPT).push(exchange);
+                return None;
+            }
+            _ => {}
+        }
         let response = match exchange.head() {
             Ok(_) => Response::text(target),
             Err(rejection) => Response::error(rejection.status, rejection.reason),
@@ -243,6 +257,14 @@ fn a_handler_that_takes_too_long_is_answered_for_and_its_answer_is_dropped() {
     assert_eq!(server.engine.in_flight(), 1, "the handler goes on");
     drop(client);
     wait_until("the handler", || server.engine.connections() == 0);
+}
+
+#[test]
+fn what_answers_for_a_late_handler_has_no_body_for_head_and_no_id_of_another_request() {
+    let server = Server::start(Settings { request_timeout: Duration::from_millis(100), ..settings() });
+    let answer = server.talk(b"HEAD /never HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(answer.contains("\r\nX-Request-Id: -\r\n"), "{answer}");
 }
 
 #[test]

@@ -223,6 +223,11 @@ fn respond_past_body(
         return Sent { status: response.status(), bytes: 0, close: true, error: Some(SendError::Client(error)) };
     };
     let sent = write_response(response, context, &mut RawSocket(&socket));
+    if sent.error.is_some() {
+        connection.reset(); // to HTTP/1.0 the end of the connection may be that of the body
+        unread_body::discard_closing(shared, connection, raw, body_left);
+        return sent;
+    }
     let _ = SockRef::from(&*socket).shutdown(Shutdown::Write); // fails if the peer has left
     connection.begin_closing();
     shared.monitor.linger_until_closed(socket, raw, body_left);

@@ -215,6 +215,7 @@ pub use crate::{
         response::Response,
         stream::StreamWriter,
     },
+    listen::UnixSocket,
     service::{Service, config::Config, error::StartError, member::Restart, run::ServiceHandle},
 };
 

@@ -155,7 +155,7 @@ impl AdminRoutes {
         let admin = separate.as_mut().unwrap_or(&mut service);
         admin.begin_admin_routes();
         add_health(admin, &self.paths, &state.lifecycle, &self.checks)?;
-        let ports: Vec<u16> = facts.addresses.iter().map(|(_, address)| address.port()).collect();
+        let ports = facts.ports.clone();
         // Without an address no request comes from elsewhere.
         let guards_status = self.status && !own_router && !facts.addresses.is_empty();
         let guard = Arc::new(Guard::new(self.token, ports));

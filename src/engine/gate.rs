@@ -8,6 +8,8 @@
 //! Packets with a TTL of 255 pass the filter. So the gate of a socket that is about to be closed for good is *sealed* once
 //! the handshakes that were under way have had their time: from then on the kernel drops every packet of a new connection
 //! that is not signed, and only we sign ours ([`signature`]).
+//!
+//! A Unix socket has no such filter: its gate is shut for good, and the kernel refuses who comes then.
 
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use crate::listen::Address;
 use crate::sync::lock;
 use crate::sys::fd::{cookie, replace_fd};
 use crate::sys::min_ttl::set_min_ttl_filter;
@@ -28,7 +31,7 @@ use crate::sys::tcp::tcp_info;
 pub(crate) struct AcceptGate {
     listener: TcpListener,
     /// Where the socket listens.
-    address: SocketAddr,
+    address: Address,
     state: Mutex<GateState>,
     /// Nothing but our own connections passes any more.
     sealed: AtomicBool,
@@ -48,9 +51,14 @@ struct GateState {
 }
 
 impl GateState {
-    fn set(&mut self, listener: &TcpListener, closed: bool) -> io::Result<()> {
+    fn set(&mut self, listener: &TcpListener, address: &Address, closed: bool) -> io::Result<()> {
         if self.closed != closed {
-            set_min_ttl_filter(listener, closed)?;
+            match address {
+                Address::Inet(_) => set_min_ttl_filter(listener, closed)?,
+                // Clients are refused from here on, and those that are queued are accepted still. It does not open again.
+                Address::Unix(_) if closed => SockRef::from(listener).shutdown(Shutdown::Both)?,
+                Address::Unix(_) => return Ok(()),
+            }
             self.closed = closed;
         }
         Ok(())
@@ -64,7 +72,7 @@ impl AcceptGate {
     pub(crate) fn new(listener: &TcpListener) -> io::Result<AcceptGate> {
         Ok(AcceptGate {
             listener: listener.try_clone()?,
-            address: listener.local_addr()?,
+            address: Address::of(listener)?,
             state: Mutex::default(),
             sealed: AtomicBool::new(false),
             private_listener: Mutex::default(),
@@ -78,8 +86,13 @@ impl AcceptGate {
         &self.listener
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Where it listens, if that is not at a path.
+    fn inet(&self) -> SocketAddr {
+        self.address.inet_or_unspecified()
     }
 
     /// Closes or opens the gate for as long as there are too many connections. Does nothing once it was
@@ -90,7 +103,7 @@ impl AcceptGate {
     /// The system refuses.
     pub(crate) fn set_closed(&self, closed: bool) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if state.settled { Ok(()) } else { state.set(&self.listener, closed) }
+        if state.settled { Ok(()) } else { state.set(&self.listener, &self.address, closed) }
     }
 
     /// Closes or opens the gate, since accepting ends here, until it is [unsettled](AcceptGate::unsettle).
@@ -101,7 +114,7 @@ impl AcceptGate {
     pub(crate) fn settle(&self, closed: bool) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.settled = true;
-        state.set(&self.listener, closed)
+        state.set(&self.listener, &self.address, closed)
     }
 
     /// Seals the gate, for good.
@@ -159,12 +172,12 @@ impl AcceptGate {
     ///
     /// No descriptor is left, or tiny_http has ended by itself.
     pub(crate) fn redirect_accept(&self, accept_fd: RawFd) -> io::Result<()> {
-        let private = TcpListener::bind((loopback_addr(self.address).ip(), 0))?;
+        let private = TcpListener::bind((loopback_addr(self.inet()).ip(), 0))?;
         let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
         self.accept_cookies[1].store(SockRef::from(&private).cookie()?, Ordering::Release);
         replace_fd(accept_fd, self.accept_cookies[0].load(Ordering::Acquire), &private.try_clone()?.into())?;
         *lock(&self.private_listener) = Some(Arc::new(private));
-        self.knock_at(self.address)
+        self.knock_at(self.inet())
     }
 
     /// Has tiny_http accept from the listening socket again. `accept_fd` is the descriptor on which it accepts.
@@ -193,7 +206,7 @@ impl AcceptGate {
     /// The connection was refused.
     pub(crate) fn knock(&self) -> io::Result<()> {
         let private = self.private_listener();
-        self.knock_at(private.map_or(Ok(self.address), |private| private.local_addr())?)
+        self.knock_at(private.map_or(Ok(self.inet()), |private| private.local_addr())?)
     }
 
     /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
@@ -226,17 +239,23 @@ impl AcceptGate {
     ///
     /// There was none within `limit`.
     pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
+        if let Address::Unix(path) = &self.address {
+            let own = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            own.connect_timeout(&SockAddr::unix(path)?, limit)?;
+            return Ok(own.into());
+        }
         let own = self.self_socket(true)?;
-        own.connect_timeout(&SockAddr::from(loopback_addr(self.address)), limit)?;
+        own.connect_timeout(&SockAddr::from(loopback_addr(self.inet())), limit)?;
         Ok(own.into())
     }
 
     /// A socket that passes the gate, if it is `for_gate`.
     fn self_socket(&self, for_gate: bool) -> io::Result<Socket> {
-        let own = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
+        let address = self.inet();
+        let own = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
         // Our own packets pass the closed gate: their TTL is the maximum, 255.
-        match self.address {
+        match address {
             SocketAddr::V4(_) => own.set_ttl_v4(255)?,
             SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
         }

@@ -24,11 +24,12 @@ mod tiny_http;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::http::automatic::HeaderLines;
+pub(crate) use crate::listen::Address;
 use crate::text::human_duration;
 pub(crate) use engines::Engines;
 pub(crate) use exchange::{BodyState, Client, Exchange};
@@ -238,8 +239,8 @@ impl Engine {
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        delegate!(self, engine => engine.address())
+    pub(crate) fn address(&self) -> &Address {
+        delegate!(self, engine => engine.gate().address())
     }
 
     /// The drain begins: every response says `Connection: close` where nothing follows.

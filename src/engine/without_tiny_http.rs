@@ -40,7 +40,6 @@ impl Engine {
     never! {
         start(Arc<Serve>) -> io::Result<()>;
         threads() -> Vec<EngineThread>;
-        address() -> SocketAddr;
         gate() -> &AcceptGate;
         stop_state() -> &StopState;
         stop_accepting(Ending);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::crew::GRACE;
 use crate::engine::EngineKind;
+use crate::listen::UnixSocket;
 
 /// The settings of a service. All fields have defaults; see [`Config::default`].
 ///
@@ -21,6 +22,9 @@ pub struct Config {
     /// Addresses to listen on; port 0 picks a free one. Default: `127.0.0.1:8088`, so that only this machine is served
     /// unless others are meant to be. Not used when a service manager passes sockets.
     pub listen: Vec<SocketAddr>,
+    /// Unix-domain sockets to listen on besides; the native engine alone serves them. Default: none. Not used when a service
+    /// manager passes sockets.
+    pub listen_unix: Vec<UnixSocket>,
     /// Address of a socket of its own for the admin routes, which are then not served on the others. Default: none.
     pub admin_listen: Option<SocketAddr>,
     /// The engine on every listening socket. Default: [`EngineKind::TinyHttp`].
@@ -68,6 +72,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8088))],
+            listen_unix: Vec::new(),
             admin_listen: None,
             engine: EngineKind::default(),
             receivers: 0,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::admin::InstallError;
 use crate::crew::outcome::{Cause, Outcome};
@@ -17,6 +18,8 @@ pub enum StartError {
     AddressInUse(SocketAddr),
     /// The system refuses to listen on the address.
     Listen(SocketAddr, io::Error),
+    /// The Unix socket at this path cannot be listened on: it is in use, or the system refuses.
+    UnixSocket(PathBuf, io::Error),
     /// The address to listen on cannot be parsed or resolved.
     Unresolved(io::Error),
     /// A socket that was passed to the process cannot be used.
@@ -42,6 +45,7 @@ impl fmt::Display for StartError {
                 write!(f, "address in use: {address}: stop the process that listens there, or choose another address")
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::UnixSocket(path, error) => write!(f, "cannot listen on unix:{}: {error}", path.display()),
             StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
@@ -56,7 +60,10 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::Listen(_, error) | StartError::Unresolved(error) | StartError::System(_, error) => Some(error),
+            StartError::Listen(_, error)
+            | StartError::UnixSocket(_, error)
+            | StartError::Unresolved(error)
+            | StartError::System(_, error) => Some(error),
             StartError::Route(error) => Some(error),
             StartError::AddressInUse(_)
             | StartError::Inherited(_)
@@ -87,6 +94,7 @@ impl From<ListenError> for StartError {
         match error {
             ListenError::InUse(address) => StartError::AddressInUse(address),
             ListenError::Bind(address, error) => StartError::Listen(address, error),
+            ListenError::Unix(path, error) => StartError::UnixSocket(path, error),
             ListenError::Inherited(what) => StartError::Inherited(what),
         }
     }

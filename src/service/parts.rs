@@ -20,7 +20,7 @@ use crate::crew::outcome::Cause;
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::{Dispatch, Job};
-use crate::engine::{Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
+use crate::engine::{Address, Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
 use crate::http::automatic::HeaderLines;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
@@ -54,7 +54,7 @@ impl Service {
         let settings = settings(&config, capacity.connections, self.automatic);
         let engines = new_engines(config.engine, &sockets, settings, &stopper)?;
         let listening: Vec<_> =
-            engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address(), socket.role)).collect();
+            engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address().clone(), socket.role)).collect();
         let pool = new_pool(capacity.workers, config.queue, &mut crew);
         let connections = settings.max_connections * sockets.len();
         let state = new_state(&crew, engines.clone(), &pool, config.queue, connections);
@@ -132,13 +132,25 @@ pub(super) fn open_sockets(
     listeners: Vec<TcpListener>,
     owns_process: bool,
 ) -> Result<Vec<ListenSocket>, StartError> {
-    let wanted =
-        Wanted { main: &config.listen, admin: config.admin_listen, receive_buffer: config.engine.receive_buffer() };
+    let wanted = Wanted {
+        main: &config.listen,
+        unix: &config.listen_unix,
+        admin: config.admin_listen,
+        receive_buffer: config.engine.receive_buffer(),
+    };
     let own: Result<Vec<_>, _> = listeners.into_iter().map(|own| listen::adopt(own, wanted.receive_buffer)).collect();
     let opened =
         if owns_process { listen::open_inherited(&wanted, reexec::inherited())? } else { listen::open(&wanted)? };
     let mut sockets = own?;
     sockets.extend(opened);
+    let unix = sockets.iter().find_map(|socket| match Address::of(&socket.listener) {
+        Ok(Address::Unix(path)) if config.engine != EngineKind::Native => Some(path),
+        _ => None,
+    });
+    if let Some(path) = unix {
+        let why = "the tiny-http engine cannot tell its clients apart: choose the native engine";
+        return Err(StartError::UnixSocket(path, io::Error::new(io::ErrorKind::Unsupported, why)));
+    }
     if sockets.is_empty() {
         return Err(StartError::Unresolved(io::Error::new(io::ErrorKind::InvalidInput, "none is given")));
     }
@@ -156,13 +168,10 @@ fn new_engines(
     Ok(Engines::new(engines.map_err(system("the listening socket"))?))
 }
 
-/// Tells the addresses to all who want to know, and returns them. A panic stops the service, as that of a member does.
-fn tell_addresses(
-    listening: &[(SocketAddr, Role)],
-    on_listening: Vec<OnListening>,
-    crew: &mut Crew,
-) -> Vec<SocketAddr> {
-    let addresses: Vec<_> = listening.iter().map(|(address, _)| *address).collect();
+/// Tells the internet addresses to all who want to know, and returns them. A panic stops the service, as that of a member
+/// does.
+fn tell_addresses(listening: &[(Address, Role)], on_listening: Vec<OnListening>, crew: &mut Crew) -> Vec<SocketAddr> {
+    let addresses: Vec<_> = listening.iter().filter_map(|(address, _)| address.inet()).collect();
     for tell in on_listening {
         if let Exit::Panicked(message) = catch_exit(|| tell(&addresses)) {
             crew.reserve("on_listening").report(Exit::Panicked(message));
@@ -180,10 +189,11 @@ fn new_pool(workers: usize, queue: usize, crew: &mut Crew) -> Arc<Pool<Job>> {
 }
 
 /// What `/status` says of a service from its start on.
-pub(super) fn facts(config: &Config, listening: &[(SocketAddr, Role)], bound: String) -> Facts {
+pub(super) fn facts(config: &Config, listening: &[(Address, Role)], bound: String) -> Facts {
     Facts {
         engine: config.engine.name(),
-        addresses: listening.iter().map(|(address, role)| (role.fd_name(), *address)).collect(),
+        addresses: listening.iter().map(|(address, role)| (role.fd_name(), address.to_string())).collect(),
+        ports: listening.iter().filter_map(|(address, _)| Some(address.inet()?.port())).collect(),
         bound,
         grace: config.grace,
         drain_delay: config.drain_delay,
@@ -214,9 +224,9 @@ fn new_state(
     }
 }
 
-fn exposure_warnings(admin: &AdminRoutes, listening: &[(SocketAddr, Role)], own_router: bool) -> Vec<String> {
+fn exposure_warnings(admin: &AdminRoutes, listening: &[(Address, Role)], own_router: bool) -> Vec<String> {
     let warning =
-        |(address, role): &(SocketAddr, Role)| admin.exposure_warning(*address, own_router, *role == Role::Admin);
+        |(address, role): &(Address, Role)| admin.exposure_warning(address.inet()?, own_router, *role == Role::Admin);
     listening.iter().filter_map(warning).collect()
 }
 
@@ -272,7 +282,7 @@ fn spawn_notifier(
 fn start_engines(
     crew: &mut Crew,
     engines: &Engines,
-    listening: &[(SocketAddr, Role)],
+    listening: &[(Address, Role)],
     service: &Arc<Dispatch>,
     admin: Option<&Arc<Dispatch>>,
 ) -> Result<Vec<SlotId>, StartError> {
@@ -306,9 +316,9 @@ fn warn(exposure: &[String], losses: &Losses) {
 }
 
 /// One line that says what serves, where, and within which limits; the same when another image goes on.
-fn announce(config: &Config, listening: &[(SocketAddr, Role)], capacity: &Capacity) {
+fn announce(config: &Config, listening: &[(Address, Role)], capacity: &Capacity) {
     let of = |wanted: Role| {
-        let urls = listening.iter().filter(|(_, role)| *role == wanted).map(|(address, _)| format!("http://{address}"));
+        let urls = listening.iter().filter(|(_, role)| *role == wanted).map(|(address, _)| address.url());
         urls.collect::<Vec<_>>().join(" ")
     };
     let (listen, admin) = (of(Role::Main), of(Role::Admin));

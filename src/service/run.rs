@@ -234,16 +234,17 @@ impl ReexecRequests {
 #[derive(Debug)]
 #[must_use = "the service is stopped when its handle is dropped"]
 pub struct ServiceHandle {
-    /// The first at least.
+    /// None if it listens on Unix sockets alone.
     addresses: Vec<SocketAddr>,
     stopper: Stopper,
     thread: Option<JoinHandle<Outcome>>,
 }
 
 impl ServiceHandle {
-    /// The first address that it listens on, with the port that the kernel chose.
+    /// The first address that it listens on, with the port that the kernel chose; `0.0.0.0:0` if it listens on Unix sockets
+    /// alone.
     pub fn address(&self) -> SocketAddr {
-        self.addresses[0] // a service without a socket does not start
+        self.addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
     }
 
     /// All addresses that it listens on: those of [listeners of the program's own](crate::Service::listener) first, that of the

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::engine::EngineKind;
 use crate::http::automatic::AutomaticHeaders;
 use crate::http::forwarded::TrustedProxies;
+use crate::listen::UnixSocket;
 use crate::service::Service;
 use crate::service::config::Config;
 use crate::service::error::StartError;
@@ -54,10 +55,19 @@ impl Service {
         self
     }
 
+    /// Listens on a Unix-domain socket: beside the addresses of [`listen`](Service::listen), and in place of those of the
+    /// configuration. Only the native engine can.
+    pub fn listen_unix(mut self, socket: UnixSocket) -> Service {
+        self.replace_configured();
+        self.config.listen_unix.push(socket);
+        self
+    }
+
     /// Forgets the addresses of the configuration at the first call that says where to listen.
     fn replace_configured(&mut self) {
         if !std::mem::replace(&mut self.listen_was_set, true) {
             self.config.listen.clear();
+            self.config.listen_unix.clear();
         }
     }
 

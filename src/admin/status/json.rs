@@ -116,7 +116,7 @@ pub(super) fn render(view: &View<'_>) -> String {
         json.object("service", |json| service(json, view));
         json.list("addresses", &facts.addresses, |json, (role, address)| {
             json.text("role", role);
-            json.text("address", &address.to_string());
+            json.text("address", address);
         });
         json.list("checks", &view.verdicts, |json, (name, verdict)| {
             json.text("name", name);

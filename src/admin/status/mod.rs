@@ -11,7 +11,6 @@ mod json;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +34,9 @@ fn commit() -> Option<&'static str> {
 pub(crate) struct Facts {
     pub(crate) engine: &'static str,
     /// Where it listens, and for what: `http` or `admin`.
-    pub(crate) addresses: Vec<(&'static str, SocketAddr)>,
+    pub(crate) addresses: Vec<(&'static str, String)>,
+    /// Ports of those that have one.
+    pub(crate) ports: Vec<u16>,
     /// What keeps the limits below the configuration, if anything does.
     pub(crate) bound: String,
     pub(crate) grace: Duration,

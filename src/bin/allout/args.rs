@@ -76,16 +76,29 @@ Examples:
     disable_version_flag = true
 )]
 pub struct Args {
-    /// Address and port to serve on; may be given several times. Port 0 picks
-    /// a free one. Not used when systemd passes a socket
+    /// Address and port to serve on, or unix:PATH for a Unix socket, which
+    /// needs the native engine; may be given several times. Port 0 picks a
+    /// free one. Not used when systemd passes a socket
     #[arg(long, env = "ALLOUT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8088", value_delimiter = ',')]
     #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
+
+    /// Permissions of Unix sockets, in octal: clients need to write
+    #[arg(long, env = "ALLOUT_UNIX_MODE", value_name = "MODE", default_value = "0600")]
+    #[arg(help_heading = "Listening", value_parser = parse_mode, verbatim_doc_comment)]
+    pub unix_mode: Mode,
+
+    /// Owner of Unix sockets, if it is another than the service's: a user, a
+    /// user and a group, or a group alone. Names are looked up in /etc/passwd
+    /// and /etc/group
+    #[arg(long, env = "ALLOUT_UNIX_OWNER", value_name = "[USER][:GROUP]")]
+    #[arg(help_heading = "Listening", value_parser = parse_owner, verbatim_doc_comment)]
+    pub unix_owner: Option<Owner>,
 
     /// Address and port for the admin routes: /healthz, /readyz, /livez,
     /// /metrics, /status and /shutdown are served there, and not on --listen
     #[arg(long, env = "ALLOUT_ADMIN_LISTEN", value_name = "ADDR")]
-    #[arg(help_heading = "Listening", value_parser = parse_listen, verbatim_doc_comment)]
+    #[arg(help_heading = "Listening", value_parser = parse_address, verbatim_doc_comment)]
     pub admin_listen: Option<SocketAddr>,
 
     /// What receives requests: tiny-http takes a thread for each connection;
@@ -488,7 +501,72 @@ fn parse_engine(text: &str) -> Result<EngineKind, String> {
         .ok_or_else(|| EngineKind::ALL.iter().map(|engine| engine.name()).collect::<Vec<_>>().join(" or "))
 }
 
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Inet(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Permissions of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+/// Owner of a file, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub user: Option<u32>,
+    pub group: Option<u32>,
+}
+
+impl Args {
+    /// The internet addresses of `--listen`.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let inet = |listen: &Listen| if let Listen::Inet(address) = listen { Some(*address) } else { None };
+        self.listen.iter().filter_map(inet).collect()
+    }
+
+    /// The paths of `--listen`.
+    pub fn unix_paths(&self) -> Vec<PathBuf> {
+        let unix = |listen: &Listen| if let Listen::Unix(path) = listen { Some(path.clone()) } else { None };
+        self.listen.iter().filter_map(unix).collect()
+    }
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
+        Some(_) => Err("expected an absolute path, as in unix:/run/allout/allout.sock".to_owned()),
+        None if text.starts_with('/') => Err(format!("a Unix socket is written unix:{text}")),
+        None => parse_address(text).map(Listen::Inet),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.map(Mode).ok_or_else(|| "expected permissions in octal, as in 0660".to_owned())
+}
+
+fn parse_owner(text: &str) -> Result<Owner, String> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    Ok(Owner { user: parse_id(user, "/etc/passwd")?, group: parse_id(group, "/etc/group")? })
+}
+
+/// The number of a user or a group; none if it is not given. Both files have it in the third field: passwd(5), group(5).
+fn parse_id(text: &str, file: &str) -> Result<Option<u32>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let find = || {
+        let lines = std::fs::read_to_string(file).ok()?;
+        let line = lines.lines().find(|line| line.split(':').next() == Some(text))?;
+        line.split(':').nth(2)?.parse().ok()
+    };
+    let id = text.parse().ok().or_else(find);
+    id.map(Some).ok_or_else(|| format!("{text} is neither a number nor in {file}"))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     // The only name that needs no resolver.
     if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
@@ -580,8 +658,8 @@ mod tests {
     fn defaults_are_those_of_the_manual() {
         let args = read(&[]).unwrap();
         let config = allout::Config::default();
-        assert_eq!((&args.listen, args.admin_listen), (&config.listen, config.admin_listen));
-        assert_eq!(args.listen, ["127.0.0.1:8088".parse().unwrap()]);
+        assert_eq!((args.addresses(), args.admin_listen), (config.listen, config.admin_listen));
+        assert_eq!(args.addresses(), ["127.0.0.1:8088".parse().unwrap()]);
         assert_eq!(
             (args.workers, args.queue, args.max_connections),
             (config.workers, config.queue, config.max_connections)
@@ -637,11 +715,16 @@ mod tests {
 
     #[test]
     fn addresses_parse_or_say_what_would() {
-        let listen =
-            |line: &[&str]| read(line).unwrap().listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let listen = |line: &[&str]| {
+            read(line).unwrap().addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
         assert_eq!(listen(&["--listen", "localhost:0"]), "127.0.0.1:0");
         assert_eq!(listen(&["--listen", "[::1]:80", "--listen=127.0.0.1:80"]), "[::1]:80 127.0.0.1:80");
         assert_eq!(listen(&["--listen", "[::1]:80,127.0.0.1:80"]), "[::1]:80 127.0.0.1:80");
+        let args = read(&["--listen", "unix:/run/a.sock,127.0.0.1:80", "--unix-mode", "660", "--unix-owner", "1:2"]);
+        let args = args.unwrap();
+        assert_eq!((args.unix_paths(), args.addresses().len()), (vec!["/run/a.sock".into()], 1));
+        assert_eq!((args.unix_mode, args.unix_owner), (Mode(0o660), Some(Owner { user: Some(1), group: Some(2) })));
         let admin = read(&["--admin-listen", "localhost:9000"]).unwrap().admin_listen;
         assert_eq!(admin, Some("127.0.0.1:9000".parse().unwrap()));
         for (bad, hint) in [
@@ -650,6 +733,8 @@ mod tests {
             ("::1:8088", "brackets"),
             ("example.org:80", "not looked up"),
             ("localhost:99999", "127.0.0.1:8088"),
+            ("unix:a.sock", "unix:/"),
+            ("/run/a.sock", "unix:/run/a.sock"),
             ("", "127.0.0.1:8088"),
         ] {
             let said = rejection(&["--listen", bad]);

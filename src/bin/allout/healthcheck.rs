@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 const USAGE: &str = "\
 Usage: allout healthcheck [URL]
 
@@ -46,6 +48,9 @@ pub fn run(words: &[String]) -> ExitCode {
 fn default_url(variable: impl Fn(&str) -> Option<String>) -> String {
     let listen = variable("ALLOUT_ADMIN_LISTEN").or_else(|| variable("ALLOUT_LISTEN")).unwrap_or_default();
     let first = listen.split(',').next().unwrap_or_default().trim();
+    if first.starts_with("unix:") {
+        return first.to_owned();
+    }
     let address = match first.parse::<SocketAddr>() {
         Ok(mut address) => {
             // The unspecified address is one to listen on, and not one to connect to.
@@ -90,16 +95,27 @@ fn addresses(host: &str) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
+/// A connection to a Unix socket; the type only holds the descriptor.
+fn connect_unix(path: &str, limit: Duration) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.connect_timeout(&SockAddr::unix(path)?, limit)?;
+    Ok(socket.into())
+}
+
 /// # Errors
 ///
 /// There is no answer in time, or its status is not 2xx.
 fn check(url: &str) -> Result<(), String> {
-    let (host, path) = split(url)?;
+    let unix = url.strip_prefix("unix:");
+    let (host, path) = unix.map_or_else(|| split(url), |_| Ok(("localhost".to_owned(), "/healthz".to_owned())))?;
     let deadline = Instant::now() + LIMIT;
     // A timeout of zero is refused by the calls below.
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let mut stream = Err(String::new());
-    for address in addresses(&host)? {
+    if let Some(path) = unix {
+        stream = connect_unix(path, left()).map_err(|error| error.to_string());
+    }
+    for address in if unix.is_some() { Vec::new() } else { addresses(&host)? } {
         stream = TcpStream::connect_timeout(&address, left()).map_err(|error| error.to_string());
         if stream.is_ok() {
             break;

@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use allout::{BodyError, Config, Request, Service};
+use allout::{BodyError, Config, Request, Service, UnixSocket};
 
 use args::{AccessLog, Args, Check, Unit};
 
@@ -96,14 +96,15 @@ fn print_unit(unit: Unit, args: &Args) -> std::io::Result<()> {
     let binary = name.strip_suffix(" (deleted)").map_or(&*binary, Path::new);
     let options = unit::Options {
         variables: args::given(),
-        addresses: args.listen.iter().chain(&args.admin_listen).copied().collect(),
+        addresses: args.addresses().into_iter().chain(args.admin_listen).collect(),
+        unix: args.unix_paths(),
         token_file: args.shutdown_token_file.clone(),
     };
     let text = match unit {
         Unit::Service => unit::service_unit(binary, &options, false),
         Unit::Template => unit::service_unit(binary, &options, true),
         Unit::User => unit::user_unit(binary, &options),
-        Unit::Socket => unit::socket_unit(&args.listen),
+        Unit::Socket => unit::socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode.0),
     };
     std::io::stdout().write_all(text.as_bytes())
 }
@@ -134,7 +135,10 @@ fn service(args: &Args) -> Result<Service, String> {
 
 fn config(args: &Args) -> Config {
     let mut config = Config::default();
-    config.listen.clone_from(&args.listen);
+    config.listen = args.addresses();
+    let owner = args.unix_owner.map_or((None, None), |owner| (owner.user, owner.group));
+    let unix = |path| UnixSocket::new(path).mode(args.unix_mode.0).owner(owner.0, owner.1);
+    config.listen_unix = args.unix_paths().into_iter().map(unix).collect();
     config.engine = args.engine;
     config.receivers = args.receivers;
     config.admin_listen = args.admin_listen;

@@ -110,8 +110,11 @@ impl Receiver {
                     }
                 }
                 Err(Errno::AGAIN) => break self.on_empty_queue(),
-                // After `shutdown` a Unix socket says so when its queue is empty.
-                Err(Errno::INVAL) if self.drain.is_some() => break self.on_empty_queue(),
+                // After `shutdown` a Unix socket says so when its queue is empty. It stays readable, and nobody can connect.
+                Err(Errno::INVAL) if self.drain.is_some() => {
+                    self.leave_listener(true);
+                    break self.on_empty_queue();
+                }
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
                 Err(error @ (Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP)) => {
                     return Err(error.into());

@@ -89,7 +89,7 @@ mod write;
 mod tests;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -185,10 +185,6 @@ impl Engine {
     fn interrupt(&self) {
         self.common.interrupted.store(true, Ordering::Release);
         self.wake();
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.gate.address()
     }
 
     pub(crate) fn gate(&self) -> &AcceptGate {

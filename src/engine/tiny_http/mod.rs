@@ -36,7 +36,7 @@ mod wire;
 pub(crate) use socket::RECEIVE_BUFFER;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
@@ -125,10 +125,6 @@ impl Engine {
             });
         }
         threads
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.gate.address()
     }
 
     pub(crate) fn gate(&self) -> &AcceptGate {

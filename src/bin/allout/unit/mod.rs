@@ -20,6 +20,8 @@ pub struct Options {
     pub variables: Vec<(String, String)>,
     /// Addresses that are served, those of the admin routes included.
     pub addresses: Vec<SocketAddr>,
+    /// Unix sockets that are served.
+    pub unix: Vec<PathBuf>,
     /// File with the shutdown token, which becomes a credential: the user of the service could not read it.
     pub token_file: Option<PathBuf>,
 }
@@ -38,6 +40,13 @@ impl Options {
             let first = self.addresses.first().map_or(IpAddr::from([127, 0, 0, 1]), SocketAddr::ip);
             let host = if first.is_ipv6() { format!("[{first}]") } else { first.to_string() };
             let _ = writeln!(lines, "Environment={LISTEN}={host}:%i"); // writing to a String cannot fail
+        }
+        for directory in self.unix.iter().filter_map(|path| path.parent()) {
+            // A folder of its own in /run is made and given to the service's user; another must be there, and be writable.
+            let _ = match directory.strip_prefix("/run") {
+                Ok(own) if own.components().count() == 1 => writeln!(lines, "RuntimeDirectory={}", own.display()),
+                _ => writeln!(lines, "ReadWritePaths={}", directory.display()),
+            };
         }
         lines
     }
@@ -96,7 +105,7 @@ pub fn user_unit(binary: &Path, options: &Options) -> String {
 }
 
 /// The unit for the sockets that start the service.
-pub fn socket_unit(listen: &[SocketAddr]) -> String {
+pub fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], unix_mode: u32) -> String {
     let is_local = listen.iter().all(|address| address.ip().is_loopback());
     // The rules of the service do not apply to sockets that it did not make.
     let who = if is_local {
@@ -110,6 +119,12 @@ pub fn socket_unit(listen: &[SocketAddr]) -> String {
     let mut streams = String::new();
     for address in listen {
         let _ = writeln!(streams, "ListenStream={address}"); // writing to a String cannot fail
+    }
+    for path in unix {
+        let _ = writeln!(streams, "ListenStream={}", path.display());
+    }
+    if !unix.is_empty() {
+        let _ = writeln!(streams, "SocketMode={unix_mode:04o}");
     }
     SOCKET.replace("@LISTEN@", &streams).replace("@FREEBIND@", freebind).replace("@WHO@", who)
 }

@@ -31,6 +31,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
     assert_eq!(unit.matches("\nEnvironment=").count(), 1, "{unit}");
 
     let options = Options {
+        unix: Vec::new(),
         variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
         addresses: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
         token_file: Some("/etc/allout/token".into()),
@@ -71,12 +72,12 @@ fn a_binary_that_the_unit_hides_is_pointed_out() {
 
 #[test]
 fn the_socket_admits_those_who_can_reach_its_address() {
-    let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
+    let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], 0);
     assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");
-    let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))]);
+    let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))], &[], 0);
     assert!(all.contains("\nListenStream=0.0.0.0:80\nListenStream=[::]:80\n"), "{all}");
     assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
-    let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))]);
+    let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))], &[], 0);
     assert!(one.contains("\nFreeBind=yes\n"), "{one}");
     for unit in [local, all, one] {
         assert!(!unit.contains('@'), "{unit}");
@@ -87,6 +88,19 @@ fn the_socket_admits_those_who_can_reach_its_address() {
 fn packages_contain_the_units_that_are_printed() {
     let unit = service_unit(Path::new("/usr/bin/allout"), &Options::default(), false);
     assert_eq!(include_str!("../../../packaging/allout.service"), unit);
-    let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
+    let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], 0);
     assert_eq!(include_str!("../../../packaging/allout.socket"), unit);
+}
+
+#[test]
+fn unix_sockets_have_a_place_and_permissions_in_the_units() {
+    let options = Options { unix: vec!["/run/allout/a.sock".into(), "/srv/b.sock".into()], ..Options::default() };
+    let unit = service_unit(Path::new("/usr/local/bin/allout"), &options, false);
+    for line in ["RuntimeDirectory=allout", "ReadWritePaths=/srv"] {
+        assert!(unit.lines().any(|found| found == line), "{line}: {unit}");
+    }
+    let unit = socket_unit(&[], &options.unix, 0o660);
+    for line in ["ListenStream=/run/allout/a.sock", "ListenStream=/srv/b.sock", "SocketMode=0660"] {
+        assert!(unit.lines().any(|found| found == line), "{line}: {unit}");
+    }
 }

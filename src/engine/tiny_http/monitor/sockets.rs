@@ -122,8 +122,11 @@ impl SocketTable {
             let known = lock(&self.known);
             (known.own_fds.clone(), known.peers.keys().copied().collect::<HashSet<u64>>())
         };
-        let mut scan =
-            discover::scan(self.gate.address(), |number| own_fds.contains(&number), |cookie| cookies.contains(&cookie));
+        let mut scan = discover::scan(
+            self.gate.address().inet_or_unspecified(),
+            |number| own_fds.contains(&number),
+            |cookie| cookies.contains(&cookie),
+        );
         let mut known = lock(&self.known);
         for found in scan.found.drain(..) {
             if known.peers.contains_key(&found.cookie) {

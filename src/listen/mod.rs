@@ -4,11 +4,19 @@
 //! threads must not change its environment; they name this process alone (`LISTEN_PID`), and the descriptors are not
 //! inherited by its children.
 
+mod address;
+mod unix;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+
+pub(crate) use address::Address;
+use unix::SocketFile;
+pub use unix::UnixSocket;
 
 use crate::sys::fd::take_passed;
 use crate::sys::min_ttl::set_min_ttl_filter;
@@ -40,8 +48,11 @@ impl Role {
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct ListenSocket {
+    /// Holds the descriptor of a Unix socket as well, which is all that is used of it then.
     pub(crate) listener: TcpListener,
     pub(crate) role: Role,
+    /// The file of a Unix socket, if it is ours to remove.
+    pub(crate) _file: Option<SocketFile>,
     /// It belongs to a service manager and outlives this process: it must not be shut down, and must be left as a new
     /// instance expects it.
     pub(crate) outlives_us: bool,
@@ -64,6 +75,8 @@ pub(crate) enum ListenError {
     InUse(SocketAddr),
     /// The system refuses to listen on the address.
     Bind(SocketAddr, io::Error),
+    /// The Unix socket at this path cannot be listened on.
+    Unix(PathBuf, io::Error),
     /// A socket that was passed to the process cannot be used.
     Inherited(String),
 }
@@ -71,6 +84,7 @@ pub(crate) enum ListenError {
 /// Which sockets to open.
 pub(crate) struct Wanted<'a> {
     pub(crate) main: &'a [SocketAddr],
+    pub(crate) unix: &'a [UnixSocket],
     pub(crate) admin: Option<SocketAddr>,
     /// Size of the receive buffer that connections inherit, in bytes, if it is not the kernel's choice.
     pub(crate) receive_buffer: Option<usize>,
@@ -107,7 +121,8 @@ pub(crate) fn open_inherited(
         if from_manager {
             log::info!("the service manager passed a socket: descriptor {fd} ({name})");
         }
-        sockets.push(ListenSocket { listener, role, outlives_us });
+        let file = if outlives_us { None } else { own_file(&listener) };
+        sockets.push(ListenSocket { listener, role, _file: file, outlives_us });
     }
     let has = |role: Role| sockets.iter().any(|socket| socket.role == role);
     let (main, admin) = (!has(Role::Main), !has(Role::Admin));
@@ -117,6 +132,7 @@ pub(crate) fn open_inherited(
     }
     sockets.extend(open(&Wanted {
         main: if main { wanted.main } else { &[] },
+        unix: if main { wanted.unix } else { &[] },
         admin: wanted.admin.filter(|_| admin),
         ..*wanted
     })?);
@@ -157,9 +173,22 @@ pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError
         let has_v4_socket = wanted.main.iter().any(|other| other.is_ipv4() && other.port() == address.port());
         let only_v6 = address.is_ipv6() && has_v4_socket;
         let listener = bind(address, only_v6, wanted.receive_buffer)?;
-        Ok(ListenSocket { listener, role, outlives_us: false })
+        Ok(ListenSocket { listener, role, _file: None, outlives_us: false })
     };
-    all.map(open_one).collect()
+    let open_unix = |wanted: &UnixSocket| {
+        let opened = wanted.bind(BACKLOG).map_err(|error| ListenError::Unix(wanted.path().to_owned(), error));
+        opened.map(|(listener, file)| ListenSocket {
+            listener,
+            role: Role::Main,
+            _file: Some(file),
+            outlives_us: false,
+        })
+    };
+    // The admin socket is the last.
+    let mut sockets = all.map(open_one).collect::<Result<Vec<_>, _>>()?;
+    let unix = wanted.unix.iter().map(open_unix).collect::<Result<Vec<_>, _>>()?;
+    sockets.splice(wanted.main.len()..wanted.main.len(), unix);
+    Ok(sockets)
 }
 
 /// Takes over a socket that the program has opened by itself.
@@ -172,7 +201,15 @@ pub(crate) fn adopt(listener: TcpListener, receive_buffer: Option<usize>) -> Res
     let longer = SockRef::from(&listener).listen(BACKLOG).map_err(|error| error.to_string());
     let listener = longer.and_then(|()| validate(listener.into(), receive_buffer));
     let listener = listener.map_err(|why| ListenError::Inherited(format!("the program's own {why}")))?;
-    Ok(ListenSocket { listener, role: Role::Main, outlives_us: false })
+    Ok(ListenSocket { listener, role: Role::Main, _file: None, outlives_us: false })
+}
+
+/// The file of a socket that the image before this one has left, if it is a Unix socket.
+fn own_file(listener: &TcpListener) -> Option<SocketFile> {
+    match Address::of(listener) {
+        Ok(Address::Unix(path)) => SocketFile::at(&path).ok(),
+        _ => None,
+    }
 }
 
 /// Descriptor, name, role, and whether it outlives us.
@@ -220,13 +257,13 @@ fn take_inherited(fd: RawFd, receive_buffer: Option<usize>) -> Result<TcpListene
 fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
     let socket = Socket::from(descriptor);
     let Ok(domain) = socket.domain() else { return Err("is no socket".to_owned()) };
-    if domain != Domain::IPV4 && domain != Domain::IPV6 {
-        let kind = if domain == Domain::UNIX { "a Unix socket" } else { "of another family" };
-        return Err(format!("is {kind}, and only TCP over IPv4 or IPv6 is served"));
+    if domain != Domain::IPV4 && domain != Domain::IPV6 && domain != Domain::UNIX {
+        return Err("is of another family than TCP over IPv4 or IPv6, and no Unix socket".to_owned());
     }
+    let is_stream = domain == Domain::UNIX && socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
     let is_tcp = socket.r#type().is_ok_and(|kind| kind == Type::STREAM)
         && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::TCP));
-    if !is_tcp {
+    if !is_tcp && !is_stream {
         return Err("is no TCP socket".to_owned());
     }
     if !socket.is_listener().unwrap_or(false) {
@@ -238,6 +275,9 @@ fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpLis
 
 /// Resets options that a previous holder may have set, and options that would end `accept`.
 fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<()> {
+    if socket.domain()? == Domain::UNIX {
+        return socket.set_nonblocking(false);
+    }
     set_min_ttl_filter(socket, false)?;
     set_sigio(socket, false)?;
     socket.set_nonblocking(false)?;
@@ -270,7 +310,6 @@ mod tests {
     use super::*;
     use crate::sys::min_ttl::has_min_ttl_filter;
     use std::net::{TcpStream, UdpSocket};
-    use std::os::unix::net::UnixListener;
     use std::time::Duration;
 
     fn refused(descriptor: impl Into<OwnedFd>) -> String {
@@ -280,9 +319,9 @@ mod tests {
     #[test]
     fn only_a_listening_tcp_socket_is_adopted() {
         let path = std::env::temp_dir().join(format!("allout-socket-test-{}", std::process::id()));
-        let unix = UnixListener::bind(&path).unwrap();
+        let unix = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(refused(unix).contains("Unix socket"));
+        assert!(refused(unix).contains("no TCP socket"));
         assert!(refused(UdpSocket::bind("127.0.0.1:0").unwrap()).contains("no TCP socket"));
         assert!(refused(std::fs::File::open("/dev/null").unwrap()).contains("no socket"));
         for address in ["127.0.0.1:0", "[::1]:0"] {
@@ -336,7 +375,7 @@ mod tests {
     fn new_sockets_are_bound_for_each_role() {
         let any = |address: &str| address.parse().unwrap();
         let main = [any("127.0.0.1:0"), any("[::1]:0")];
-        let wanted = Wanted { main: &main, admin: Some(any("127.0.0.1:0")), receive_buffer: Some(4096) };
+        let wanted = Wanted { main: &main, unix: &[], admin: Some(any("127.0.0.1:0")), receive_buffer: Some(4096) };
         let sockets = open(&wanted).unwrap();
         let roles: Vec<_> = sockets.iter().map(|socket| (socket.role, socket.label())).collect();
         let main = (Role::Main, "http".to_owned());
@@ -346,6 +385,6 @@ mod tests {
         let port = sockets[0].listener.local_addr().unwrap().port();
         drop(sockets);
         let main = [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0; 8], port))];
-        open(&Wanted { main: &main, admin: None, receive_buffer: None }).unwrap();
+        open(&Wanted { main: &main, unix: &[], admin: None, receive_buffer: None }).unwrap();
     }
 }

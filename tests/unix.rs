@@ -1,0 +1,174 @@
+//! Unix-domain listening sockets, which the native engine serves: their file, their stops, and who removes what.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+mod common;
+
+use common::{Allout, LIMIT, Serving, wait_until};
+use rustix::process::Signal;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// Clients of each stop.
+const CLIENTS: usize = 16;
+
+/// A path for one test.
+fn path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("allout-{name}-{}.sock", std::process::id()))
+}
+
+fn start(path: &Path, options: &[&str]) -> Serving {
+    let listen = format!("127.0.0.1:0,unix:{}", path.display());
+    let server = Allout::new().args(["--engine", "native", "--listen", &listen]).args(options.iter().copied()).start();
+    server.wait_for_line("at most 2048 workers", LIMIT);
+    server
+}
+
+/// Asks once, over a connection that ends with the response.
+fn ask(path: &Path, target: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    Ok(response)
+}
+
+#[test]
+fn a_unix_socket_is_served_with_its_permissions_and_removed_at_the_stop() {
+    let path = path("served");
+    let mut server = start(&path, &["--unix-mode", "0660"]);
+    assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o660);
+    assert!(server.log().contains(&format!("listening on unix:{}", path.display())), "{}", server.log());
+    assert!(ask(&path, "/?user=x").expect("it is served").ends_with("hello, x\n"));
+    assert_eq!(server.get("/?user=y").text(), "hello, y", "over TCP as well");
+    let metrics = ask(&path, "/metrics").expect("it is served");
+    assert!(metrics.contains(&format!("listener=\"unix:{}\"", path.display())), "{metrics}");
+    // Which process asks is unknown.
+    assert!(ask(&path, "/shutdown").expect("it is served").starts_with("HTTP/1.1 403"));
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_one_in_use_or_another_file_is_not() {
+    let path = path("stale");
+    drop(UnixListener::bind(&path).expect("it is free"));
+    let mut server = start(&path, &[]);
+    assert!(ask(&path, "/livez").expect("it is served").starts_with("HTTP/1.1 200"));
+
+    let listen = format!("unix:{}", path.display());
+    let mut second = Allout::new().args(["--engine", "native", "--listen", &listen]).spawn();
+    second.assert_exit(1, LIMIT);
+    assert!(second.log().contains("cannot listen on unix:"), "{}", second.log());
+    assert!(ask(&path, "/livez").expect("it is served still").starts_with("HTTP/1.1 200"));
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+
+    fs::write(&path, "precious").expect("it is free");
+    let mut third = Allout::new().args(["--engine", "native", "--listen", &listen]).spawn();
+    third.assert_exit(1, LIMIT);
+    assert!(third.log().contains("no socket"), "{}", third.log());
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "precious");
+    fs::remove_file(&path).expect("it is there");
+}
+
+#[test]
+fn the_other_engine_refuses_a_unix_socket_and_names_the_one_that_can() {
+    let path = path("refused");
+    let listen = format!("unix:{}", path.display());
+    let mut server = Allout::new().args(["--engine", "tiny-http", "--listen", &listen]).spawn();
+    server.assert_exit(1, LIMIT);
+    assert!(server.log().contains("choose the native engine"), "{}", server.log());
+    assert!(!path.exists());
+}
+
+/// One client in a closed loop, until the socket refuses it. Counts what was answered; says what was lost.
+fn client(path: &Path, keep: bool, answered: &AtomicU64) -> Option<String> {
+    let mut connection = None;
+    loop {
+        let mut stream = match connection.take() {
+            Some(stream) => stream,
+            None => match UnixStream::connect(path) {
+                Ok(stream) => stream,
+                Err(_) => return None,
+            },
+        };
+        let close = if keep { "" } else { "Connection: close\r\n" };
+        let request = format!("GET /?user=x HTTP/1.1\r\nHost: localhost\r\n{close}\r\n");
+        if let Err(error) = stream.set_read_timeout(Some(LIMIT)).and_then(|()| stream.write_all(request.as_bytes())) {
+            return Some(format!("not sent: {error}"));
+        }
+        let (mut response, mut chunk) = (Vec::new(), [0; 1024]);
+        while !response.ends_with(b"hello, x\n") {
+            match stream.read(&mut chunk) {
+                Ok(count @ 1..) => response.extend_from_slice(&chunk[..count]),
+                end => return Some(format!("{end:?} after {:?}", String::from_utf8_lossy(&response))),
+            }
+        }
+        answered.fetch_add(1, Ordering::Relaxed);
+        let goes_on = keep && !String::from_utf8_lossy(&response).contains("Connection: close");
+        connection = goes_on.then_some(stream);
+    }
+}
+
+#[test]
+fn a_stop_loses_no_request_of_clients_of_a_unix_socket() {
+    for (stop, keep) in [true, false].into_iter().cycle().take(10).enumerate() {
+        let path = path("stops");
+        let mut server = start(&path, &[]);
+        let answered = AtomicU64::new(0);
+        let lost: Vec<_> = thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| client(&path, keep, &answered))).collect();
+            wait_until(LIMIT, "a thousand answers", || answered.load(Ordering::Relaxed) > 1000);
+            server.signal(Signal::TERM);
+            clients.into_iter().filter_map(|client| client.join().expect("it does not panic")).collect()
+        });
+        assert!(lost.is_empty(), "stop {stop}, kept alive: {keep}: {} lost: {lost:?}\n{}", lost.len(), server.log());
+        server.assert_exit(0, LIMIT);
+    }
+}
+
+#[test]
+fn a_re_exec_hands_the_socket_on_with_its_file() {
+    let path = path("reexec");
+    let mut server = start(&path, &[]);
+    let mut before = UnixStream::connect(&path).expect("it is served");
+    server.signal(Signal::HUP);
+    wait_until(LIMIT, "the next image", || server.log().matches("at most 2048 workers").count() == 2);
+    assert!(ask(&path, "/livez").expect("it is served").starts_with("HTTP/1.1 200"));
+    before.set_read_timeout(Some(LIMIT)).expect("it is a socket");
+    assert!(matches!(before.read(&mut [0]), Ok(0) | Err(_)), "it was idle");
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_socket_of_the_service_manager_is_served_and_its_file_stays() {
+    let path = path("passed");
+    let listener = UnixListener::bind(&path).expect("it is free");
+    let stdin = OwnedFd::from(listener.try_clone().expect("descriptors are left"));
+    let mut server = Command::new("sh")
+        .args(["-c", "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --engine native"])
+        .arg(env!("CARGO_BIN_EXE_allout"))
+        .stdin(stdin)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("there is a shell");
+    assert!(ask(&path, "/?user=z").expect("it is served").ends_with("hello, z\n"));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&server), Signal::TERM).expect("it runs");
+    assert!(server.wait().expect("it is a child").success());
+    assert!(path.exists());
+    // A client that comes now is the next instance's.
+    UnixStream::connect(&path).expect("the manager listens still");
+    fs::remove_file(&path).expect("it is there");
+}

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::config::Config;
 use super::error::StartError;
-use crate::engine::EngineKind;
+use crate::engine::{ConnectionCost, EngineKind};
 use crate::sys::address_space::AddressSpace;
 use crate::sys::limits;
 
@@ -123,7 +123,7 @@ impl fmt::Display for Bound {
 impl Capacity {
     /// The numbers of `config`, for so many listening sockets, or fewer if the limits allow no more.
     ///
-    /// Each connection has its descriptors and one more, which its handler may open. Of the threads a quarter are for
+    /// Each connection has its descriptors and one more, which its handler may open; see [`for_handlers`]. Of the threads a quarter are for
     /// workers; of those for which the address space suffices as well. Of the memory a half is for connections and a quarter for workers; the rest is for bodies, and for socket
     /// buffers, which cgroups of version 2 charge as well.
     pub(super) fn new(config: &Config, sockets: usize, limits: Limits) -> Capacity {
@@ -134,10 +134,7 @@ impl Capacity {
         };
         let stacks = limits.address_space.threads();
         let (connections, bound) = [
-            (
-                limits.descriptors.saturating_sub(OTHER_DESCRIPTORS) / (cost.descriptors + 1),
-                Bound::Descriptors(limits.descriptors),
-            ),
+            (with_descriptors(limits.descriptors, cost), Bound::Descriptors(limits.descriptors)),
             (for_connections(limits.threads), Bound::Threads(limits.threads)),
             (memory / 2 / cost.memory, Bound::Memory(limits.memory)),
             (for_connections(stacks), Bound::AddressSpace(limits.address_space.limit)),
@@ -168,6 +165,18 @@ impl Capacity {
     pub(super) fn bound(&self) -> String {
         self.bound.map(|bound| format!(" ({bound})")).unwrap_or_default()
     }
+}
+
+/// Connections for which these descriptors suffice.
+fn with_descriptors(limit: u64, cost: ConnectionCost) -> u64 {
+    let left = limit.saturating_sub(OTHER_DESCRIPTORS);
+    if cost.threads > 0 { left / (cost.descriptors + 1) } else { (left - for_handlers(limit, left)) / cost.descriptors }
+}
+
+/// Descriptors that are kept for handlers where idle connections have none: of thousands few have a request in flight. A
+/// handler that finds none has an error to deal with; a new connection takes the place of an idle one.
+fn for_handlers(limit: u64, left: u64) -> u64 {
+    (limit / 32).max(256).min(left / 2)
 }
 
 fn count(number: u64) -> usize {
@@ -204,6 +213,10 @@ mod tests {
     fn the_least_of_the_limits_holds_and_is_named() {
         let few = Limits { descriptors: 1064, ..NONE };
         assert_eq!(capacity(EngineKind::TinyHttp, few), (250, 2048, " (limit on descriptors: 1064)".into()));
+        let crowd = Limits { descriptors: 20_000, ..NONE };
+        let config = Config { max_connections: 50_000, ..Config::default() };
+        let native = Capacity::new(&Config { engine: EngineKind::Native, ..config }, 1, crowd);
+        assert!(native.connections >= 19_000, "{}", native.connections);
         let few = Limits { threads: 416, ..NONE };
         assert_eq!(capacity(EngineKind::TinyHttp, few), (300, 2048, " (limit on threads: 416)".into()));
         assert_eq!(capacity(EngineKind::Native, few), (4096, 2048, String::new()), "its connections have no threads");

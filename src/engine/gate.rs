@@ -124,7 +124,10 @@ impl AcceptGate {
     /// The kernel knows no signatures. It then queues one connection more at most, and drops other SYNs while that one
     /// waits (`sk_acceptq_is_full`, `include/net/sock.h`), so that few are lost if nothing accepts them.
     pub(crate) fn seal(&self) -> io::Result<()> {
-        if let Err(error) = signature::require(&self.listener) {
+        // A Unix socket is shut.
+        if self.address.inet().is_some()
+            && let Err(error) = signature::require(&self.listener)
+        {
             SockRef::from(&self.listener).listen(0)?; // may be called again, listen(2)
             return Err(error);
         }
@@ -225,7 +228,7 @@ impl AcceptGate {
     }
 
     fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
-        let own = self.self_socket(address == self.address)?;
+        let own = self.self_socket(address == self.inet())?;
         own.set_linger(Some(Duration::ZERO))?;
         match own.connect(&SockAddr::from(loopback_addr(address))) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),

@@ -46,7 +46,7 @@ fn a_unix_socket_is_served_with_its_permissions_and_removed_at_the_stop() {
     let path = path("served");
     let mut server = start(&path, &["--unix-mode", "0660"]);
     assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o660);
-    assert!(server.log().contains(&format!("listening on unix:{}", path.display())), "{}", server.log());
+    assert!(server.log().contains(&format!(" unix:{}", path.display())), "{}", server.log());
     assert!(ask(&path, "/?user=x").expect("it is served").ends_with("hello, x\n"));
     assert_eq!(server.get("/?user=y").text(), "hello, y", "over TCP as well");
     let metrics = ask(&path, "/metrics").expect("it is served");

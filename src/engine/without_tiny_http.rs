@@ -3,7 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

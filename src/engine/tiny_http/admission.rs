@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::conn_state::BatchNumber;
 use super::connection::Connection;
 use super::connections::Admission;
 use super::exchange::Exchange;
@@ -13,23 +14,24 @@ use crate::engine::CloseReason;
 /// socket open: one scan of the descriptor table finds the connections of all, however many need it.
 pub(super) struct Batch<'a> {
     shared: &'a Arc<Shared>,
+    number: BatchNumber,
     scanned: bool,
 }
 
 impl<'a> Batch<'a> {
     /// To be made once the last request of the batch is received.
     pub(super) fn new(shared: &'a Arc<Shared>) -> Batch<'a> {
-        Batch { shared, scanned: false }
+        Batch { shared, number: shared.connections.begin_batch(), scanned: false }
     }
 
     /// Admits the next request. `None` if it is queued or discarded.
     pub(super) fn admit(&mut self, request: tiny_http::Request) -> Option<Exchange> {
         let connections = &self.shared.connections;
-        let admission = match connections.admit(request, self.scanned) {
+        let admission = match connections.admit(request, self.number, self.scanned) {
             // A client may come back from the port of a connection that was closed before anything was noticed.
             Admission::Stale(connection, request) if !self.scanned && connection.may_be_over() => {
                 self.scan();
-                connections.admit(request, true)
+                connections.admit(request, self.number, true)
             }
             admission => admission,
         };

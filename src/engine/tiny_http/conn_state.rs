@@ -57,6 +57,10 @@ pub(crate) struct Snapshot {
     pub(crate) activity: Activity,
 }
 
+/// The number of a batch of requests, from 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchNumber(pub(super) u64);
+
 /// The part of a connection that changes, under its lock.
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -79,6 +83,8 @@ pub(super) struct Inner {
     /// When a request was dropped without a response: nothing on this connection is answered any more, since a later
     /// response would pass for that of the dropped request.
     sealed: Option<Instant>,
+    /// The latest batch of requests during whose admission the socket was seen open.
+    open_in_batch: u64,
 }
 
 impl Inner {
@@ -97,6 +103,7 @@ impl Inner {
             claimed: false,
             body_expired: false,
             sealed: None,
+            open_in_batch: 0,
         }
     }
 
@@ -169,6 +176,18 @@ impl Inner {
     /// Whether a newer connection of the same peer may exist: its own socket is closed, or is not known.
     pub(super) fn may_be_over(&self) -> bool {
         self.socket.is_none() || self.is_tcp_closed()
+    }
+
+    /// The same, for a request of a batch: the kernel is asked once, after all requests of the batch were received.
+    pub(super) fn may_have_been_over(&mut self, batch: BatchNumber) -> bool {
+        if self.open_in_batch == batch.0 {
+            return false;
+        }
+        let over = self.may_be_over();
+        if !over {
+            self.open_in_batch = batch.0;
+        }
+        over
     }
 
     /// Whether its socket is known and the kernel has closed it: reset, or closed by both ends.

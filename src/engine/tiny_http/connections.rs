@@ -27,13 +27,13 @@
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::conn_state::ConnState;
+use super::conn_state::{BatchNumber, ConnState};
 use super::connection::Connection;
 use super::discover::DiscoveredSocket;
 use super::pipeline::{Fill, PipelineTotals};
@@ -49,6 +49,8 @@ pub(crate) struct ConnectionTable {
     request_timeout: Duration,
     in_flight: AtomicUsize,
     pipelined: PipelineTotals,
+    /// Batches of requests so far.
+    batches: AtomicU64,
     /// The monitor alone resumes throttled connections; see `throttle`.
     throttling: AtomicBool,
     /// The listener sleeps: `tiny_http`'s queue is empty.
@@ -91,6 +93,7 @@ impl ConnectionTable {
             request_timeout,
             in_flight: AtomicUsize::new(0),
             pipelined: PipelineTotals::default(),
+            batches: AtomicU64::new(0),
             throttling: AtomicBool::new(false),
             engine_queue_empty: AtomicBool::new(false),
             engine_queue_emptied: AtomicBool::new(false),
@@ -98,8 +101,13 @@ impl ConnectionTable {
         }
     }
 
-    /// Admits a request. With `certain`, a newer connection of the peer was searched for in vain.
-    pub(crate) fn admit(&self, request: tiny_http::Request, certain: bool) -> Admission {
+    /// Numbers a batch of requests that were all received.
+    pub(super) fn begin_batch(&self) -> BatchNumber {
+        BatchNumber(self.batches.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Admits a request of a batch. With `certain`, a newer connection of the peer was searched for in vain.
+    pub(super) fn admit(&self, request: tiny_http::Request, batch: BatchNumber, certain: bool) -> Admission {
         let Some(peer) = request.remote_addr().copied() else { return Admission::Foreign(request) };
         let mut new_connection = false;
         let connection = {
@@ -114,7 +122,7 @@ impl ConnectionTable {
         let stale = state.is_sealed()
             || !state.conn_state.accepts_requests()
             // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
-            || (state.busy && !certain && state.may_be_over());
+            || (state.busy && !certain && state.may_have_been_over(batch));
         if stale {
             drop(state);
             return Admission::Stale(connection, request);

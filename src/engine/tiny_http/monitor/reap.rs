@@ -10,7 +10,7 @@ use crate::engine::CloseReason;
 use crate::engine::tiny_http::conn_state::ConnState;
 use crate::engine::tiny_http::discover::FdScan;
 use crate::sys::limits::under_fd_pressure;
-use crate::sys::tcp::tcp_info;
+use crate::sys::tcp::{tcp_info, unread_bytes};
 
 /// Age of a connection without a socket above which a scan removes it: its socket is closed.
 const STALE_AFTER: Duration = Duration::from_millis(20);
@@ -77,8 +77,9 @@ impl Context {
 
 /// Whether tiny_http has closed a connection because it could not parse what it sent.
 fn was_unparsable(watched: &WatchedSocket) -> bool {
-    let connection = &watched.connection;
+    let WatchedSocket { connection, socket, accounted, .. } = watched;
+    let unread = unread_bytes(&**socket);
     connection.snapshot().conn_state == ConnState::Open
-        && tcp_info(&*watched.socket)
-            .is_ok_and(|info| watched.accounted.is_unparsable(info, connection.bytes_parsed(), connection.requests()))
+        && tcp_info(&**socket)
+            .is_ok_and(|info| accounted.is_unparsable(info, unread, connection.bytes_parsed(), connection.requests()))
 }

@@ -31,14 +31,15 @@ impl Accounted {
         }
     }
 
-    /// Whether tiny_http has closed the connection because of its bytes. `info` is of a duplicate of its socket, after
-    /// tiny_http has closed its own; `requests` are those that have come of it.
-    pub(super) fn is_unparsable(self, info: TcpInfo, parsed: u64, requests: u64) -> bool {
+    /// Whether tiny_http has closed the connection because of its bytes. `info` and `unread` are of a duplicate of its
+    /// socket, after tiny_http has closed its own; `requests` are those that have come of it.
+    pub(super) fn is_unparsable(self, info: TcpInfo, unread: u64, parsed: u64, requests: u64) -> bool {
         if info.peer_closed_first {
             return false;
         }
-        let received = info.bytes_received.saturating_sub(1); // the end of the stream counts as a byte
-        let unparsed = received.saturating_sub(self.taken).saturating_sub(parsed.saturating_sub(self.parsed));
+        // The end of the stream counts as a byte. Of bytes before a reset tiny_http may have read none.
+        let read = info.bytes_received.saturating_sub(unread).saturating_sub(1);
+        let unparsed = read.saturating_sub(self.taken).saturating_sub(parsed.saturating_sub(self.parsed));
         unparsed >= if requests == 0 { 1 } else { MIN_UNPARSED }
     }
 }
@@ -75,26 +76,31 @@ mod tests {
 
     #[test]
     fn bytes_of_which_nothing_has_come_are_unparsable() {
-        assert!(Accounted::default().is_unparsable(info(25), 0, 0));
-        assert!(!Accounted::default().is_unparsable(info(1), 0, 0), "it has sent nothing but its end");
-        assert!(Accounted::default().is_unparsable(info(100), 40, 1), "the second request");
-        assert!(!Accounted::default().is_unparsable(info(45), 40, 1), "blanks that the estimate does not know");
-        assert!(!Accounted::default().is_unparsable(info(30), 40, 1), "or trims");
+        assert!(Accounted::default().is_unparsable(info(25), 0, 0, 0));
+        assert!(!Accounted::default().is_unparsable(info(1), 0, 0, 0), "it has sent nothing but its end");
+        assert!(Accounted::default().is_unparsable(info(100), 0, 40, 1), "the second request");
+        assert!(!Accounted::default().is_unparsable(info(45), 0, 40, 1), "blanks that the estimate does not know");
+        assert!(!Accounted::default().is_unparsable(info(30), 0, 40, 1), "or trims");
     }
 
     #[test]
     fn a_client_that_left_first_sent_nothing_unparsable() {
         let left = TcpInfo { peer_closed_first: true, ..info(100) };
-        assert!(!Accounted::default().is_unparsable(left, 0, 0));
+        assert!(!Accounted::default().is_unparsable(left, 0, 0, 0));
+    }
+
+    #[test]
+    fn bytes_that_were_reset_before_they_were_read_are_not_unparsable() {
+        assert!(!Accounted::default().is_unparsable(info(25), 25, 0, 0));
     }
 
     #[test]
     fn errors_of_the_estimate_do_not_add_up_and_the_beginning_of_a_head_is_none() {
         let mut accounted = Accounted::default();
         accounted.update(false, 0, 5000, 4000);
-        assert!(accounted.is_unparsable(info(5000), 4000, 100), "busy: a request may be on its way");
+        assert!(accounted.is_unparsable(info(5000), 0, 4000, 100), "busy: a request may be on its way");
         accounted.update(true, 0, 5000, 4000);
-        assert!(!accounted.is_unparsable(info(5001), 4000, 100));
-        assert!(accounted.is_unparsable(info(5101), 4000, 100));
+        assert!(!accounted.is_unparsable(info(5001), 0, 4000, 100));
+        assert!(accounted.is_unparsable(info(5101), 0, 4000, 100));
     }
 }

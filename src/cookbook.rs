@@ -226,7 +226,7 @@
 //! fn add(request: &mut Request) -> Result<String, HandlerError> {
 //!     let kind = request.header("Content-Type").unwrap_or_default().to_owned();
 //!     let mut form = MultipartReader::new(kind.as_bytes(), request.body()).map_err(malformed)?;
-//!     let (mut title, mut bytes, mut photo) = (String::new(), 0, std::fs::File::create("photo.part")?);
+//!     let (mut title, mut bytes, mut photo) = (String::new(), 0, new_part()?); // a file with a name of the program's own
 //!     while let Some(mut part) = form.next_part().map_err(malformed)? {
 //!         match part.head().view().name() {
 //!             "title" => title = part.text().map_err(malformed)?,

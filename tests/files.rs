@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use allout::{Files, Request, RequestBuilder, Response, Service, StartError};
@@ -201,6 +202,36 @@ fn a_precompressed_sibling_goes_to_those_who_accept_it() {
         assert_ne!(facts[3], plain[3], "a representation of its own");
     }
     assert_eq!(ask("/static/plain.js", "br, gzip").0[..2], ["none", "none"]);
+    // Built reproducibly: all files have one time, and two codings the same length.
+    tree.add("same.js.br", "1234").add("same.js.gz", "5678").add("same.js", "code");
+    for name in ["same.js", "same.js.br", "same.js.gz"] {
+        let file = fs::File::options().write(true).open(tree.www().join(name)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+    }
+    let tags = ["br", "gzip", ""].map(|accepted| ask("/static/same.js", accepted).0[3].clone());
+    assert!(tags[0] != tags[1] && tags[1] != tags[2] && tags[0] != tags[2], "{tags:?}");
+}
+
+#[test]
+fn a_link_through_the_parent_is_followed_while_other_files_are_renamed() {
+    let tree = Tree::new("renames");
+    tree.add("a/page", "page").add("b/x", "x");
+    symlink("../a/page", tree.www().join("b/page")).unwrap();
+    let service = tree.service();
+    let (one, other) = (tree.0.join("one"), tree.0.join("other"));
+    fs::create_dir(&one).unwrap();
+    let done = AtomicBool::new(false);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::rename(&one, &other).and_then(|()| fs::rename(&other, &one)).unwrap();
+            }
+        });
+        let statuses = (0..2_000).map(|_| get(&service, "/static/b/page").status()).filter(|s| *s != 200).collect();
+        done.store(true, Ordering::Relaxed);
+        statuses
+    });
+    assert!(statuses.is_empty(), "{} of 2,000 are {:?}", statuses.len(), statuses.first());
 }
 
 #[test]

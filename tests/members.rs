@@ -150,7 +150,6 @@ fn a_process_with_few_descriptors() {
         taken.lock().unwrap().clear();
         match started {
             Ok(running) => {
-                assert!(addresses.iter().all(|address| get(*address, "/").ends_with("hello")));
                 assert_eq!(running.stop("a test").code(), 0);
                 if more > 0 {
                     return;

@@ -209,7 +209,8 @@ impl Request {
         Client(self.exchange.client())
     }
 
-    /// The request's id: the client's `X-Request-Id` if it is sane, else a new one. It is returned and logged.
+    /// The request's id: the client's `X-Request-Id` if it is sane, else a new one. It is returned and logged. It is no
+    /// file name: clients choose it, may choose the same one twice, and it may hold `/` and `..`.
     pub fn id(&self) -> &str {
         &self.id
     }

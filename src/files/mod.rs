@@ -45,6 +45,10 @@ const CODINGS: [(&str, &str); 2] = [(".br", "br"), (".gz", "gzip")];
 /// The flags that open a name: read-only, without waiting for the writer of a FIFO.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
+/// Attempts to open a path. While anything is renamed on the machine, a link with `..` in it fails with `EAGAIN`, and is to
+/// be tried again (openat2(2)).
+const OPEN_TRIES: u32 = 100;
+
 impl Files {
     /// The files below this directory; `index.html` is the index page of each directory.
     ///
@@ -122,7 +126,7 @@ impl Files {
             }
             _ => match Errno::from_io_error(error) {
                 // A path that leaves the directory, a link that is not followed, a name that no file has, a socket.
-                Some(Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL | Errno::NXIO | Errno::AGAIN) => {
+                Some(Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL | Errno::NXIO) => {
                     Response::from(404)
                 }
                 _ => Response::from(500).with_cause(format!("{}: {error}", self.path.display())),
@@ -154,14 +158,20 @@ impl Files {
 
 /// The file itself, or the sibling in a coding that the client accepts.
 fn represent(request: &Request, directory: &OwnedFd, path: &str, file: File) -> io::Result<Response> {
-    let accepted = request.header("accept-encoding").unwrap_or_default();
+    let lines = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("accept-encoding"));
+    let accepted: Vec<&str> = lines.map(|(_, value)| value).collect();
     let mut varies = false;
     for (end, coding) in CODINGS {
         // Whether there is one is looked at even if it is not accepted: caches must know that the response varies.
         if let Ok(Some(sibling)) = open_file(directory, &format!("{path}{end}")) {
             varies = true;
-            if accepts(accepted, coding) {
-                let response = whole(sibling)?;
+            if accepts(&accepted, coding) {
+                let mut response = whole(sibling)?;
+                // Not that of the file itself nor of another coding, were time and length the same.
+                if let Some(tag) = response.header("etag").and_then(|tag| tag.strip_suffix('"')) {
+                    let tag = format!("{tag}-{coding}\"");
+                    response.set_header("ETag", tag);
+                }
                 return Ok(response.with_header("Content-Encoding", coding).with_header("Vary", "Accept-Encoding"));
             }
         }
@@ -205,9 +215,13 @@ fn with_slash(request: &Request) -> Response {
 /// Opens a regular file below a directory. `None` if it is a directory.
 fn open_file(directory: &OwnedFd, path: &str) -> io::Result<Option<File>> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(directory, path, READ, Mode::empty(), resolve) {
-        Err(Errno::NOSYS | Errno::PERM) => open_by_components(directory, path)?,
-        opened => File::from(opened?),
+    let mut tries = OPEN_TRIES;
+    let file = loop {
+        match openat2(directory, path, READ, Mode::empty(), resolve) {
+            Err(Errno::NOSYS | Errno::PERM) => break open_by_components(directory, path)?,
+            Err(Errno::AGAIN) if tries > 1 => tries -= 1,
+            opened => break File::from(opened?),
+        }
     };
     let kind = file.metadata()?.file_type();
     match (kind.is_file(), kind.is_dir()) {
@@ -232,10 +246,10 @@ fn open_by_components(directory: &OwnedFd, path: &str) -> io::Result<File> {
     below.map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// True if `Accept-Encoding` allows a coding: RFC 9110, section 12.5.3.
-fn accepts(accept_encoding: &str, coding: &str) -> bool {
+/// True if `Accept-Encoding`, in one line or several, allows a coding: RFC 9110, section 12.5.3.
+fn accepts(accept_encoding: &[&str], coding: &str) -> bool {
     let mut any = false;
-    for element in accept_encoding.split(',') {
+    for element in accept_encoding.iter().flat_map(|line| line.split(',')) {
         let (name, parameters) = element.split_once(';').unwrap_or((element, ""));
         let weight = parameters.trim().strip_prefix("q=").or(parameters.trim().strip_prefix("Q="));
         let allowed = weight.is_none_or(|weight| weight.trim().parse::<f32>().is_ok_and(|weight| weight > 0.0));
@@ -265,8 +279,9 @@ mod tests {
             ("", false),
             ("*;q=0", false),
         ] {
-            assert_eq!(accepts(header, "gzip"), expected, "{header}");
+            assert_eq!(accepts(&[header], "gzip"), expected, "{header}");
         }
+        assert!(accepts(&["br", "gzip"], "gzip") && !accepts(&["*", "gzip;q=0"], "gzip"), "in several lines");
     }
 
     #[test]

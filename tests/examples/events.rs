@@ -35,6 +35,13 @@ impl Room {
         room.0.get(number..).unwrap_or_default().to_vec()
     }
 
+    /// The number of what follows this one. All is new to a client that knows a number which nothing has: it saw another
+    /// run of this program.
+    fn after(&self, last: usize) -> usize {
+        let room = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last < room.0.len() { last + 1 } else { 0 }
+    }
+
     /// A channel that has a message when something was said.
     fn listen(&self) -> channel::Receiver<()> {
         let (sender, news) = channel::bounded(1);
@@ -65,7 +72,7 @@ fn say(room: &Room, request: &mut Request) -> Result<(), HandlerError> {
 fn events(room: Arc<Room>, request: &Request) -> Response {
     let last = request.header("Last-Event-ID").and_then(|id| id.parse::<usize>().ok());
     Response::events(move |events| {
-        let (news, mut next) = (room.listen(), last.map_or(0, |last| last + 1));
+        let (news, mut next) = (room.listen(), last.map_or(0, |last| room.after(last)));
         events.send(Event::retry(Duration::from_millis(200)))?;
         loop {
             for text in room.since(next) {

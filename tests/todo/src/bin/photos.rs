@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use allout::{HandlerError, Outcome, Request, Response, Service, StatusError};
 use form_net::{FormError, MultipartReader};
@@ -22,29 +23,59 @@ fn service(directory: PathBuf) -> Service {
     Service::new().get("/", |_| Response::html(PAGE)).post("/photos", move |request| add(&directory, request))
 }
 
-/// Stores the file under the id of the request. Its name is the client's: it is no path.
+/// Stores the file under a number. Its name and the request's id are the client's: they are no path.
 fn add(directory: &Path, request: &mut Request) -> Result<Response, HandlerError> {
-    let (part_path, path) = (directory.join(format!(".{}", request.id())), directory.join(request.id()));
     let kind = request.header("Content-Type").unwrap_or_default().to_owned();
     let mut form = MultipartReader::new(kind.as_bytes(), request.body()).map_err(malformed)?;
-    let (mut title, mut stored) = (String::new(), Ok(0));
+    let (mut title, mut photo) = (String::new(), None);
     while let Some(mut part) = form.next_part().map_err(malformed)? {
         match part.head().view().name() {
             "title" => title = part.text().map_err(malformed)?,
-            "photo" => stored = File::create(&part_path).and_then(|mut file| io::copy(&mut part, &mut file)),
+            "photo" if photo.is_none() => {
+                let mut new = NewFile::create(directory)?;
+                let bytes = io::copy(&mut part, &mut new.file).map_err(|error| match error.kind() {
+                    io::ErrorKind::InvalidData => StatusError::new(400, error.to_string()).into(), // a malformed form
+                    _ => HandlerError::from(error), // the disk is full: 500
+                })?;
+                photo = Some((new, bytes));
+            }
             _ => {}
         }
-        if stored.is_err() {
-            fs::remove_file(&part_path)?;
-            break;
+    }
+    let (new, bytes) = photo.ok_or(StatusError::new(400, "there is no photo"))?;
+    fs::rename(&new.part, &new.whole)?;
+    Ok(Response::text(format!("{title}: {bytes} bytes\n")).with_status(201))
+}
+
+/// A file with a name of the program's own until it is whole. It is removed if it does not get so far.
+struct NewFile {
+    file: File,
+    part: PathBuf,
+    whole: PathBuf,
+}
+
+impl NewFile {
+    fn create(directory: &Path) -> io::Result<NewFile> {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let (part, whole) = (directory.join(format!(".{number}")), directory.join(number.to_string()));
+            let file = match File::create_new(&part) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                created => created?,
+            };
+            let new = NewFile { file, part, whole };
+            if !new.whole.exists() {
+                return Ok(new);
+            }
         }
     }
-    let bytes = stored.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => StatusError::new(400, error.to_string()).into(), // the form is malformed
-        _ => HandlerError::from(error),                                                // the disk is full: 500
-    })?;
-    fs::rename(part_path, path)?;
-    Ok(Response::text(format!("{title}: {bytes} bytes\n")).with_status(201))
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.part); // it is no longer there if it is whole
+    }
 }
 
 fn malformed(error: FormError) -> StatusError {
@@ -72,12 +103,14 @@ mod tests {
             (response.status(), response.into_text().unwrap())
         };
         let photo = "0123456789".repeat(100_000);
-        assert_eq!(send("one", body(&photo)), (201, "cat: 1000000 bytes\n".to_owned()));
-        assert_eq!(fs::read_to_string(directory.join("one")).unwrap(), photo);
-        assert_eq!(send("two", body("x").replace("--B--", "")).0, 400);
+        assert_eq!(send("../one", body(&photo)), (201, "cat: 1000000 bytes\n".to_owned()));
+        assert_eq!(fs::read_to_string(directory.join("1")).unwrap(), photo);
+        assert_eq!(send("../one", body("x").replace("--B--", "")).0, 400);
+        assert_eq!(send("../one", body("x").replace("photo", "other")).0, 400);
+        assert_eq!(send("../one", body("x").replace("--B--", "--B\r\nno head")).0, 400);
         assert_eq!(service.handle(Request::post("/photos").body("title=cat")).status(), 400);
         let names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["one"], "nothing else is left");
+        assert_eq!(names, ["1"], "nothing else is left");
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -134,7 +134,7 @@
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
 //!   apart. A client that resets a connection and comes back from the same port may be closed once without an answer.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
-//!   two cores, others may wait for some tenths of a second.
+//!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 #![deny(missing_docs)]
 #![cfg_attr(

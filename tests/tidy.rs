@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cookbook", &[]),
+    ("packaging", &[]),
     ("files", &["dispatch::request", "http"]),
     ("observe", &["crew", "engine", "http::head", "lifecycle::phase", "clock", "sync", "text"]),
     ("lifecycle", &["crew", "engine", "clock", "sync", "sys", "text"]),

@@ -124,7 +124,7 @@
 //!
 //! * A connection costs a thread and three descriptors: thousands are fine, a hundred thousand are not.
 //! * A byte above 0x7F in a request's head (a UTF-8 cookie), TLS bytes or a PROXY line close the connection without an
-//!   answer. Most of those on kept connections are counted and logged; few of those on new ones are, which end sooner than
+//!   answer. Some of those on kept connections are counted and logged; few of those on new ones are, which end sooner than
 //!   the monitor looks.
 //! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
 //!   and logged, and leads to a re-exec before threads or descriptors run out.
@@ -132,10 +132,14 @@
 //!   chunked body. A folded header line counts as a header of its own, so that a proxy in front must unfold or refuse it.
 //!   Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
-//!   apart. A client that resets a connection and comes back from the same port may be closed once without an answer.
+//!   apart. A client that resets a connection and comes back from the same port may be closed without an answer.
+//! * The most connections hold once a crowd has arrived, not while it does.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
+//!
+//! The native engine keeps a head that comes in pieces until it is whole, up to 84 KiB, and the limit on connections counts
+//! 8 KiB for each: where the memory of the control group bounds them, many long heads that never end can use it up.
 #![deny(missing_docs)]
 #![cfg_attr(
     not(feature = "tiny-http"),

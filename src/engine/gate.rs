@@ -125,11 +125,11 @@ impl AcceptGate {
     /// waits (`sk_acceptq_is_full`, `include/net/sock.h`), so that few are lost if nothing accepts them.
     pub(crate) fn seal(&self) -> io::Result<()> {
         // A Unix socket is shut.
-        if self.address.inet().is_some()
-            && let Err(error) = signature::require(&self.listener)
-        {
-            SockRef::from(&self.listener).listen(0)?; // may be called again, listen(2)
-            return Err(error);
+        if self.address.inet().is_some() {
+            if let Err(error) = signature::require(&self.listener) {
+                SockRef::from(&self.listener).listen(0)?; // may be called again, listen(2)
+                return Err(error);
+            }
         }
         self.sealed.store(true, Ordering::Release);
         Ok(())

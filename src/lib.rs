@@ -137,9 +137,6 @@
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
-//!
-//! The native engine keeps a head that comes in pieces until it is whole, up to 84 KiB, and the limit on connections counts
-//! 8 KiB for each: where the memory of the control group bounds them, many long heads that never end can use it up.
 #![deny(missing_docs)]
 #![cfg_attr(
     not(feature = "tiny-http"),

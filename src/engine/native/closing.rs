@@ -46,6 +46,7 @@ impl Receiver {
 
     /// Ends this side of a connection, and waits for the client to do the same.
     pub(super) fn linger(&mut self, slot: u32, mut connection: Box<Connection>) {
+        self.count_head(slot, 0);
         if let Some(inbox) = connection.inbox.take() {
             self.keep_inbox(inbox);
         }
@@ -103,6 +104,7 @@ impl Receiver {
         if let Some(inbox) = connection.inbox.take() {
             self.keep_inbox(inbox);
         }
+        self.count_head(slot, 0);
         self.set_timer(slot, None);
         self.slots.remove(slot);
         drop(connection); // the socket is closed, which takes it out of the epoll set

@@ -273,6 +273,11 @@ impl Inbox {
         self.head.is_blank(&self.bytes[self.start..])
     }
 
+    /// Bytes of memory that the buffer takes.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub(super) fn has_request_line(&self) -> bool {
         self.head.has_request_line()
     }

@@ -23,10 +23,10 @@
 //!
 //! # Memory
 //!
-//! With *C* connections, of which *P* have sent a part of a head, *F* have a request in flight and *W* an unsent response,
-//! and *R* receivers, the engine holds at most
+//! With *C* connections, of which *P* have sent a part of a head, *F* have a request received or in flight and *W* an unsent
+//! response, with *R* receivers and a limit of *M* connections, the engine holds at most
 //!
-//! > *C* · 512 B + (*P* + *F*) · 84 KiB + *W* · 4.5 KiB + *R* · 700 KiB
+//! > *C* · 512 B + *P* · 10 KiB + max(*M* · 1 KiB, *R* · 256 KiB) + *F* · 84 KiB + *W* · 89 KiB + *R* · 700 KiB
 //!
 //! | part | bytes |
 //! | --- | --- |
@@ -35,8 +35,8 @@
 //! | outbox: a response that is answered inline is 4 KiB and its head | 4.5 KiB |
 //! | a receiver: 64 buffers that are kept, 1,024 slots, 256 events | 700 KiB |
 //!
-//! *F* is at most the workers and their queue; *P* is bounded by *C* alone, and each for `idle_timeout`. The body of a
-//! request is read into the handler's own memory, and a response belongs to the handler until it is written.
+//! *F* is at most the workers and their queue, and what was received in one turn; *P* is bounded by *C* alone, and each for
+//! `idle_timeout`. What long heads hold beyond 8 KiB has a bound of its own ([`long_heads`]). The body of a request is read into the handler's own memory, and a response belongs to the handler until it is written.
 //!
 //! The kernel's part for an open socket is some 2.5 KiB (`struct sock`, inode, dentry, file, epoll item), and buffers only
 //! while bytes wait in them: at most `net.ipv4.tcp_rmem` and `tcp_wmem`.
@@ -76,6 +76,7 @@ mod common;
 mod connection;
 mod drain;
 mod exchange;
+mod long_heads;
 mod mailbox;
 mod parse;
 mod read;

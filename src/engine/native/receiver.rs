@@ -17,6 +17,7 @@ use rustix::event::{Timespec, epoll};
 use super::Engine;
 use super::common::Common;
 use super::connection::{Home, Inbox, Socket};
+use super::long_heads::LongHeads;
 use super::slots::{Interest, Queue, Slots, State};
 use super::timers::Timers;
 use crate::engine::{Ending, Serve};
@@ -78,6 +79,7 @@ pub(super) struct Receiver {
     pub(super) epoll: OwnedFd,
     pub(super) slots: Slots,
     pub(super) timers: Timers,
+    pub(super) long_heads: LongHeads,
     #[allow(clippy::vec_box, reason = "they are lent by their address")]
     inboxes: Vec<Box<Inbox>>,
     /// Connections with bytes in their inbox, whose turn comes after others'.
@@ -100,6 +102,7 @@ impl Receiver {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &mailbox.wake, epoll::EventData::new_u64(WAKE), edge)?;
+        let long_heads = LongHeads::new(engine.common.settings.max_connections, engine.mailboxes.len());
         Ok(Receiver {
             common: Arc::clone(&engine.common),
             engine,
@@ -108,6 +111,7 @@ impl Receiver {
             epoll,
             slots: Slots::new(),
             timers: Timers::default(),
+            long_heads,
             inboxes: Vec::new(),
             ready: VecDeque::new(),
             accepting: Accepting::default(),

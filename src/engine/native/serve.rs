@@ -42,6 +42,7 @@ impl Receiver {
 
     /// Serves one request. Gives the connection back if bytes of another one have arrived.
     fn serve_one(&mut self, slot: u32, mut connection: Box<Connection>) -> Option<Box<Connection>> {
+        self.count_head(slot, 0);
         if std::mem::take(&mut connection.turn_used) {
             connection.socket.turn(|turn| *turn = Turn::default());
         }
@@ -127,16 +128,42 @@ impl Receiver {
     /// A connection waits for a head, or for the rest of it. `since_now`: its time begins now, as it does where a response
     /// has completed since it last waited.
     pub(super) fn set_idle(&mut self, slot: u32, mut connection: Box<Connection>, since_now: bool) {
+        let mut held = 0;
         if let Some(inbox) = connection.inbox.take() {
-            if inbox.is_blank() { self.keep_inbox(inbox) } else { connection.inbox = Some(inbox) }
+            if inbox.is_blank() {
+                self.keep_inbox(inbox);
+            } else {
+                held = inbox.capacity();
+                connection.inbox = Some(inbox);
+            }
         }
         self.set_interest(slot, Interest::Read);
         self.slots.get(slot).state = State::Idle(connection);
+        self.count_head(slot, held);
         // Every connection that waits has a deadline: by its queue, or by a timer of its own.
         if since_now || !self.slots.has_deadline(slot) {
             self.set_timer(slot, None);
             self.slots.get(slot).since = self.now;
             self.slots.enqueue(slot, Queue::Idle);
+        }
+        self.bound_long_heads();
+    }
+
+    /// Counts the buffer of a connection that waits for the rest of a head; none is counted for all others.
+    pub(super) fn count_head(&mut self, slot: u32, held: usize) {
+        let entry = self.slots.get(slot);
+        if held > 0 || entry.long_head.is_some() {
+            entry.long_head = self.long_heads.set(slot, entry.long_head, held);
+        }
+    }
+
+    /// Rejects the oldest long heads while they hold more memory than they may.
+    fn bound_long_heads(&mut self) {
+        while let Some(slot) = self.long_heads.oldest_beyond_limit() {
+            self.count_head(slot, 0);
+            if let State::Idle(connection) = self.take_state(slot) {
+                self.reject(slot, connection, Rejection { status: 431, reason: "too many long heads are under way" });
+            }
         }
     }
 }

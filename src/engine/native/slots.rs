@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::{Connection, Socket};
+use super::long_heads::LongHead;
 
 /// No slot.
 const NONE: u32 = u32::MAX;
@@ -20,6 +21,8 @@ pub(super) struct Slot {
     pub(super) since: Instant,
     /// Its deadline in [`Timers`](super::timers::Timers), if it has one.
     pub(super) timer: Option<Instant>,
+    /// While it waits for the rest of a long head: how that is counted.
+    pub(super) long_head: Option<LongHead>,
     pub(super) socket: Option<Arc<Socket>>,
     queue: Option<Queue>,
     previous: u32,
@@ -94,6 +97,7 @@ impl Slots {
             interest: Interest::Unregistered,
             since: now,
             timer: None,
+            long_head: None,
             socket: Some(socket),
             queue: None,
             previous: NONE,

@@ -87,3 +87,30 @@ fn a_client_whose_every_packet_ends_in_a_head_is_served_for_longer_than_the_idle
     while client.read(&mut [0; 4096]).unwrap() > 0 {}
     assert_eq!(server.closed(CloseReason::IdleTimeout), 1, "the last head does not come");
 }
+
+#[test]
+fn long_heads_that_never_end_hold_a_bounded_amount_of_memory() {
+    let server = Server::start(one_receiver());
+    let line = |number: usize| format!("X-{number}: {}\r\n", "x".repeat(1000));
+    let head =
+        "GET /long HTTP/1.1\r\nHost: h\r\nConnection: close\r\n".to_owned() + &(0..55).map(line).collect::<String>();
+    let mut clients: Vec<_> = (0..10)
+        .map(|_| {
+            let mut client = server.connect();
+            client.write_all(head.as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    let mut newest = clients.pop().unwrap();
+    // Of 64 KiB each four are within the bound.
+    for mut client in clients.drain(..4) {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("it is rejected at once");
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+    newest.write_all(b"\r\n").unwrap();
+    let mut answer = String::new();
+    newest.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(server.statuses(GET), [200]);
+}

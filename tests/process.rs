@@ -189,7 +189,7 @@ fn without_proc_it_serves_and_says_what_it_cannot_do() {
     let mut log = String::new();
     let mut stderr = shell.child.stderr.take().expect("it is piped");
     stderr.read_to_string(&mut log).expect("a log is text");
-    assert_eq!(log.matches("/proc is not mounted").count(), 1, "{log}");
+    assert_eq!(log.matches("missing here: /proc ").count(), 1, "{log}");
 }
 
 /// The end of the status.

@@ -619,7 +619,11 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     machine.run("mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates && touch /var/lib/dpkg/status");
     // Images for containers have one that keeps packages from starting anything.
     machine.run("rm -f /usr/sbin/policy-rc.d");
-    machine.run(&format!("dpkg -i {}", package.display()));
+    // From outside: the machine has a /tmp of its own, where the checkout may be.
+    let package = fs::File::open(package).expect("it was there");
+    let put = machine.command("cat > /tmp/allout.deb").stdin(package).status().expect("nsenter starts");
+    assert!(put.success(), "the package cannot be copied: {put}");
+    machine.run("dpkg -i /tmp/allout.deb");
     assert_eq!(machine.show("ActiveState,UnitFileState"), "ActiveState=inactive UnitFileState=disabled");
     machine.run("echo ALLOUT_GRACE=12s >> /etc/default/allout");
     machine.run("systemctl enable --now allout");
@@ -628,7 +632,7 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     let program = || machine.run("readlink /proc/$(systemctl show allout --property=MainPID --value)/exe");
 
     let next = "/tmp/next/DEBIAN/control";
-    machine.run(&format!("dpkg-deb -R {} /tmp/next && sed -i 's/^Version: .*/Version: 99/' {next}", package.display()));
+    machine.run(&format!("dpkg-deb -R /tmp/allout.deb /tmp/next && sed -i 's/^Version: .*/Version: 99/' {next}"));
     machine.run("dpkg-deb -b /tmp/next /tmp/next.deb");
     let running = load(Mode::Close, Duration::from_secs(20));
     some_more(&running);

@@ -375,11 +375,11 @@ fn a_socket_of_systemd_is_served_and_outlives_the_service() {
 #[ignore = "needs root and systemd"]
 fn a_socket_of_another_kind_is_one_clear_error() {
     let machine = Machine::with_service("Restart=no");
-    const UNUSABLE: &str = "the socket that was passed cannot be used";
+    let unusable = "the socket that was passed cannot be used";
     for (kind, what, why) in [
-        ("ListenDatagram=127.0.0.1:8088", UNUSABLE, "is no TCP socket"),
+        ("ListenDatagram=127.0.0.1:8088", unusable, "is no TCP socket"),
         ("ListenStream=/run/allout.sock", "cannot listen on unix:/run/allout.sock", "choose the native engine"),
-        ("ListenFIFO=/run/allout.fifo", UNUSABLE, "is no socket"),
+        ("ListenFIFO=/run/allout.fifo", unusable, "is no socket"),
     ] {
         let unit = format!("[Socket]\n{kind}\nFileDescriptorName=http\n");
         machine.run(&format!("printf '{unit}' > /etc/systemd/system/allout.socket && systemctl daemon-reload"));
@@ -634,7 +634,8 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     let next = "/tmp/next/DEBIAN/control";
     machine.run(&format!("dpkg-deb -R /tmp/allout.deb /tmp/next && sed -i 's/^Version: .*/Version: 99/' {next}"));
     machine.run("dpkg-deb -b /tmp/next /tmp/next.deb");
-    let running = load(Mode::Close, Duration::from_secs(20));
+    // For longer than the upgrade takes: a re-exec under load that leaves it no pause may take all its grace.
+    let running = load(Mode::Close, Duration::from_secs(40));
     some_more(&running);
     running.cause(|| machine.run("dpkg -i /tmp/next.deb").clear());
     wait_until(LIMIT, "the new program to run", || program() == "/usr/bin/allout");

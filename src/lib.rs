@@ -106,7 +106,8 @@
 //! * A request that was accepted is answered, or it is counted as abandoned and named in the log; there is no third.
 //! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.
-//! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous.
+//! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous. With the
+//!   `tiny_http` engine floods can, as [Limitations](#limitations) says.
 //! * `/healthz` answers while anything at all is alive, whatever the other routes are doing.
 //! * No async runtime. `tiny_http` is used unmodified, from the registry, and named in `engine` alone.
 //!

@@ -12,8 +12,8 @@ const USAGE: &str = "\
 Usage: allout healthcheck [URL]
 
 Sends GET to http://HOST[:PORT][/PATH] and exits with 0 if the status is 2xx, and with 1 otherwise, or if there is no
-answer within 5 s. HOST is an address or localhost: names are not looked up. Without a URL it asks /healthz at the first address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at
-127.0.0.1:8088.";
+answer within 5 s. HOST is an address or localhost: names are not looked up. Without a URL it asks /healthz at the first
+address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at 127.0.0.1:8088.";
 
 /// Time for the whole check, from the connection to the status line.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -21,9 +21,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Most bytes that are read for a status line.
 const MAX_STATUS_LINE: usize = 256;
 
-/// Runs it with the words that follow `healthcheck`.
-pub fn run(words: &[String]) -> ExitCode {
-    let url = match words {
+/// Runs it with the arguments that follow `healthcheck`.
+pub fn run() -> ExitCode {
+    let words: Vec<_> = env::args_os().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
+    let url = match &words[..] {
         [] => default_url(|name| env::var(name).ok()),
         [word] if !word.starts_with('-') => word.clone(),
         [word] if word == "--help" || word == "-h" => {

@@ -22,12 +22,13 @@ mod sink;
 
 use std::io;
 use std::panic::PanicHookInfo;
-use std::path::PathBuf;
+use std::path::Path;
 
 use log::LevelFilter;
 use rustix::fs::fstat;
 
-use crate::args::LogFormat;
+use crate::args::{AccessLog, Args};
+use crate::env_file::Variables;
 use access::AccessFile;
 use event::Event;
 use render::{Style, line};
@@ -36,37 +37,34 @@ use sink::{Sink, own_stderr};
 /// The target of panics: that of the program, whichever crate the panic came from.
 const PANIC: &str = concat!(env!("CARGO_CRATE_NAME"), "::panic");
 
-/// Starts logging to stderr, filtered by `RUST_LOG` (`info` where it is unset or empty).
+/// Starts logging to stderr, filtered by `RUST_LOG` (`info` where it is unset or empty), and makes panics lines of the log.
+/// `RUST_LOG` of a file of variables precedes the environment's.
 ///
-/// `tiny_http` is silent unless `RUST_LOG` names it: it logs errors of its clients at level `error`.
+/// `tiny_http` is silent unless `RUST_LOG` names it: it logs errors of its clients at level `error`. An access log with a
+/// file of its own is written there, whatever the filters are.
 ///
 /// # Errors
 ///
 /// A logger was installed before, stderr cannot be duplicated, or the file cannot be opened.
-/// With a file, the access log goes there, whatever the filters are. `filters` is `RUST_LOG`, if a file of variables has it.
-pub fn init(format: LogFormat, filters: Option<&str>, access: Option<PathBuf>) -> io::Result<()> {
-    let style = Style { format, journal: is_journal() };
+pub fn init(args: &Args, variables: &Variables) -> io::Result<()> {
+    let style = Style { format: args.log_format, journal: is_journal() };
     let mut builder = env_logger::Builder::new();
     builder.filter_module("tiny_http", LevelFilter::Off);
     // Checked beforehand: env_logger reports a bad filter by eprintln, which is not JSON and panics if stderr is closed.
-    let of_environment = || std::env::var("RUST_LOG").ok();
-    let wanted = filters.map(str::to_owned).or_else(of_environment).filter(|filters| !filters.trim().is_empty());
+    let of_file = variables.get("RUST_LOG").map(|variable| variable.value.clone());
+    let wanted = of_file.or_else(|| std::env::var("RUST_LOG").ok()).filter(|filters| !filters.trim().is_empty());
     let unusable = wanted.as_deref().and_then(unusable);
     match &wanted {
         Some(filters) if unusable.is_none() => builder.parse_filters(filters),
         _ => builder.filter_level(LevelFilter::Info),
     };
-    let access = match access {
-        Some(path) => {
-            builder.filter_module(access::TARGET, LevelFilter::Info);
-            let name = path.display().to_string();
-            Some(
-                AccessFile::new(path)
-                    .map_err(|error| io::Error::new(error.kind(), format!("--access-log {name}: {error}")))?,
-            )
-        }
-        None => None,
+    let access = match &args.access_log {
+        AccessLog::File(path) => Some(access_file(path)?),
+        AccessLog::On | AccessLog::Off => None,
     };
+    if access.is_some() {
+        builder.filter_module(access::TARGET, LevelFilter::Info);
+    }
     builder
         .format(move |out, record| {
             let event = Event::new(record);
@@ -79,10 +77,16 @@ pub fn init(format: LogFormat, filters: Option<&str>, access: Option<PathBuf>) -
         .target(env_logger::Target::Pipe(Box::new(Sink::new(own_stderr()?, style))))
         .try_init()
         .map_err(io::Error::other)?;
+    std::panic::set_hook(Box::new(report_panic));
     if let Some(why) = unusable {
         log::warn!("RUST_LOG is ignored: {why}");
     }
     Ok(())
+}
+
+fn access_file(path: &Path) -> io::Result<AccessFile> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("--access-log {}: {error}", path.display()));
+    AccessFile::new(path.to_owned()).map_err(named)
 }
 
 /// Why filters cannot be used, if so. Those that match no line would hide this, and everything else.
@@ -109,14 +113,10 @@ fn unknown_targets(filters: &str) -> Vec<&str> {
     targets.filter(|target| !is_known(target)).collect()
 }
 
-/// Makes a panic one line of the log, so that it has a level, a time and, in JSON, a form that a program can read.
+/// Logs a panic as one line, so that it has a level, a time and, in JSON, a form that a program can read.
 ///
 /// With `RUST_BACKTRACE` set, the backtrace follows at `info`, one event for each of its lines: a filter for warnings
 /// then finds one panic and not sixty lines.
-pub fn install_panic_hook() {
-    std::panic::set_hook(Box::new(report_panic));
-}
-
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let payload = panic.payload();
     let message = payload

@@ -7,10 +7,12 @@
 mod templates;
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::args::{self, Args, Unit};
 use templates::{HEAD, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
 /// What goes into a unit beside the binary.
@@ -61,11 +63,36 @@ impl Options {
     }
 }
 
+/// Prints the unit for this binary, with the other options in it.
+///
+/// # Errors
+///
+/// The path of the binary is unknown, or stdout cannot be written.
+pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
+    // The kernel adds " (deleted)" if the binary was replaced since it started: proc_pid_exe(5).
+    let binary = std::env::current_exe()?;
+    let name = binary.to_string_lossy();
+    let binary = name.strip_suffix(" (deleted)").map_or(&*binary, Path::new);
+    let options = Options {
+        variables: args::given(),
+        addresses: args.addresses().into_iter().chain(args.admin_listen).collect(),
+        unix: args.unix_paths(),
+        token_file: args.shutdown_token_file.clone(),
+    };
+    let text = match unit {
+        Unit::Service => service_unit(binary, &options, false),
+        Unit::Template => service_unit(binary, &options, true),
+        Unit::User => user_unit(binary, &options),
+        Unit::Socket => socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode.0),
+    };
+    io::stdout().write_all(text.as_bytes())
+}
+
 /// Variable of the addresses.
 const LISTEN: &str = "ALLOUT_LISTEN";
 
 /// The unit for the service, running this binary; a template for an instance by port, if `template`.
-pub fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
+fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
     // DynamicUser could not enter these, and ProtectHome and PrivateTmp hide them.
     let hidden = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"].iter().any(|place| binary.starts_with(place));
     // However well quoted.
@@ -92,7 +119,7 @@ pub fn service_unit(binary: &Path, options: &Options, template: bool) -> String 
 }
 
 /// The unit for the manager of a user.
-pub fn user_unit(binary: &Path, options: &Options) -> String {
+fn user_unit(binary: &Path, options: &Options) -> String {
     let mut lines = options.lines(false);
     if let Some(path) = &options.token_file {
         let variable = [b"ALLOUT_SHUTDOWN_TOKEN_FILE=", path.as_os_str().as_bytes()].concat();
@@ -105,7 +132,7 @@ pub fn user_unit(binary: &Path, options: &Options) -> String {
 }
 
 /// The unit for the sockets that start the service.
-pub fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], unix_mode: u32) -> String {
+fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], unix_mode: u32) -> String {
     let is_local = listen.iter().all(|address| address.ip().is_loopback());
     // The rules of the service do not apply to sockets that it did not make.
     let who = if is_local {

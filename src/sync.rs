@@ -1,5 +1,6 @@
 //! Locks without poisoning, and log lines that are written once, or not too often.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,20 +34,39 @@ impl WarnOnce {
     }
 }
 
-/// Limits a line of the log to one in each interval, and counts those that were left out.
+/// Shortest time between two lines of one kind that clients can cause: they can cause thousands a second, and a log fills a
+/// disk.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Limits a line of the log that clients can cause to one a second, and counts those that were left out:
+/// `if let Some(omitted) = limit.allow() { log::info!("…{omitted}") }`.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimit(Mutex<(Option<Instant>, u64)>);
 
 impl RateLimit {
-    /// How many lines were left out since the last one, if this one may be written.
-    pub(crate) fn allow(&self, interval: Duration) -> Option<u64> {
+    /// The lines that were left out since the last one, if this one may be written.
+    pub(crate) fn allow(&self) -> Option<Omitted> {
+        self.allow_at(Instant::now())
+    }
+
+    fn allow_at(&self, now: Instant) -> Option<Omitted> {
         let mut state = lock(&self.0);
-        if state.0.is_some_and(|last| last.elapsed() < interval) {
+        if state.0.is_some_and(|last| now.saturating_duration_since(last) < LINE_INTERVAL) {
             state.1 += 1;
             return None;
         }
-        state.0 = Some(Instant::now());
-        Some(std::mem::take(&mut state.1))
+        state.0 = Some(now);
+        Some(Omitted(std::mem::take(&mut state.1)))
+    }
+}
+
+/// How many lines were left out, as the end of the next one; nothing if there were none.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Omitted(u64);
+
+impl fmt::Display for Omitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 { Ok(()) } else { write!(f, " ({} more since the last such line)", self.0) }
     }
 }
 
@@ -70,10 +90,11 @@ mod tests {
 
     #[test]
     fn lines_beyond_one_in_an_interval_are_counted() {
-        let limit = RateLimit::default();
-        let hour = Duration::from_secs(3600);
-        assert_eq!((limit.allow(hour), limit.allow(hour), limit.allow(hour)), (Some(0), None, None));
-        assert_eq!(limit.allow(Duration::ZERO), Some(2));
+        let (limit, now) = (RateLimit::default(), Instant::now());
+        let said = |after: Duration| limit.allow_at(now + after).map(|omitted| omitted.to_string());
+        assert_eq!(said(Duration::ZERO), Some(String::new()));
+        assert_eq!((said(LINE_INTERVAL / 2), said(LINE_INTERVAL / 2)), (None, None));
+        assert_eq!(said(LINE_INTERVAL).as_deref(), Some(" (2 more since the last such line)"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn ask(server: &Serving, raw: &str, half_close: bool) -> Wire {
     read_to_end(&mut stream, AT_ONCE)
 }
 
-/// Item 24: whole bodies.
+/// Whole bodies.
 fn a_chunked_body_that_is_whole_is_answered(engine: &str) {
     let server = start(engine);
     let rows = [
@@ -82,7 +82,7 @@ fn a_chunked_body_that_is_whole_is_answered(engine: &str) {
     assert_clean_stop(server);
 }
 
-/// Item 24: the same for a body with a length, and for no body.
+/// The same for a body with a length, and for no body.
 fn a_whole_request_with_a_half_close_behind_it_is_answered(engine: &str) {
     let server = start(engine);
     for raw in [
@@ -129,7 +129,7 @@ fn what_cannot_be_framed_is_a_400_and_the_end(engine: &str) {
     assert_clean_stop(server);
 }
 
-/// Item 17: no 100 where there is no body to continue with.
+/// No 100 where there is no body to continue with.
 fn no_continue_is_sent_where_there_is_no_body(engine: &str) {
     let server = start(engine);
     let rows = [
@@ -144,7 +144,7 @@ fn no_continue_is_sent_where_there_is_no_body(engine: &str) {
     assert_clean_stop(server);
 }
 
-/// Item 17: RFC 9110, section 10.1.1: an expectation in an HTTP/1.0 request must be ignored.
+/// RFC 9110, section 10.1.1: an expectation in an HTTP/1.0 request must be ignored.
 fn an_expectation_in_http_1_0_is_ignored(engine: &str) {
     let server = start(engine);
     let head = "POST /?user=first HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
@@ -156,7 +156,7 @@ fn an_expectation_in_http_1_0_is_ignored(engine: &str) {
     assert_clean_stop(server);
 }
 
-/// Item 17: RFC 9110, section 9.3.7: `OPTIONS *` asks about the server, and every server can tell.
+/// RFC 9110, section 9.3.7: `OPTIONS *` asks about the server, and every server can tell.
 fn options_of_the_server_itself_are_answered(engine: &str) {
     let service =
         common::engine::service_on(engine).get("/", |_| "hello").listen("127.0.0.1:0").start().expect("it starts");
@@ -170,7 +170,7 @@ fn options_of_the_server_itself_are_answered(engine: &str) {
     assert_eq!(service.stop("the test is over").code(), 0);
 }
 
-/// Item 17: the general route says 413 to a length that it will not read, whatever of it comes.
+/// The general route says 413 to a length that it will not read, whatever of it comes.
 fn a_body_that_will_not_be_read_is_a_413(engine: &str) {
     let server = start(engine);
     let mut wrong = Vec::new();

@@ -88,7 +88,7 @@ fn over_and_over(threads: usize, span: Duration, client: impl Fn() + Sync) -> us
     count.into_inner()
 }
 
-/// Item 3: reset sockets are never found, and the engine was taken for dead although its accept thread lived.
+/// Reset sockets are never found, and the engine was taken for dead although its accept thread lived.
 fn clients_that_connect_ask_and_reset_for_seconds_do_no_harm(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
@@ -105,7 +105,7 @@ fn clients_that_connect_ask_and_reset_for_seconds_do_no_harm(engine: &str) {
     assert_clean_stop(server, Duration::from_secs(5));
 }
 
-/// Item 4, of the engine tiny_http: what it leaks is counted and said.
+/// What the tiny_http engine leaks is counted and said.
 fn what_clients_of_http_2_leak_is_counted_and_said(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
@@ -124,7 +124,7 @@ fn what_clients_of_http_2_leak_is_counted_and_said(engine: &str) {
     assert_clean_stop(server, Duration::from_secs(5));
 }
 
-/// Item 4: within the limit on descriptors, the process goes on before they run out.
+/// Within the limit on descriptors, the process goes on before they run out.
 fn clients_of_http_2_do_not_use_up_the_descriptors(engine: &str) {
     let _alone = alone();
     let server = common::with_limit(256).env("ALLOUT_ENGINE", engine).start();
@@ -153,7 +153,7 @@ fn clients_of_http_2_do_not_use_up_the_descriptors(engine: &str) {
     assert_clean_stop(server, Duration::from_secs(5));
 }
 
-/// Item 5: a filter on the TTL of packets does not hold back those whose packets have the highest.
+/// A filter on the TTL of packets does not hold back those whose packets have the highest.
 fn clients_with_the_highest_ttl_that_pipeline_are_bounded(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
@@ -208,7 +208,7 @@ fn pipeline_and_reset(server: &Serving, wait: Duration) {
     clients.iter().for_each(reset);
 }
 
-/// Item 6: requests of a connection that was reset are not in flight, neither for the metrics nor for a stop.
+/// Requests of a connection that was reset are not in flight, neither for the metrics nor for a stop.
 fn pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop(engine: &str) {
     let _alone = alone();
     let mut bad = Vec::new();
@@ -226,7 +226,7 @@ fn pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop(engin
     assert!(bad.is_empty(), "{} of 4: {bad:?}", bad.len());
 }
 
-/// Item 6: in this time a client's kernel has long said that it is gone.
+/// In this time a client's kernel has long said that it is gone.
 fn pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
@@ -311,14 +311,13 @@ fn assert_refuses_or_serves(engine: &str, limits: impl Iterator<Item = String>, 
     assert!(bad.is_empty(), "{} of {} bad:\n{}", bad.len(), results.len(), bad.join("\n"));
 }
 
-/// Item 7.
 fn with_few_descriptors_it_refuses_to_start_or_serves(engine: &str) {
     let _alone = alone();
     let limits = [4, 8, 12, 16, 24, 32, 40, 64];
     assert_refuses_or_serves(engine, limits.into_iter().map(|n| format!("ulimit -n {n}")), 100);
 }
 
-/// Item 7: the limit on address space, in KiB.
+/// The limit on address space, in KiB.
 fn with_little_address_space_it_refuses_to_start_or_serves(engine: &str) {
     let _alone = alone();
     let limits = [50_000, 100_000, 200_000, 400_000, 1_500_000];
@@ -359,7 +358,7 @@ fn the_service_of_a_child() {
     let _ = handle.wait(); // it is killed
 }
 
-/// Item 12: lengths that no client sends, read by handlers in every way.
+/// Lengths that no client sends, read by handlers in every way.
 fn no_announced_length_that_a_handler_reads_ends_the_process(engine: &str) {
     let _alone = alone();
     let exe = std::env::current_exe().expect("this program has a path");
@@ -405,7 +404,7 @@ fn no_announced_length_that_a_handler_reads_ends_the_process(engine: &str) {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Item 22: what no layer above the engine sees is counted, and said at most once a second.
+/// What no layer above the engine sees is counted, and said at most once a second.
 fn what_cannot_be_parsed_is_counted_and_said(engine: &str) {
     let _alone = alone();
     let mut rows: Vec<(&str, &[u8])> = vec![
@@ -460,7 +459,7 @@ fn what_cannot_be_parsed_is_counted_and_said(engine: &str) {
 /// Sets something of a service.
 type Set = fn(Service) -> Service;
 
-/// Item 25: no duration that a program may set is one that panics.
+/// No duration that a program may set is one that panics.
 fn durations_without_an_end_are_no_panic(engine: &str) {
     let all: [(&str, Set); 6] = [
         ("grace", |service| service.grace(Duration::MAX)),
@@ -501,7 +500,7 @@ fn durations_without_an_end_are_no_panic(engine: &str) {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// Item 14: depth and number are the client's; what they cost is not.
+/// Depth and number are the client's; what they cost is not.
 #[cfg(feature = "json")]
 fn deep_and_many_are_bounded(engine: &str) {
     let service = common::engine::service_on(engine)
@@ -531,7 +530,7 @@ fn deep_and_many_are_bounded(engine: &str) {
     assert_eq!(service.stop("the test is over").code(), 0);
 }
 
-/// Item 23: also where the logger shows what the engine says.
+/// Also where the logger shows what the engine says.
 fn a_clean_stop_logs_no_error_of_the_engine(engine: &str) {
     let mut server = Allout::new().args(["--engine", engine]).env("RUST_LOG", "info,tiny_http=debug").start();
     let mut idle = server.connect();

@@ -21,7 +21,7 @@ fn ask(server: &Serving, host: &str) -> u16 {
     connection.read_response("GET", LIMIT).map_or(0, |response| response.status)
 }
 
-/// Item 21: a page of any site can have a browser ask for an address that means this machine (0.0.0.0).
+/// A page of any site can have a browser ask for an address that means this machine (0.0.0.0).
 #[test]
 fn where_it_listens_everywhere_that_is_no_name_of_its_own() {
     for (listen, hosts) in [
@@ -63,7 +63,7 @@ fn ask_as_nobody(port: u16, host: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }
 
-/// Item 21: what a proxy does that is configured with the address alone: the request comes from a socket of the
+/// What a proxy does that is configured with the address alone: the request comes from a socket of the
 /// proxy's user, for a host that is this machine, and says nothing of the client.
 #[test]
 fn a_proxy_that_says_nothing_of_itself_cannot_pass_it_on() {

@@ -20,6 +20,7 @@ use crate::lifecycle::phase::{Lifecycle, Phase};
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Metrics;
 use crate::observe::{ResponseObserver, ServiceState, access_log};
+use crate::sync::RateLimit;
 
 /// The paths of the admin routes. A route of the service with the same path takes precedence.
 #[derive(Clone)]
@@ -265,19 +266,27 @@ fn add_shutdown(
     let Some(guard) = guard else {
         return if routes.has(path) { Ok(()) } else { routes.mask(path) };
     };
-    let (state, stopper) = (state.clone(), stopper.clone());
-    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &stopper, &state)));
+    let (state, stopper, refusals) = (state.clone(), stopper.clone(), RateLimit::default());
+    let handler: Handler = Arc::new(move |request| no_store(shutdown(request, &guard, &refusals, &stopper, &state)));
     add(routes, &["GET", "POST"], path, false, &handler)
 }
 
-fn shutdown(request: &mut Request, guard: &Guard, stopper: &Stopper, state: &ServiceState) -> Response {
+fn shutdown(
+    request: &mut Request,
+    guard: &Guard,
+    refusals: &RateLimit,
+    stopper: &Stopper,
+    state: &ServiceState,
+) -> Response {
     let passed = guard.check(request);
     let verdict = passed.and_then(|passed| match passed {
         Passed::Token => Ok(()),
         Passed::Local(peer) => guard.check_process(peer, || state.lifecycle.is_stopping_for_good()),
     });
     if let Err((status, reason)) = verdict {
-        log::warn!("/shutdown refused for {}: {reason} (id {})", request.peer(), request.id());
+        if let Some(omitted) = refusals.allow() {
+            log::warn!("/shutdown refused for {}: {reason} (id {}){omitted}", request.peer(), request.id());
+        }
         return Response::error(status, reason);
     }
     // HEAD has the response of GET and no effect (RFC 9110, section 9.3.2).

@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::middleware::{Call, Way};
 use super::request::Request;
@@ -19,9 +18,6 @@ use crate::text::{escaped, panic_message};
 
 /// The methods of `Allow` where no route has any.
 const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
-
-/// Least time between two lines about rejected requests: a client can send thousands a second.
-const REJECTED_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The head is larger than the route or the service allows.
 const HEAD_TOO_LARGE: Rejection = Rejection { status: 431, reason: "the head is too large" };
@@ -95,10 +91,9 @@ impl Dispatch {
 
     fn reject(&self, request: &Request, rejection: Rejection) -> Response {
         self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        if let Some(others) = self.stats.rejected_log.allow(REJECTED_LOG_INTERVAL) {
-            let others = if others == 0 { String::new() } else { format!(" ({others} more since the last such line)") };
+        if let Some(omitted) = self.stats.rejected_log.allow() {
             let (peer, status, reason) = (request.peer(), rejection.status, rejection.reason);
-            log::info!("{peer} sent a bad request: {status}, {reason}{others}");
+            log::info!("{peer} sent a bad request: {status}, {reason}{omitted}");
         }
         Response::error(rejection.status, rejection.reason)
     }

@@ -12,9 +12,6 @@ use crate::http::request_id::request_id;
 use crate::http::response::Response;
 use crate::sync::RateLimit;
 
-/// Shortest time between two lines of the log about bytes that are no request: any client can cause one.
-const UNPARSABLE_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Time from the beginning of a drain in which accepting may stop before clients are told to close. They connect again at
 /// once, and what a client sends over a connection whose handshake ends while the gate closes is ignored once: it is sent
 /// again after 200 ms (`TCP_RTO_MIN`), and the drain waits for it. Without a drain delay accepting stops sooner than this.
@@ -67,9 +64,8 @@ impl Common {
     /// Counts and logs a connection that sent what is no request.
     pub(super) fn count_unparsable(&self, why: CloseReason, peer: Peer, reason: &str) {
         self.stats.count_close(why);
-        if let Some(others) = self.unparsable.allow(UNPARSABLE_LOG_INTERVAL) {
-            let others = if others == 0 { String::new() } else { format!(" ({others} more since the last such line)") };
-            log::info!("{peer} sent no HTTP request: {reason}{others}");
+        if let Some(omitted) = self.unparsable.allow() {
+            log::info!("{peer} sent no HTTP request: {reason}{omitted}");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::engine::tiny_http::conn_state::{ConnState, Snapshot};
+use crate::sync::RateLimit;
 
 /// How long after we have shut a connection down tiny_http may keep its socket before it counts as leaked.
 pub(super) const LEAK_AFTER: Duration = Duration::from_secs(3);
@@ -16,8 +17,6 @@ const CLOSED_LEAK_AFTER: Duration = Duration::from_secs(1);
 /// The same in a drain, and while there are so many that they would reach the leak limit: a client can make a thousand in
 /// a second, which is as much as `RLIMIT_NOFILE` of 1,024 allows.
 const FAST_LEAK_AFTER: Duration = Duration::from_millis(250);
-/// Between two log lines.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All leaked sockets.
 #[derive(Debug, Default)]
@@ -27,7 +26,8 @@ pub(super) struct Leaks {
     /// When tiny_http's queue was last empty.
     queue_emptied: Option<Instant>,
     reached: bool,
-    logged: Option<Instant>,
+    /// Limits the line about them.
+    pub(super) log: RateLimit,
 }
 
 /// How long closed sockets may be kept at a tick.
@@ -82,15 +82,6 @@ impl Leaks {
     /// Whether `total`, all leaked since the start, has reached `limit`: true once.
     pub(super) fn reaches(&mut self, total: u64, limit: u64) -> bool {
         total >= limit && !std::mem::replace(&mut self.reached, true)
-    }
-
-    /// Whether a leak may be logged.
-    pub(super) fn may_log(&mut self, now: Instant) -> bool {
-        let may = self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_INTERVAL);
-        if may {
-            self.logged = Some(now);
-        }
-        may
     }
 }
 
@@ -186,11 +177,5 @@ mod tests {
         removed.sort_unstable();
         assert_eq!((removed.as_slice(), leaks.present()), ([7, 9].as_slice(), 1));
         assert!(!leaks.reaches(LIMIT - 1, LIMIT) && leaks.reaches(LIMIT, LIMIT) && !leaks.reaches(LIMIT, LIMIT));
-    }
-
-    #[test]
-    fn the_log_has_one_line_a_second() {
-        let (mut leaks, now) = (Leaks::default(), Instant::now());
-        assert!(leaks.may_log(now) && !leaks.may_log(now + LOG_INTERVAL / 2) && leaks.may_log(now + LOG_INTERVAL));
     }
 }

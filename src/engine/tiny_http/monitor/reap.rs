@@ -53,20 +53,23 @@ impl Context {
                 leaked += 1;
             } else if was_unparsable(&watched) {
                 self.connections.count_close(CloseReason::Unparsable);
-                logs.unparsable.log(watched.connection.peer, now);
+                if let Some(omitted) = logs.unparsable.allow() {
+                    let peer = watched.connection.peer;
+                    log::info!("{peer} is closed: tiny_http cannot parse what it sent{omitted}");
+                }
             }
             self.connections.remove(&watched.connection);
             self.sockets.remove(cookie, watched, is_leaked);
         }
         if leaked > 0 {
-            self.report_leaks(leaked, leaks, now);
+            self.report_leaks(leaked, leaks);
         }
     }
 
     /// Counts leaks, and says when they are too many.
-    fn report_leaks(&self, leaked: u64, leaks: &mut Leaks, now: Instant) {
+    fn report_leaks(&self, leaked: u64, leaks: &mut Leaks) {
         let total = self.connections.counts.leaked.fetch_add(leaked, Ordering::Relaxed) + leaked;
-        if leaks.may_log(now) {
+        if leaks.log.allow().is_some() {
             log::warn!("tiny_http has leaked {total} connections, each with a thread and two descriptors");
         }
         if leaks.reaches(total, self.settings.leak_limit) {

@@ -15,7 +15,6 @@ use super::schedule::IDLE_TICK;
 use super::sockets::{Reasons, Rescan, SocketTable, Watched, WatchedSocket};
 use super::starvation::Unstarve;
 use super::timeouts::{self, Verdict};
-use super::unparsable::UnparsableLog;
 use crate::engine::gate::AcceptGate;
 use crate::engine::tiny_http::conn_state::ConnState;
 use crate::engine::tiny_http::connection::Connection;
@@ -23,6 +22,7 @@ use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::throttle::{self, FloodDetector, Sample};
 use crate::engine::tiny_http::unread_body;
 use crate::engine::{CloseReason, Events, Settings, StopState};
+use crate::sync::RateLimit;
 use crate::sys::tcp::{tcp_info, unread_bytes};
 
 /// Everything that the monitor watches, and its callbacks.
@@ -67,7 +67,7 @@ pub(super) struct Scans {
 #[derive(Default)]
 pub(super) struct Logs {
     unstarve: Unstarve,
-    pub(super) unparsable: UnparsableLog,
+    pub(super) unparsable: RateLimit,
 }
 
 impl Memory {

@@ -5,15 +5,10 @@
 //! A connection that begins and ends between two scans is never seen. A client that leaves in the middle of a head looks
 //! the same, if its connection was not seen before it left.
 
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
 use crate::sys::tcp::TcpInfo;
 
 /// Fewer unaccounted bytes prove nothing: how many bytes a request had is an estimate, and no request has fewer.
 const MIN_UNPARSED: u64 = 16;
-/// Between two log lines.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Up to where the bytes of one connection are accounted for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,28 +36,6 @@ impl Accounted {
         let read = info.bytes_received.saturating_sub(unread).saturating_sub(1);
         let unparsed = read.saturating_sub(self.taken).saturating_sub(parsed.saturating_sub(self.parsed));
         unparsed >= if requests == 0 { 1 } else { MIN_UNPARSED }
-    }
-}
-
-/// Limits the log to one line a second.
-#[derive(Debug, Default)]
-pub(super) struct UnparsableLog {
-    logged: Option<Instant>,
-    not_logged: u64,
-}
-
-impl UnparsableLog {
-    pub(super) fn log(&mut self, peer: SocketAddr, now: Instant) {
-        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_INTERVAL) {
-            self.not_logged += 1;
-            return;
-        }
-        self.logged = Some(now);
-        let more = match std::mem::take(&mut self.not_logged) {
-            0 => String::new(),
-            n => format!(" ({n} more since the last line)"),
-        };
-        log::info!("{peer} is closed: tiny_http cannot parse what it sent{more}");
     }
 }
 

@@ -178,6 +178,36 @@ fn three_commands_lead_from_the_binary_to_the_service() {
 
 #[test]
 #[ignore = "needs root and systemd"]
+fn the_unit_of_a_unix_socket_starts_reloads_and_stops() {
+    let machine = Machine::boot();
+    let unit = "allout --systemd-unit --engine native --listen unix:/run/allout/a.sock --unix-mode 0666";
+    machine.run(&format!("{unit} > /etc/systemd/system/allout.service"));
+    machine.run("systemctl start allout");
+    machine.run("allout healthcheck unix:/run/allout/a.sock");
+    machine.run("systemctl reload allout");
+    machine.run("allout healthcheck unix:/run/allout/a.sock");
+    machine.run("systemctl stop allout");
+    assert_eq!(machine.show(ENDED), ENDED_WELL);
+    assert_eq!(machine.said("warning"), "");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn the_sockets_of_both_families_and_of_a_path_start_the_service() {
+    let machine = Machine::boot();
+    let listen =
+        "--listen 0.0.0.0:8088 --listen [::]:8088 --listen unix:/run/a.sock --unix-owner 0:33 --unix-mode 0660";
+    machine.run(&format!("allout --systemd-unit=socket {listen} > /etc/systemd/system/allout.socket"));
+    machine.run("allout --systemd-unit --engine native > /etc/systemd/system/allout.service");
+    machine.run("systemctl start allout.socket");
+    for url in ["http://127.0.0.1:8088/", "http://[::1]:8088/", "unix:/run/a.sock"] {
+        machine.run(&format!("allout healthcheck {url}"));
+    }
+    assert_eq!(machine.run("stat -c '%u:%g %a' /run/a.sock"), "0:33 660");
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
 fn it_says_when_it_serves_and_a_stop_takes_milliseconds() {
     let machine = Machine::with_service("");
     let mut took = Vec::new();

@@ -6,8 +6,10 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A Unix-domain socket to listen on; the native engine alone serves it.
@@ -64,18 +66,41 @@ impl UnixSocket {
     /// `AddrInUse`: another process listens there. `AlreadyExists`: a file that is no socket is there.
     pub(crate) fn bind(&self, backlog: i32) -> io::Result<(TcpListener, SocketFile)> {
         // Of several processes that start at once, one replaces a stale socket.
-        let directory = File::open(self.path.parent().unwrap_or(Path::new("/")))?;
-        flock(&directory, FlockOperation::LockExclusive)?;
+        let _locked = lock_directory(&self.path);
         remove_stale(&self.path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         fchmod(&socket, Mode::empty())?; // the file's mode until it has its owner; unix(7) says nothing of it
         socket.bind(&SockAddr::unix(&self.path)?)?;
         let file = SocketFile::at(&self.path)?;
-        std::os::unix::fs::chown(&self.path, self.owner, self.group)?;
+        // Not for nothing: filters of system calls refuse it (systemd's @privileged).
+        if self.owner.is_some() || self.group.is_some() {
+            std::os::unix::fs::chown(&self.path, self.owner, self.group)?;
+        }
         fs::set_permissions(&self.path, fs::Permissions::from_mode(self.mode))?;
         socket.listen(backlog)?;
         Ok((TcpListener::from(OwnedFd::from(socket)), file))
     }
+}
+
+/// Attempts to lock a directory, [`LOCK_PAUSE`] apart: 200 ms, in which another process replaces a socket many times.
+const LOCK_TRIES: u32 = 20;
+
+/// Pause between two attempts.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Locks the directory of a path until the file is dropped. None if it may not be read, or if it stays locked: every user
+/// who may read it can do that, and must not keep a service from its start or its end.
+fn lock_directory(path: &Path) -> Option<File> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = File::open(directory).ok()?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(_) => break,
+        }
+    }
+    None
 }
 
 /// Removes a socket on which nothing listens.
@@ -122,6 +147,8 @@ fn id(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        // Another process that starts replaces the file either before it is looked at or after it is removed.
+        let _locked = lock_directory(&self.path);
         if id(&self.path).is_ok_and(|found| found == self.id) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
@@ -153,6 +180,29 @@ mod tests {
         UnixStream::connect(wanted.path()).unwrap();
         drop(file);
         assert!(!wanted.path().exists());
+    }
+
+    #[test]
+    fn a_path_without_a_directory_is_in_the_working_directory() {
+        let name = format!("allout-here-{}.sock", std::process::id());
+        let wanted = UnixSocket::new(&name);
+        let (_listener, file) = wanted.bind(8).unwrap();
+        UnixStream::connect(&name).unwrap();
+        drop(file);
+        assert!(!wanted.path().exists());
+    }
+
+    #[test]
+    fn a_directory_that_another_keeps_locked_delays_it_and_no_more() {
+        let directory = std::env::temp_dir().join(format!("allout-locked-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let held = File::open(&directory).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        let wanted = UnixSocket::new(directory.join("a.sock"));
+        let (_listener, file) = wanted.bind(8).unwrap();
+        drop(file);
+        assert!(!wanted.path().exists());
+        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

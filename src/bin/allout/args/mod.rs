@@ -35,7 +35,7 @@ pub use options::Args;
 #[cfg(feature = "generate")]
 pub use values::Generate;
 use values::Listen;
-pub use values::{AccessLog, Check, LogFormat, Unit};
+pub use values::{AccessLog, Check, LogFormat, Mode, Owner, Unit};
 
 impl Args {
     /// Reads the command line, the environment of this process, and the files of variables that they name.

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::args::{self, Args, Unit};
+use crate::args::{self, Args, Mode, Owner, Unit};
 use templates::{HEAD, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
 /// What goes into a unit beside the binary.
@@ -24,6 +24,8 @@ pub struct Options {
     pub addresses: Vec<SocketAddr>,
     /// Unix sockets that are served.
     pub unix: Vec<PathBuf>,
+    /// They get another owner.
+    pub changes_owner: bool,
     /// File with the shutdown token, which becomes a credential: the user of the service could not read it.
     pub token_file: Option<PathBuf>,
 }
@@ -45,10 +47,16 @@ impl Options {
         }
         for directory in self.unix.iter().filter_map(|path| path.parent()) {
             // A folder of its own in /run is made and given to the service's user; another must be there, and be writable.
-            let _ = match directory.strip_prefix("/run") {
-                Ok(own) if own.components().count() == 1 => writeln!(lines, "RuntimeDirectory={}", own.display()),
-                _ => writeln!(lines, "ReadWritePaths={}", directory.display()),
+            let (name, place) = match directory.strip_prefix("/run") {
+                Ok(own) if own.components().count() == 1 => ("RuntimeDirectory", own),
+                _ => ("ReadWritePaths", directory),
             };
+            let _ = writeln!(lines, "{name}={}", quote(place.as_os_str().as_bytes()));
+        }
+        if self.changes_owner && !self.unix.is_empty() {
+            lines.push_str(
+                "# CAUTION: this unit may not give a socket to another user. Let systemd make it: --systemd-unit=socket\n",
+            );
         }
         lines
     }
@@ -77,13 +85,14 @@ pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
         variables: args::given(),
         addresses: args.addresses().into_iter().chain(args.admin_listen).collect(),
         unix: args.unix_paths(),
+        changes_owner: args.unix_owner.is_some(),
         token_file: args.shutdown_token_file.clone(),
     };
     let text = match unit {
         Unit::Service => service_unit(binary, &options, false),
         Unit::Template => service_unit(binary, &options, true),
         Unit::User => user_unit(binary, &options),
-        Unit::Socket => socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode.0),
+        Unit::Socket => socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode, args.unix_owner),
     };
     io::stdout().write_all(text.as_bytes())
 }
@@ -132,7 +141,7 @@ fn user_unit(binary: &Path, options: &Options) -> String {
 }
 
 /// The unit for the sockets that start the service.
-fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], unix_mode: u32) -> String {
+fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], mode: Mode, owner: Option<Owner>) -> String {
     let is_local = listen.iter().all(|address| address.ip().is_loopback());
     // The rules of the service do not apply to sockets that it did not make.
     let who = if is_local {
@@ -147,11 +156,20 @@ fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], unix_mode: u32) -> Strin
     for address in listen {
         let _ = writeln!(streams, "ListenStream={address}"); // writing to a String cannot fail
     }
+    // By default a socket for [::] takes IPv4 connections as well, and so the port of the other.
+    let has_v4 = |port: u16| listen.iter().any(|other| other.is_ipv4() && other.port() == port);
+    if listen.iter().any(|address| address.is_ipv6() && has_v4(address.port())) {
+        streams.push_str("BindIPv6Only=ipv6-only\n");
+    }
     for path in unix {
-        let _ = writeln!(streams, "ListenStream={}", path.display());
+        let _ = writeln!(streams, "ListenStream={}", path.to_string_lossy().replace('%', "%%"));
     }
     if !unix.is_empty() {
-        let _ = writeln!(streams, "SocketMode={unix_mode:04o}");
+        let _ = writeln!(streams, "SocketMode={:04o}", mode.0);
+        let owner = owner.map_or([None, None], |owner| [owner.user, owner.group]);
+        for (name, id) in ["SocketUser", "SocketGroup"].into_iter().zip(owner) {
+            let _ = id.map(|id| writeln!(streams, "{name}={id}"));
+        }
     }
     SOCKET.replace("@LISTEN@", &streams).replace("@FREEBIND@", freebind).replace("@WHO@", who)
 }

@@ -32,6 +32,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
 
     let options = Options {
         unix: Vec::new(),
+        changes_owner: false,
         variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
         addresses: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
         token_file: Some("/etc/allout/token".into()),
@@ -72,13 +73,15 @@ fn a_binary_that_the_unit_hides_is_pointed_out() {
 
 #[test]
 fn the_socket_admits_those_who_can_reach_its_address() {
-    let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], 0);
+    let socket_unit = |listen: &[SocketAddr]| socket_unit(listen, &[], Mode(0), None);
+    let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
     assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");
-    let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))], &[], 0);
-    assert!(all.contains("\nListenStream=0.0.0.0:80\nListenStream=[::]:80\n"), "{all}");
+    let all = socket_unit(&[SocketAddr::from(([0, 0, 0, 0], 80)), SocketAddr::from(([0; 8], 80))]);
+    let both = "\nListenStream=0.0.0.0:80\nListenStream=[::]:80\nBindIPv6Only=ipv6-only\n";
+    assert!(all.contains(both), "{all}");
     assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
-    let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))], &[], 0);
-    assert!(one.contains("\nFreeBind=yes\n"), "{one}");
+    let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))]);
+    assert!(one.contains("\nFreeBind=yes\n") && !one.contains("BindIPv6Only"), "{one}");
     for unit in [local, all, one] {
         assert!(!unit.contains('@'), "{unit}");
     }
@@ -88,19 +91,30 @@ fn the_socket_admits_those_who_can_reach_its_address() {
 fn packages_contain_the_units_that_are_printed() {
     let unit = service_unit(Path::new("/usr/bin/allout"), &Options::default(), false);
     assert_eq!(include_str!("../../../packaging/allout.service"), unit);
-    let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], 0);
+    let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], Mode(0), None);
     assert_eq!(include_str!("../../../packaging/allout.socket"), unit);
 }
 
 #[test]
 fn unix_sockets_have_a_place_and_permissions_in_the_units() {
-    let options = Options { unix: vec!["/run/allout/a.sock".into(), "/srv/b.sock".into()], ..Options::default() };
+    let unix = ["/run/allout/a.sock", "/srv/b.sock", "/srv/100%/c.sock"].map(PathBuf::from).to_vec();
+    let mut options = Options { unix, ..Options::default() };
     let unit = service_unit(Path::new("/usr/local/bin/allout"), &options, false);
-    for line in ["RuntimeDirectory=allout", "ReadWritePaths=/srv"] {
+    for line in ["RuntimeDirectory=allout", "ReadWritePaths=/srv", "ReadWritePaths=\"/srv/100%%\""] {
         assert!(unit.lines().any(|found| found == line), "{line}: {unit}");
     }
-    let unit = socket_unit(&[], &options.unix, 0o660);
-    for line in ["ListenStream=/run/allout/a.sock", "ListenStream=/srv/b.sock", "SocketMode=0660"] {
+    assert!(!unit.contains("CAUTION"), "{unit}");
+    options.changes_owner = true;
+    assert!(service_unit(Path::new("/usr/local/bin/allout"), &options, false).contains("CAUTION"));
+    let unit = socket_unit(&[], &options.unix, Mode(0o660), Some(Owner { user: None, group: Some(33) }));
+    for line in [
+        "ListenStream=/run/allout/a.sock",
+        "ListenStream=/srv/b.sock",
+        "ListenStream=/srv/100%%/c.sock",
+        "SocketMode=0660",
+        "SocketGroup=33",
+    ] {
         assert!(unit.lines().any(|found| found == line), "{line}: {unit}");
     }
+    assert!(!unit.contains("SocketUser"), "{unit}");
 }

@@ -1,7 +1,8 @@
 //! The access log as a file of its own, in the *combined* format that nginx, Apache and their tools have.
 //!
 //! The file is opened anew when its path names another one, or none: so it can be renamed, as `logrotate` does, without a
-//! signal. A line costs a `stat` and a `write`.
+//! signal. A line costs a `stat` and a `write`, which never waits: a pipe, `/dev/stdout` of a container for one, whose
+//! reader is slow costs lines, and no time. The log says when lines are lost, and how many were.
 
 use std::fmt::Write as _; // writing to a String cannot fail
 use std::fs::{File, OpenOptions};
@@ -19,15 +20,42 @@ pub(super) const TARGET: &str = "allout::access";
 /// The file.
 pub(super) struct AccessFile {
     path: PathBuf,
-    file: Mutex<File>,
+    open: Mutex<Open>,
+}
+
+/// What is open at the moment.
+struct Open {
+    file: File,
+    /// Only the beginning of the last line was written.
+    is_cut: bool,
+    /// Lines lost since the last one that was written.
+    lost: u64,
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    // Without waiting, now for the reader of a FIFO, and later for room.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
+}
+
+impl Open {
+    /// Writes a line. What cannot be written at once is lost.
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        // The beginning of a line that was cut becomes a line of its own.
+        let line = if self.is_cut { format!("\n{line}") } else { line.to_owned() };
+        let written = loop {
+            match self.file.write(line.as_bytes()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        self.is_cut = written < line.len();
+        if self.is_cut { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+    }
 }
 
 impl AccessFile {
@@ -35,22 +63,31 @@ impl AccessFile {
     ///
     /// The file cannot be opened or made.
     pub(super) fn new(path: PathBuf) -> io::Result<AccessFile> {
-        let file = Mutex::new(open(&path)?);
-        Ok(AccessFile { path, file })
+        let open = Mutex::new(Open { file: open(&path)?, is_cut: false, lost: 0 });
+        Ok(AccessFile { path, open })
     }
 
-    /// Writes a line for a response. What cannot be written is lost.
+    /// Writes a line for a response.
     pub(super) fn write(&self, event: &Event<'_>) {
         let line = combined(event);
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let named = std::fs::metadata(&self.path).map(|metadata| identity(&metadata)).ok();
-        if named.is_none() || file.metadata().map(|metadata| identity(&metadata)).ok() != named {
+        if named.is_none() || current.file.metadata().map(|metadata| identity(&metadata)).ok() != named {
             // If that fails the renamed one goes on: it has the lines at least.
             if let Ok(new) = open(&self.path) {
-                *file = new;
+                *current = Open { file: new, is_cut: false, ..*current };
             }
         }
-        let _ = file.write_all(line.as_bytes()); // a full disk must not end the service
+        // A full disk, or a reader that does not read, must neither end nor delay the service.
+        let result = current.write(&line);
+        let lost = if result.is_ok() { std::mem::take(&mut current.lost) } else { current.lost };
+        current.lost += u64::from(result.is_err());
+        drop(current);
+        match result {
+            Err(error) if lost == 0 => log::warn!("lines of the access log are lost: {}: {error}", self.path.display()),
+            Ok(()) if lost > 0 => log::warn!(lost; "the access log goes on; lines were lost"),
+            _ => {}
+        }
     }
 }
 
@@ -107,6 +144,7 @@ fn time(time: SystemTime) -> String {
 mod tests {
     use super::*;
     use log::Level;
+    use std::io::Read as _;
     use std::time::Duration;
 
     fn event(fields: &[(&str, &str)]) -> Event<'static> {
@@ -138,6 +176,31 @@ mod tests {
         let line = combined(&event(&more));
         assert!(line.starts_with("203.0.113.7 - - ["), "{line}");
         assert!(line.ends_with(" \"http://x/\" \"a\\x0a\\\"b\\xc3\\xa9\"\n"), "{line}");
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_no_time() {
+        let path = std::env::temp_dir().join(format!("allout-access-fifo-{}", std::process::id()));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(AccessFile::new(path.clone()).is_err(), "it would wait for a reader");
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let log = AccessFile::new(path.clone()).unwrap();
+        let long = "x".repeat(3000);
+        let event = event(&[("uri", &long), ("referer", &long), ("user_agent", "last")]);
+        let lost = || log.open.lock().unwrap().lost;
+        let mut text = String::new();
+        for _ in 0..2 {
+            while lost() < 3 {
+                log.write(&event);
+            }
+            assert_eq!(reader.read_to_string(&mut text).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            log.write(&event);
+            assert_eq!(lost(), 0);
+        }
+        let (whole, cut): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.ends_with("\"last\""));
+        assert!(whole.len() > 10 && cut.len() <= 2, "{} and {}", whole.len(), cut.len());
+        assert!(text.lines().all(|line| line.starts_with("- - - [")), "no line is behind the beginning of another");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -42,6 +42,16 @@ fn an_address_in_use_is_one_clear_line() {
 }
 
 #[test]
+fn an_exit_code_does_not_depend_on_who_reads_what_is_printed() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("it can be written to");
+    for (args, code) in [(&["--check"][..], 0), (&["--systemd-unit"], 1), (&["healthcheck", "nowhere"], 1)] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_allout"));
+        let status = command.args(args).stdout(full()).stderr(full()).status().expect("it starts");
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
 fn a_check_says_whether_it_would_start_and_serves_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = taken.local_addr().expect("a bound socket has an address").to_string();

@@ -1,7 +1,7 @@
 //! `allout healthcheck [URL]`: asks a running service whether it is well, for images that have no `curl`.
 
 use std::env;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ Usage: allout healthcheck [URL]
 
 Sends GET to http://HOST[:PORT][/PATH] and exits with 0 if the status is 2xx, and with 1 otherwise, or if there is no
 answer within 5 s. HOST is an address or localhost: names are not looked up. Without a URL it asks /healthz at the first
-address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at 127.0.0.1:8088.";
+address of ALLOUT_ADMIN_LISTEN or ALLOUT_LISTEN, or at 127.0.0.1:8088. unix:PATH asks it at a Unix socket.";
 
 /// Time for the whole check, from the connection to the status line.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -28,18 +28,18 @@ pub fn run() -> ExitCode {
         [] => default_url(|name| env::var(name).ok()),
         [word] if !word.starts_with('-') => word.clone(),
         [word] if word == "--help" || word == "-h" => {
-            println!("{USAGE}");
+            let _ = writeln!(io::stdout(), "{USAGE}");
             return ExitCode::SUCCESS;
         }
         _ => {
-            eprintln!("{USAGE}");
+            let _ = writeln!(io::stderr(), "{USAGE}");
             return ExitCode::FAILURE;
         }
     };
     match check(&url) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("allout: {url}: {why}");
+            let _ = writeln!(io::stderr(), "allout: {url}: {why}"); // closed or full: the exit code says it
             ExitCode::FAILURE
         }
     }

@@ -18,7 +18,7 @@ mod service;
 mod token;
 mod unit;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use allout::Service;
@@ -46,7 +46,7 @@ fn run() -> ExitCode {
         return written(unit::print(unit, &args));
     }
     if let Err(error) = logging::init(&args, &variables) {
-        eprintln!("allout: cannot log: {error}");
+        let _ = writeln!(io::stderr(), "allout: cannot log: {error}");
         return ExitCode::FAILURE;
     }
     for warning in args::unknown_variables(&variables) {
@@ -70,7 +70,7 @@ fn checked(service: Service, check: Check) -> ExitCode {
     };
     match result {
         Ok(()) => {
-            println!("allout would start");
+            let _ = writeln!(io::stdout(), "allout would start"); // the exit code says it as well
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -85,7 +85,7 @@ fn written(result: io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("allout: {error}");
+            let _ = writeln!(io::stderr(), "allout: {error}");
             ExitCode::FAILURE
         }
     }

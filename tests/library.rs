@@ -256,7 +256,7 @@ fn a_stopper_stops_from_within_a_handler_and_the_reason_is_the_cause() {
     assert_eq!(ask(running.address(), "GET", "/enough").0, 204);
     let outcome = running.wait();
     assert_eq!(outcome.cause, Cause::Requested("somebody has had enough".to_owned()));
-    assert_eq!(outcome.cause.to_string(), "asked to stop: somebody has had enough");
+    assert_eq!(outcome.cause.to_string(), "asked to stop (somebody has had enough)");
 }
 
 #[test]

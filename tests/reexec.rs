@@ -142,7 +142,7 @@ fn a_reexec_lets_slow_requests_finish() {
     slow.request("GET", "/timeout");
     server.wait_until_read(&slow);
     server.signal(Signal::HUP);
-    server.wait_for_line("re-exec (SIGHUP)", LIMIT);
+    server.wait_for_line("restarting: SIGHUP", LIMIT);
     // A request meanwhile is not delayed, and is still answered by this image.
     assert_eq!(server.get("/").status, 200);
     assert_eq!(times(&server, SERVES), 1);
@@ -233,7 +233,7 @@ fn hangups_in_quick_succession_are_at_least_one_reexec_and_never_the_end() {
     assert!(times(&server, SERVES) > 1);
     // One may be under way.
     wait_until(LIMIT, "the last re-exec to be over", || {
-        times(&server, "re-executing, ") + 1 == times(&server, SERVES) && times(&server, "re-exec cancelled") == 0
+        times(&server, "re-executing ") + 1 == times(&server, SERVES) && times(&server, "re-exec cancelled") == 0
     });
     server.signal(Signal::TERM);
     let code = server.wait_exit(LIMIT).code();

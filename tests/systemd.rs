@@ -435,7 +435,7 @@ fn the_journal_has_levels_and_no_times() {
     assert!(line.starts_with("RUST_LOG is ignored"), "{line}");
     let all = machine.said("debug");
     assert!(all.lines().any(|line| line.ends_with(&format!("listening on http://{HERE}"))), "{all}");
-    assert!(all.lines().any(|line| line.starts_with("stopped: SIGTERM: all out after ")), "{all}");
+    assert!(all.lines().any(|line| line.starts_with("stopped: SIGTERM, all out after ")), "{all}");
 }
 
 #[test]

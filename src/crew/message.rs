@@ -1,4 +1,4 @@
-//! The messages of the crew's channel, and what sends them.
+//! The messages of the crew's channel, and their senders.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 
 use crate::crew::member::{Exit, SlotId};
 
-/// What any thread may ask of the crew.
+/// A request of any thread to the crew.
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
     Signal(i32),
@@ -43,7 +43,7 @@ impl Stopper {
     /// crew.spawn("worker", |stop| stop.wait())?;
     /// let stopper = crew.stopper();
     /// std::thread::spawn(move || stopper.stop("enough"));
-    /// assert_eq!(crew.run().cause.to_string(), "asked to stop: enough");
+    /// assert_eq!(crew.run().cause.to_string(), "asked to stop (enough)");
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn stop(&self, reason: impl Into<String>) {

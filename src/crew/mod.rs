@@ -74,8 +74,6 @@ pub struct Crew {
     signals: Option<SlotId>,
     stop: Stop,
     grace: Duration,
-    /// The level at which the log tells of members that have finished.
-    exit_level: log::Level,
 }
 
 impl fmt::Debug for Crew {
@@ -95,15 +93,7 @@ impl Crew {
     /// A crew without members, with a grace period of 30 s.
     pub fn new() -> Crew {
         let (sender, receiver) = unbounded();
-        Crew {
-            sender,
-            receiver,
-            members: MemberTable::default(),
-            signals: None,
-            stop: Stop::new(),
-            grace: GRACE,
-            exit_level: log::Level::Info,
-        }
+        Crew { sender, receiver, members: MemberTable::default(), signals: None, stop: Stop::new(), grace: GRACE }
     }
 
     /// Sets the grace period: how long members have to stop, from the first message on.
@@ -249,11 +239,9 @@ impl Crew {
 
     /// Stops all members, and returns how it went.
     pub(crate) fn finish(mut self, cause: Cause) -> Outcome {
-        if matches!(cause, Cause::NotStarted(_)) {
-            self.exit_level = log::Level::Debug; // why is told in one line, by the caller
-        } else {
-            log::info!("{cause}: one out, all out");
-        }
+        if !matches!(cause, Cause::NotStarted(_)) {
+            log::info!("{}", cause.announcement());
+        } // else the caller logs why, in one line
         let mut shutdown = Shutdown::new(cause, self.grace);
         self.stop_members(&mut shutdown);
         self.stop_signal_thread(&mut shutdown);
@@ -380,10 +368,12 @@ impl Crew {
 
     fn record_exit(&mut self, slot: SlotId, exit: &Exit) {
         let name = self.members.name(slot);
-        match exit {
-            Exit::Finished => log::log!(self.exit_level, "stopped: {name}"),
-            exit => log::error!("stopped: {name} ({exit})"),
-        }
+        let level = match exit {
+            Exit::Finished if self.stop.is_stopping() => log::Level::Debug, // it was told to
+            Exit::Finished => log::Level::Info,
+            Exit::Failed(_) | Exit::Panicked(_) => log::Level::Error,
+        };
+        log::log!(level, "{name} {exit}");
         let thread = self.members.lock().get_mut(slot.0).and_then(|slot| {
             slot.state.exit = Some(exit.clone());
             slot.thread.take()

@@ -1,4 +1,4 @@
-//! How a crew, or a service, ended: the cause, and the exit code that follows from it.
+//! The end of a crew or a service: its cause, and the exit code that follows from it.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -35,7 +35,7 @@ pub enum Cause {
     Member {
         /// Its name.
         name: String,
-        /// How it ended.
+        /// Its end.
         exit: Exit,
     },
 }
@@ -45,10 +45,36 @@ impl fmt::Display for Cause {
         match self {
             Cause::NotStarted(why) | Cause::EngineLeak(why) => f.write_str(why),
             Cause::Signal(number) => f.write_str(&signal_name(*number)),
-            Cause::Requested(who) => write!(f, "asked to stop: {who}"),
+            Cause::Requested(who) => write!(f, "asked to stop ({who})"),
             Cause::Reexec(why) => write!(f, "re-exec ({why})"),
             Cause::Member { name, exit } => write!(f, "{name} {exit}"),
         }
+    }
+}
+
+impl Cause {
+    /// The first line of a stop in the log.
+    pub(crate) fn announcement(&self) -> String {
+        match self {
+            Cause::Reexec(why) => format!("restarting: {why}, one out, all out"),
+            cause => format!("shutting down: {cause}, one out, all out"),
+        }
+    }
+
+    /// The event from which the log counts the time of a stop.
+    fn event(&self) -> String {
+        match self {
+            Cause::Signal(number) => signal_name(*number),
+            Cause::Reexec(why) => why.clone(),
+            Cause::Member { name, .. } => format!("{name} ended"),
+            Cause::Requested(_) => "it was asked to stop".to_owned(),
+            Cause::EngineLeak(_) | Cause::NotStarted(_) => "the failure".to_owned(),
+        }
+    }
+
+    /// `2.5s after SIGTERM`.
+    pub(crate) fn time_after(&self, span: Duration) -> String {
+        format!("{} after {}", human_duration(span), self.event())
     }
 }
 
@@ -70,7 +96,7 @@ fn signal_name(number: i32) -> String {
     }
 }
 
-/// How a crew, or a service, ended.
+/// The end of a crew or a service: why it stopped, and what failed or was abandoned.
 #[derive(Clone, Debug)]
 #[must_use = "an outcome says whether something failed or was abandoned; turn it into an ExitCode"]
 #[non_exhaustive]
@@ -134,7 +160,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.cause)?;
+        write!(f, "{}, ", self.cause)?;
         match (self.forced_by, self.abandoned.len()) {
             (Some(signal), _) => write!(f, "forced by {}", signal_name(signal))?,
             (None, 0) => f.write_str("all out")?,
@@ -153,8 +179,8 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// What `main` returns. If it is a failure and no logger was there to tell it, it is printed to stderr, in a line: the one
-/// thing that this crate prints.
+/// For `main` to return. A failure that no logger has told is printed to stderr, in one line: the one thing that this crate
+/// prints.
 impl Termination for Outcome {
     fn report(self) -> ExitCode {
         if self.code() != 0 {
@@ -199,12 +225,12 @@ mod tests {
         assert_eq!(in_use.failure_line(), "address in use: 127.0.0.1:80");
         let late = Outcome { abandoned: vec!["GET / from a for 3s".into()], ..outcome(Cause::Signal(15)) };
         let late = Outcome { failures: vec!["journal failed: full".into()], ..late };
-        let line = "SIGTERM: 1 abandoned, 1 failed after 7ms; journal failed: full; abandoned: GET / from a for 3s";
+        let line = "SIGTERM, 1 abandoned, 1 failed after 7ms; journal failed: full; abandoned: GET / from a for 3s";
         assert_eq!(late.failure_line(), line);
     }
 
     #[test]
     fn the_last_line_says_what_happened_and_how_long_it_took() {
-        assert_eq!(outcome(Cause::Signal(15)).to_string(), "SIGTERM: all out after 7ms");
+        assert_eq!(outcome(Cause::Signal(15)).to_string(), "SIGTERM, all out after 7ms");
     }
 }

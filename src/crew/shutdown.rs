@@ -68,7 +68,7 @@ impl Shutdown {
         match command {
             Command::Signal(_) | Command::Stop(_) if self.is_reexec() => {
                 let mut stop = Shutdown::new(command.into(), self.grace);
-                log::info!("{}: replaces the {}", stop.cause, self.cause);
+                log::info!("{} replaces the {}", stop.cause, self.cause);
                 stop.abandoned = std::mem::take(&mut self.abandoned);
                 stop.failures = std::mem::take(&mut self.failures);
                 stop.already_reported = std::mem::take(&mut self.already_reported);
@@ -105,7 +105,7 @@ impl Shutdown {
         self.extended_to = Some(earliest);
     }
 
-    /// The end of the grace period, or what it was extended to.
+    /// End of the grace period, extensions included.
     pub(crate) fn deadline(&self) -> Instant {
         let deadline = self.base_deadline();
         self.extended_to.map_or(deadline, |extended_to| deadline.max(extended_to))
@@ -115,7 +115,7 @@ impl Shutdown {
         saturating_add(self.started, self.grace)
     }
 
-    /// When handlers and members are told that the deadline is near.
+    /// Moment at which handlers and members are told that the deadline is near.
     pub(crate) fn soft_deadline(&self) -> Instant {
         let deadline = self.deadline();
         deadline.checked_sub((self.grace / 10).min(MAX_SOFT_DEADLINE_LEAD)).unwrap_or(deadline)

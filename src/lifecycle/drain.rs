@@ -1,4 +1,4 @@
-//! The drain: what the thread that runs the crew does from the first message until the last member has stopped.
+//! The drain: the work of the thread that runs the crew, from the first message until the last member has stopped.
 //!
 //! # The phases
 //!
@@ -105,7 +105,7 @@ pub(crate) struct Drain {
     pub(crate) outlive_us: Vec<bool>,
 }
 
-/// What ends a wait before its time.
+/// Reason why a wait ended before its time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// No connection is left, or none that could still be detected.
@@ -122,8 +122,7 @@ impl Drain {
     pub(crate) fn run(&self, crew: &mut Crew, shutdown: &mut Shutdown, before: Vec<Hook>, after: Vec<Hook>) -> bool {
         self.lifecycle.enter(Phase::DrainDelay);
         self.engines.announce_close();
-        let beginning = if shutdown.is_reexec() { "restarting" } else { "shutting down" };
-        self.log(&format!("{beginning}: {}: one out, all out", shutdown.cause));
+        self.log(&shutdown.cause.announcement());
         hooks::run("before_drain", before, saturating_add(shutdown.started, shutdown.grace / 2), crew, shutdown);
         self.drain_delay(crew, shutdown);
 
@@ -137,7 +136,7 @@ impl Drain {
         let until = shutdown.deadline().max(Instant::now() + JOIN_GRACE / 2);
         hooks::run("after_drain", after, until, crew, shutdown);
         self.lifecycle.enter(Phase::Stopping);
-        self.log(&format!("stopping members {} after the first message", human_duration(shutdown.started.elapsed())));
+        self.log(&format!("stopping members {}", shutdown.cause.time_after(shutdown.started.elapsed())));
         shutdown.extend_to(Instant::now() + JOIN_GRACE);
         crew.stop_members(shutdown);
         handed_over
@@ -275,7 +274,7 @@ impl Drain {
     fn log(&self, what: &str) {
         let (in_flight, pipelined) = (self.engines.in_flight(), self.engines.pipelined());
         let connections = self.engines.connections();
-        log::info!(in_flight, pipelined, connections; "{what}: {}", self.summary());
+        log::info!(in_flight, pipelined, connections; "{what} ({})", self.summary());
     }
 
     fn summary(&self) -> String {
@@ -288,7 +287,7 @@ impl Drain {
     }
 }
 
-/// When the log says next how far the drain is.
+/// Schedule of the log lines about the progress of the drain.
 struct Progress {
     next: Instant,
 }

@@ -25,7 +25,7 @@ use crate::lifecycle::phase::Phase;
 use crate::lifecycle::reexec::{self, Binary, MIN_LEAK_REEXEC_INTERVAL, Preflight};
 use crate::listen::ListenSocket;
 use crate::sys;
-use crate::text::{human_duration, panic_message};
+use crate::text::panic_message;
 
 /// Interval between two checks for the end of a preflight: a process that was started offers no event to the crew's channel.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
@@ -53,7 +53,7 @@ pub(super) struct Parts {
     /// The listening sockets, in the order of the engines.
     pub(super) sockets: Vec<ListenSocket>,
     pub(super) pool: Arc<Pool<Job>>,
-    /// Where the sockets listen.
+    /// Addresses of the sockets.
     pub(super) addresses: Vec<SocketAddr>,
     /// The service owns the process, and may go on with another binary.
     pub(super) may_reexec: bool,
@@ -81,7 +81,7 @@ impl Parts {
             self.pool.join();
         }
         if let (true, None, Some(binary)) = (handed_over, shutdown.forced_by, next_image) {
-            log::info!("re-executing, {} after the first message", human_duration(shutdown.started.elapsed()));
+            log::info!("re-executing {}", shutdown.cause.time_after(shutdown.started.elapsed()));
             let sockets: Vec<_> = self.sockets.iter().map(|socket| (socket.listener.as_fd(), socket.label())).collect();
             let error = reexec::exec_new_image(&binary, &sockets, &for_next_image(&shutdown));
             shutdown.failures.push(format!("the re-exec failed: {error}"));
@@ -175,7 +175,7 @@ fn for_next_image(shutdown: &Shutdown) -> Vec<Signal> {
 
 /// Re-exec requests while the service serves.
 struct ReexecRequests {
-    /// When this image started to serve.
+    /// Moment at which this image started to serve.
     started: Instant,
     /// The engine leaks; a re-exec waits until it is [allowed](reexec::may_reexec_for_leak).
     leak: Option<String>,
@@ -201,7 +201,7 @@ impl ReexecRequests {
         }
     }
 
-    /// When to [check](ReexecRequests::check) without a message.
+    /// Moment of the next [check](ReexecRequests::check) without a message.
     fn check_at(&self) -> Option<Instant> {
         match (&self.preflight, &self.leak) {
             (Some(_), _) => Some(Instant::now() + PREFLIGHT_TICK),

@@ -34,8 +34,12 @@ pub(super) enum Value {
 }
 
 impl<'a> Event<'a> {
-    /// Lines with this target say in words what their fields say: text does without the fields.
-    pub(super) const IN_WORDS: &'static str = "allout::lifecycle";
+    /// True if the message says what this field says, so that text does without it: all fields of a stop and a start, and
+    /// the first ones of the access log.
+    pub(super) fn is_in_message(&self, field: &str) -> bool {
+        let in_access_line = ["method", "uri", "status", "bytes", "duration_us", "cut"].contains(&field);
+        self.target.starts_with("allout::lifecycle") || (self.target == "allout::access" && in_access_line)
+    }
 
     pub(super) fn new(record: &Record<'a>) -> Self {
         let mut fields = Fields(Vec::new());

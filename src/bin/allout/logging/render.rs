@@ -11,7 +11,7 @@ use crate::logging::event::{Event, MAX_LINE, Value};
 const CUT_STEPS: [usize; 8] = [usize::MAX, 3072, 1536, 768, 384, 192, 96, MIN_CUT];
 const MIN_CUT: usize = 48;
 
-/// How lines look.
+/// The style of lines.
 #[derive(Clone, Copy)]
 pub(super) struct Style {
     pub(super) format: LogFormat,
@@ -57,8 +57,7 @@ fn text_line(style: Style, event: &Event<'_>, fields: &[(String, Value)], cut: u
         line.push_str(": ");
     }
     escape_into(&mut line, clip(&event.message, cut), false);
-    let fields = if event.target.starts_with(Event::IN_WORDS) { &[] } else { fields };
-    for (name, value) in fields {
+    for (name, value) in fields.iter().filter(|(name, _)| !event.is_in_message(name)) {
         line.push(' ');
         line.push_str(name);
         line.push('=');

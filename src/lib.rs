@@ -57,6 +57,7 @@
 //! | --- | --- |
 //! | [`Service`], [`Config`] | routes, settings, members and hooks, put together; [`run`](Service::run) or [`start`](Service::start) |
 //! | [`Request`], [`Response`] | what a handler gets, and what its result becomes; [`HandlerError`] makes `?` work in it |
+//! | [`with_state`] | handlers that share a database, or any other state |
 //! | [`Next`], [`ErrorInfo`] | middleware around all handlers; the service's own bodies for the library's errors |
 //! | [`StreamWriter`], [`EventWriter`] | bodies that are written while they are sent; server-sent events |
 //! | [`Check`], [`Restart`] | readiness checks; members that are restarted |
@@ -149,47 +150,28 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("allout runs on Linux only: it is built on epoll, /proc and systemd's protocol");
-
 #[cfg(not(target_has_atomic = "64"))]
 compile_error!("allout counts with atomics of 64 bits, which 32-bit PowerPC and MIPS, among others, do not have");
 
-#[cfg(target_os = "linux")]
 mod admin;
-#[cfg(target_os = "linux")]
 mod clock;
-#[cfg(target_os = "linux")]
 pub mod cookbook;
-#[cfg(target_os = "linux")]
 mod crew;
-#[cfg(target_os = "linux")]
 mod dispatch;
-#[cfg(target_os = "linux")]
 mod engine;
-#[cfg(all(target_os = "linux", feature = "files"))]
+#[cfg(feature = "files")]
 mod files;
-#[cfg(target_os = "linux")]
 mod http;
-#[cfg(target_os = "linux")]
 mod lifecycle;
-#[cfg(target_os = "linux")]
 mod listen;
-#[cfg(target_os = "linux")]
 mod observe;
-#[cfg(target_os = "linux")]
 mod service;
-#[cfg(target_os = "linux")]
 mod sync;
-#[cfg(target_os = "linux")]
 mod sys;
-#[cfg(target_os = "linux")]
 mod text;
 
-#[cfg(target_os = "linux")]
 pub use crossbeam_channel as channel;
 
-#[cfg(target_os = "linux")]
 pub use crate::{
     admin::checks::Check,
     crew::{
@@ -206,6 +188,7 @@ pub use crate::{
         request::{Client, Request},
         route::Params,
         router::BadRoute,
+        state::with_state,
     },
     engine::{EngineKind, Peer},
     http::{
@@ -221,7 +204,7 @@ pub use crate::{
     service::{Service, config::Config, error::StartError, member::Restart, run::ServiceHandle},
 };
 
-#[cfg(all(target_os = "linux", feature = "files"))]
+#[cfg(feature = "files")]
 pub use crate::files::Files;
 
 /// The examples of the README are compiled as well.

@@ -80,6 +80,23 @@ impl Request {
 
     /// The whole body as JSON, within the limit of [`bytes`](Request::bytes); at most 128 levels deep.
     ///
+    /// ```
+    /// use allout::{BodyError, Request, Service};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Order {
+    ///     tea: u32,
+    /// }
+    ///
+    /// fn order(request: &mut Request) -> Result<String, BodyError> {
+    ///     let order: Order = request.json()?; // no JSON, or no such field: 422
+    ///     Ok(format!("{} cups", order.tea))
+    /// }
+    /// let service = Service::new().post("/order", order);
+    /// assert_eq!(service.handle(Request::post("/order").body(r#"{"tea": 2}"#)).into_text()?, "2 cups");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`BodyError`], which turns into a fitting response.

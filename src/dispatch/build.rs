@@ -76,6 +76,34 @@ impl RequestBuilder {
         self
     }
 
+    /// Sets the body to `value` as JSON, with its content type.
+    ///
+    /// ```
+    /// let mut request = allout::Request::post("/prices").json(&[1, 2])?.build();
+    /// assert_eq!(request.json::<Vec<u32>>()?, [1, 2]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The value cannot be written as JSON (a map whose keys are no strings, for example).
+    #[cfg(feature = "json")]
+    pub fn json(self, value: &impl serde::Serialize) -> std::io::Result<RequestBuilder> {
+        Ok(self.header("Content-Type", "application/json").body(serde_json::to_vec(value)?))
+    }
+
+    /// Sets the body to these fields as a form (`application/x-www-form-urlencoded`), with its content type.
+    ///
+    /// ```
+    /// let mut request = allout::Request::post("/login").form([("user", "Ada"), ("code", "1 2")]).build();
+    /// assert_eq!(request.text()?, "user=Ada&code=1+2");
+    /// # Ok::<(), allout::BodyError>(())
+    /// ```
+    pub fn form<'f>(self, fields: impl IntoIterator<Item = (&'f str, &'f str)>) -> RequestBuilder {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        self.header("Content-Type", "application/x-www-form-urlencoded").body(body)
+    }
+
     /// Sets where the request comes from; otherwise from this machine.
     ///
     /// ```

@@ -29,7 +29,7 @@ pub(crate) struct Around {
 
 /// The rest of a request's way: the middleware that was added after this one, then the handler.
 ///
-/// Where there is no handler it answers all the same: 404, 405, or why the request is rejected.
+/// Without a handler it answers 404 or 405, or says why the request is rejected.
 #[must_use = "without `run` the request never reaches its handler"]
 pub struct Next<'a> {
     layers: &'a [Layer],

@@ -15,6 +15,7 @@ pub(crate) mod middleware;
 pub(crate) mod request;
 pub(crate) mod route;
 pub(crate) mod router;
+pub(crate) mod state;
 mod typed;
 
 use std::sync::Arc;
@@ -83,7 +84,7 @@ impl Work for Job {
     }
 }
 
-/// Everything that answering needs.
+/// The parts that answer requests: routes, workers, observers, settings.
 pub(crate) struct Dispatch {
     pub(crate) router: Router,
     pub(crate) pool: Arc<Pool<Job>>,

@@ -141,7 +141,8 @@ impl Request {
 
     /// A parameter of the route's path, decoded: `name` of `/hello/{name}`.
     ///
-    /// It borrows the request. To hold parameters while the body is read, clone [`params`](Request::params).
+    /// It borrows the request, and a response cannot: copy it, as here. To hold parameters while the body is read, clone
+    /// [`params`](Request::params).
     ///
     /// ```
     /// use allout::{Request, Service};

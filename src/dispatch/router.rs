@@ -65,7 +65,7 @@ pub(crate) struct Router {
     first_admin: Option<usize>,
 }
 
-/// Where a request goes.
+/// The result of routing: handler, route, and how the handler runs.
 pub(crate) struct RouteMatch {
     pub(crate) route: Route,
     pub(crate) handler: Option<Handler>,
@@ -180,7 +180,7 @@ impl Router {
         self.paths.iter().map(|place| &place.pattern)
     }
 
-    /// Where a request of this method on this path goes. `HEAD` goes where `GET` does.
+    /// Routes a request of this method on this path. `HEAD` goes where `GET` does.
     pub(crate) fn find(&self, method: &str, path: &str) -> RouteMatch {
         if let Ok(matched) = self.by_path.at(path) {
             let place = &self.paths[*matched.value];

@@ -132,6 +132,29 @@ impl Request {
     /// The whole body as a form (`application/x-www-form-urlencoded`), within the limit of [`bytes`](Request::bytes); read
     /// as [`query_as`](Request::query_as) reads a query.
     ///
+    /// ```
+    /// use allout::{BodyError, Request, Response, Service};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Login {
+    ///     user: String,
+    ///     password: String,
+    /// }
+    ///
+    /// fn login(request: &mut Request) -> Result<Response, BodyError> {
+    ///     let Login { user, password } = request.form()?;
+    ///     if (user.as_str(), password.as_str()) != ("Ada", "s3cret") {
+    ///         return Ok((401, "wrong user or password").into());
+    ///     }
+    ///     let session = "0af7651916cd43dd"; // of random bytes, and kept with its user
+    ///     let cookie = format!("session={session}; Path=/; HttpOnly; Secure; SameSite=Lax");
+    ///     Ok(Response::redirect("/").with_header("Set-Cookie", cookie)) // the browser sends it back: Request::cookie
+    /// }
+    /// let service = Service::new().post("/login", login);
+    /// let response = service.handle(Request::post("/login").form([("user", "Ada"), ("password", "s3cret")]));
+    /// assert_eq!((response.status(), response.header("Location")), (303, Some("/")));
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`BodyError`](crate::BodyError), which turns into a fitting response: 415 for another content type.

@@ -26,11 +26,38 @@ use crate::crew::stop::{GraceExpired, GraceMark};
 ///     let path = std::path::Path::new("notes").join(name);
 ///     let text = request.text()?;                                // the client's fault: 413, 422
 ///     if text.is_empty() {
-///         Err("nobody writes empty notes")?;                     // ours: 500, and a line in the log
+///         Err("an empty note")?;                                 // ours: 500, and a line in the log
 ///     }
 ///     std::fs::write(path, text).map_err(|error| HandlerError::new(507, error))?; // 507, and a line in the log
 ///     Ok(201)
 /// }
+/// ```
+///
+/// A closure that uses `?` names its result: `|request| -> Result<_, HandlerError> { … }`. An error type of the program's
+/// own can be the error of a handler as well, if it says what the client gets:
+///
+/// ```
+/// use allout::{Request, Response, Service};
+///
+/// enum ShopError {
+///     SoldOut,
+///     Database(std::io::Error),
+/// }
+///
+/// impl From<ShopError> for Response {
+///     fn from(error: ShopError) -> Response {
+///         match error {
+///             ShopError::SoldOut => (410, "sold out").into(),
+///             ShopError::Database(cause) => Response::from(503).with_cause(cause), // the log has the cause
+///         }
+///     }
+/// }
+///
+/// fn buy(_: &mut Request) -> Result<&'static str, ShopError> {
+///     std::fs::read("/no/such/file").map_err(ShopError::Database)?;
+///     Err(ShopError::SoldOut)
+/// }
+/// assert_eq!(Service::new().post("/buy", buy).handle(Request::post("/buy")).status(), 503);
 /// ```
 #[derive(Debug)]
 pub struct HandlerError(Response);
@@ -141,7 +168,7 @@ impl From<GraceExpired> for Response {
     }
 }
 
-/// Here, because it fails with a [`HandlerError`].
+/// In this file, because [`Response::json`] fails with a [`HandlerError`].
 #[cfg(feature = "json")]
 impl Response {
     /// 200, with `value` as JSON.
@@ -166,6 +193,24 @@ impl Response {
     pub fn json(value: &impl serde::Serialize) -> Result<Response, HandlerError> {
         let bytes = serde_json::to_vec(value)?;
         Ok(Response::new(bytes).with_header("Content-Type", "application/json"))
+    }
+
+    /// The whole body, read as JSON: for tests.
+    ///
+    /// ```
+    /// use allout::{Request, Response, Service};
+    /// let service = Service::new().get("/prices", |_| Response::json(&[1, 2]));
+    /// let prices: Vec<u32> = service.handle(Request::get("/prices")).into_json()?;
+    /// assert_eq!(prices, [1, 2]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`into_bytes`](Response::into_bytes); [`InvalidData`](std::io::ErrorKind::InvalidData) if it is not JSON, or
+    /// not of this type.
+    pub fn into_json<T: serde::de::DeserializeOwned>(self) -> std::io::Result<T> {
+        Ok(serde_json::from_slice(&self.into_bytes()?)?)
     }
 }
 

@@ -14,8 +14,9 @@ use crate::service::error::StartError;
 impl Service {
     /// Answers `GET` (and `HEAD`) on `path`, which may have parameters: `/hello/{name}`, `/files/{*path}`.
     ///
-    /// The handler runs on a worker's thread, so that it may wait. A path that cannot be, or is taken, keeps the service
-    /// from starting.
+    /// The handler runs on a worker's thread, so that it may wait. It returns anything that [`Response`] is made from, and a
+    /// `Result` of such things; what it borrows from the request is copied for that. Handlers share state by
+    /// [`with_state`](crate::with_state). A path that cannot be, or is taken, keeps the service from starting.
     ///
     /// ```
     /// use allout::{Request, Service};
@@ -163,7 +164,7 @@ impl Service {
     }
 
     /// Puts a middleware around all handlers: it may answer by itself, or have the [next](Next::run) answer, and change the
-    /// request before and the response after.
+    /// request before and the response after. One for some routes alone looks at [`Request::route`].
     ///
     /// Every response passes it, those of the library as well: 404, 405, 400, 413, 500 and the like. Of several, the one
     /// that is added first is the outermost: it sees the request first, and the response last. It may wait, as handlers

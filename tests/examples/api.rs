@@ -1,12 +1,12 @@
-//! A JSON API with state: what closures capture.
+//! A JSON API whose handlers share state.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use allout::{HandlerError, Outcome, Request, Response, Service};
+use allout::{HandlerError, Outcome, Request, Response, Service, with_state};
 use serde::{Deserialize, Serialize};
 
-/// What the API is about.
+/// A thing to do.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Item {
     name: String,
@@ -14,10 +14,9 @@ pub struct Item {
     done: bool,
 }
 
-#[derive(Default)]
-struct Items {
-    by_id: Mutex<(u64, BTreeMap<u64, Item>)>,
-}
+/// The items by their ids, and the last id that was given.
+#[derive(Clone, Default)]
+struct Items(Arc<Mutex<(u64, BTreeMap<u64, Item>)>>);
 
 fn main() -> Outcome {
     service().run()
@@ -25,18 +24,13 @@ fn main() -> Outcome {
 
 /// The service.
 pub fn service() -> Service {
-    let items = Arc::new(Items::default());
-    // A handler owns what it uses; an `Arc` lets several of them own the same.
-    let with = |handler: fn(&Items, &mut Request) -> Result<Response, HandlerError>| {
-        let items = Arc::clone(&items);
-        move |request: &mut Request| handler(&items, request)
-    };
+    let items = Items::default();
     Service::new()
-        .get("/items", with(list))
-        .post("/items", with(add))
-        .get("/items/{id}", with(get))
-        .put("/items/{id}", with(replace))
-        .delete("/items/{id}", with(remove))
+        .get("/items", with_state(&items, list))
+        .post("/items", with_state(&items, add))
+        .get("/items/{id}", with_state(&items, get))
+        .put("/items/{id}", with_state(&items, replace))
+        .delete("/items/{id}", with_state(&items, remove))
         .fallback(|request: &mut Request| (404, format!("there is no {}\n", request.path())))
 }
 
@@ -54,28 +48,24 @@ fn add(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
 }
 
 fn get(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
-    let id = id(request)?;
+    let id: u64 = request.parse_param("id")?;
     Response::json(items.lock().1.get(&id).ok_or(Response::from(404))?)
 }
 
 fn replace(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
-    let (id, item) = (id(request)?, request.json()?);
+    let (id, item) = (request.parse_param::<u64>("id")?, request.json()?);
     *items.lock().1.get_mut(&id).ok_or(Response::from(404))? = item;
     Ok(Response::empty(204))
 }
 
 fn remove(items: &Items, request: &mut Request) -> Result<Response, HandlerError> {
-    let id = id(request)?;
+    let id: u64 = request.parse_param("id")?;
     items.lock().1.remove(&id).ok_or(Response::from(404))?;
     Ok(Response::empty(204))
 }
 
-fn id(request: &Request) -> Result<u64, Response> {
-    request.param("id").and_then(|id| id.parse().ok()).ok_or(Response::from(404))
-}
-
 impl Items {
     fn lock(&self) -> std::sync::MutexGuard<'_, (u64, BTreeMap<u64, Item>)> {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use allout::{HandlerError, Outcome, Request, Response, Service, StatusError};
+use allout::{HandlerError, Outcome, Request, Response, Service, StatusError, with_state};
 
 /// Most bytes of an upload.
 const MAX: u64 = 1 << 30;
@@ -15,34 +15,38 @@ fn main() -> io::Result<Outcome> {
     Ok(service(PathBuf::from("uploads")).run())
 }
 
+/// The directory of the files.
+#[derive(Clone)]
+struct Directory(PathBuf);
+
 /// The service, with its files in this directory.
 pub fn service(directory: PathBuf) -> Service {
-    let (puts, gets, deletes) = (directory.clone(), directory.clone(), directory);
+    let directory = Directory(directory);
     Service::new()
-        .put("/files/{name}", move |request| put(&puts, request))
-        .get("/files/{name}", move |request| get(&gets, request))
-        .delete("/files/{name}", move |request| -> Result<(), HandlerError> {
-            fs::remove_file(path(&deletes, request)?).map_err(not_found)
-        })
+        .put("/files/{name}", with_state(&directory, put))
+        .get("/files/{name}", with_state(&directory, get))
+        .delete("/files/{name}", with_state(&directory, delete))
 }
 
-/// The path of the file that a request names. No name of a client's leads elsewhere.
-fn path(directory: &Path, request: &Request) -> Result<PathBuf, StatusError> {
-    let name = request.param("name").unwrap_or_default();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.starts_with('.') || !name.chars().all(is_plain) {
-        return Err(StatusError::new(404, "names are letters, digits, and - _ ."));
+impl Directory {
+    /// The path of the file that a request names. No name of a client's leads elsewhere.
+    fn path(&self, request: &Request) -> Result<PathBuf, StatusError> {
+        let name = request.param("name").unwrap_or_default();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.starts_with('.') || !name.chars().all(is_plain) {
+            return Err(StatusError::new(404, "names are letters, digits, and - _ ."));
+        }
+        Ok(self.0.join(name))
     }
-    Ok(directory.join(name))
 }
 
-fn put(directory: &Path, request: &mut Request) -> Result<u16, HandlerError> {
-    let whole = path(directory, request)?;
+fn put(directory: &Directory, request: &mut Request) -> Result<u16, HandlerError> {
+    let whole = directory.path(request)?;
     let too_large = || StatusError::new(413, "1 GiB at most");
     if request.body_length().is_some_and(|length| length > MAX) {
         Err(too_large())?;
     }
-    let (part, mut file) = new_part(directory)?;
+    let (part, mut file) = new_part(&directory.0)?;
     match io::copy(&mut request.body().take(MAX + 1), &mut file) {
         Ok(length) if length <= MAX => fs::rename(part, whole)?,
         other => {
@@ -67,9 +71,13 @@ fn new_part(directory: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-fn get(directory: &Path, request: &mut Request) -> Result<Response, HandlerError> {
-    let file = File::open(path(directory, request)?).map_err(not_found)?;
+fn get(directory: &Directory, request: &mut Request) -> Result<Response, HandlerError> {
+    let file = File::open(directory.path(request)?).map_err(not_found)?;
     Ok(Response::file(file)?.with_header("Content-Disposition", "attachment"))
+}
+
+fn delete(directory: &Directory, request: &mut Request) -> Result<(), HandlerError> {
+    fs::remove_file(directory.path(request)?).map_err(not_found)
 }
 
 fn not_found(error: io::Error) -> HandlerError {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use allout::{Check, HandlerError, Outcome, Request, Response, Service, StatusError};
+use allout::{Check, HandlerError, Outcome, Request, Response, Service, StatusError, with_state};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -49,18 +49,13 @@ fn main() -> Result<Outcome, Box<dyn std::error::Error>> {
 }
 
 fn service(todos: Todos) -> Service {
-    // Each handler owns the database together with all others.
-    let with = |handler: fn(&Todos, &mut Request) -> Result<Response, HandlerError>| {
-        let todos = todos.clone();
-        move |request: &mut Request| handler(&todos, request)
-    };
     let (migrated, checked, closed) = (todos.clone(), todos.clone(), todos.clone());
     Service::new()
-        .get("/todos", with(list))
-        .post("/todos", with(create))
-        .get("/todos/{id}", with(show))
-        .patch("/todos/{id}", with(update))
-        .delete("/todos/{id}", with(delete))
+        .get("/todos", with_state(&todos, list))
+        .post("/todos", with_state(&todos, create))
+        .get("/todos/{id}", with_state(&todos, show))
+        .patch("/todos/{id}", with_state(&todos, update))
+        .delete("/todos/{id}", with_state(&todos, delete))
         .before_ready("migrate", move |_| migrated.migrate())
         .check(Check::new("database", move || checked.lock().execute_batch("SELECT 1")))
         .after_drain(move || drop(closed.lock().execute_batch("PRAGMA optimize")))

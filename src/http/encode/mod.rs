@@ -71,13 +71,22 @@ pub(crate) enum SendError {
     Late,
 }
 
+impl From<ReadFailure> for SendError {
+    fn from(failure: ReadFailure) -> SendError {
+        match failure {
+            ReadFailure::Error(error) => SendError::Reader(error.to_string()),
+            ReadFailure::Panic(message) => SendError::Panic(message),
+        }
+    }
+}
+
 /// Most bytes of a body in memory that are copied behind the head, so that one write sends both. Above, a second write
 /// is cheaper than the copy.
 const MAX_COPIED_BODY: usize = 64 * 1024;
 /// Bytes of one read of a body's reader, and of the chunk that it makes, at first; with [`CHUNK_FRAME`] it fits into the
 /// buffer that a thread keeps (16 KiB).
 const READ_SIZE: usize = 16 * 1024 - CHUNK_FRAME;
-/// The same once a read has filled the buffer: a file, or another source that never waits.
+/// Bytes of one read once a read has filled the buffer: a file, or another source that never waits.
 const BULK_READ_SIZE: usize = 64 * 1024 - CHUNK_FRAME;
 /// Space around the data of a chunk: 8 hexadecimal digits at most, and two line breaks.
 const CHUNK_FRAME: usize = CHUNK_PREFIX + 2;
@@ -180,7 +189,7 @@ pub(crate) fn send(
     send_through(response, context, buffer, out, &mut io::empty())
 }
 
-/// As [`send`]; `rest` is what was not read of the request's body, for a response whose body is that.
+/// As [`send`]; `rest` is the unread part of the request's body, for a response whose body is that.
 pub(crate) fn send_through(
     response: Response,
     context: &ResponseContext<'_>,
@@ -216,14 +225,11 @@ fn send_reader(
     buffer: &mut Vec<u8>,
     out: &mut CountingWriter<'_>,
 ) -> Result<(), SendError> {
-    let result = out.write_now(buffer).and_then(|()| match framing {
-        BodyFraming::None => Ok(()),
-        framing => copy(&mut |into| source.read_piece(into), framing, buffer, out),
-    });
+    let result = send_pieces(&mut |into| source.read_piece(into).map_err(SendError::from), framing, buffer, out);
     // The reader is dropped before the last chunk is sent: its panic is a failure as well, and counted whatever else failed.
     source.close().map_err(SendError::Panic)?;
     result?;
-    if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
+    end_body(framing, out)
 }
 
 /// Sends the body of the request back as it arrives. If it breaks off, or does not come in time, that is the client's doing.
@@ -234,29 +240,23 @@ fn send_request_body(
     buffer: &mut Vec<u8>,
     out: &mut CountingWriter<'_>,
 ) -> Result<(), SendError> {
-    out.write_now(buffer)?;
-    if framing == BodyFraming::None {
-        return Ok(());
-    }
     let mut body = first.chain(rest);
-    let mut broken = None;
     let mut read = |into: &mut [u8]| loop {
         match body.read(into) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let copy = io::Error::new(error.kind(), error.to_string());
-                broken = Some(error);
-                return Err(ReadFailure::Error(copy));
-            }
-            Ok(n) => return Ok(n),
+            result => return result.map_err(SendError::Client),
         }
     };
-    let copied = copy(&mut read, framing, buffer, out);
-    broken.map_or(copied, |error| Err(SendError::Client(error)))?;
+    send_pieces(&mut read, framing, buffer, out)?;
+    end_body(framing, out)
+}
+
+/// Sends the last chunk of a chunked body.
+fn end_body(framing: BodyFraming, out: &mut CountingWriter<'_>) -> Result<(), SendError> {
     if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
 }
 
-/// Has the source write; what it flushes is sent at once.
+/// Runs the source; bytes that it flushes are sent at once.
 fn send_stream(
     source: StreamSource,
     framing: BodyFraming,
@@ -297,16 +297,20 @@ fn send_stream(
         (None, Ok(Ok(()))) => Ok(()),
     };
     result?;
-    if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
+    end_body(framing, out)
 }
 
-/// Sends the source up to its end, each read at once.
-fn copy(
-    read: &mut dyn FnMut(&mut [u8]) -> Result<usize, ReadFailure>,
+/// Sends the head, which is in `buffer`, and then what `read` gives up to its end, each read at once.
+fn send_pieces(
+    read: &mut dyn FnMut(&mut [u8]) -> Result<usize, SendError>,
     framing: BodyFraming,
     buffer: &mut Vec<u8>,
     out: &mut CountingWriter<'_>,
 ) -> Result<(), SendError> {
+    out.write_now(buffer)?;
+    if framing == BodyFraming::None {
+        return Ok(());
+    }
     let mut given: u64 = 0;
     let mut room = READ_SIZE;
     loop {
@@ -320,19 +324,15 @@ fn copy(
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(room);
         buffer.reserve_exact((CHUNK_FRAME + room).saturating_sub(buffer.len()));
         buffer.resize(CHUNK_FRAME + room, 0);
-        let n = match read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most]) {
-            Ok(0) => {
-                return match framing {
-                    BodyFraming::Length(length) => {
-                        Err(SendError::Reader(format!("it gave {given} bytes of a length of {length}")))
-                    }
-                    _ => Ok(()),
-                };
-            }
-            Ok(n) => n,
-            Err(ReadFailure::Error(error)) => return Err(SendError::Reader(error.to_string())),
-            Err(ReadFailure::Panic(message)) => return Err(SendError::Panic(message)),
-        };
+        let n = read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most])?;
+        if n == 0 {
+            return match framing {
+                BodyFraming::Length(length) => {
+                    Err(SendError::Reader(format!("it gave {given} bytes of a length of {length}")))
+                }
+                _ => Ok(()),
+            };
+        }
         given += n as u64;
         if framing == BodyFraming::Chunked {
             out.write_now(frame_chunk(buffer, n))?;

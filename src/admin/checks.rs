@@ -47,7 +47,7 @@ impl fmt::Debug for Check {
 }
 
 impl Check {
-    /// A check that runs every 5 s and has 2 s to answer. Its error is shown to whoever may see `/readyz`.
+    /// A check that runs every 5 s and has 2 s to answer. Its error is shown to every client that may see `/readyz`.
     ///
     /// ```
     /// use allout::Check;
@@ -125,7 +125,7 @@ impl CheckState {
         }
     }
 
-    /// What is wrong.
+    /// Text of the failure.
     fn verdict(&self) -> Result<(), String> {
         let progress = lock(&self.progress);
         let running_for = progress.running_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -192,7 +192,7 @@ impl Checks {
         }
     }
 
-    /// Each check's name, and what is wrong.
+    /// Name and failure of each check.
     pub(super) fn verdicts(&self) -> Vec<(String, Result<(), String>)> {
         self.all().iter().map(|state| (state.check.name.clone(), state.verdict())).collect()
     }

@@ -71,7 +71,7 @@ impl Paths {
 #[cfg(feature = "metrics")]
 pub(crate) type OwnMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Which admin routes a service has.
+/// The admin routes of a service.
 #[derive(Clone)]
 pub(crate) struct AdminRoutes {
     /// Any of them.

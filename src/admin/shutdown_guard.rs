@@ -1,4 +1,4 @@
-//! Who may use `/shutdown`, and see `/status` where others are served as well.
+//! The guard of `/shutdown`, and of `/status` where others are served as well: the clients that may use them.
 //!
 //! With the token: every client that shows it. Without it, a request must be one that a person or a script on this
 //! machine makes: `curl localhost:8088/shutdown`, by the user that runs the service or by root. Two things look like one
@@ -355,7 +355,7 @@ mod tests {
         check(Some("s3cret"), HERE, "/shutdown", &[("Host", "localhost")], PASSES);
     }
 
-    /// What `authorize` says of a service of user `own_uid` in process 7, a child of 6, where inode 1 listens.
+    /// The result of `authorize` for a service of user `own_uid` in process 7, a child of 6, where inode 1 listens.
     fn verdict(own_uid: u32, peers: &[(u32, u64)], holders: &[(u32, &[u64])]) -> Result<(), &'static str> {
         let peers = peers.iter().map(|&(uid, inode)| PeerSocket { uid, inode }).collect();
         let sockets = Sockets { peers, listening: HashSet::from([1]) };

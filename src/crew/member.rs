@@ -13,7 +13,7 @@ use crate::text::panic_message;
 /// Longest thread name that Linux keeps, in bytes: `TASK_COMM_LEN` (16) less the final NUL, prctl(2), `PR_SET_NAME`.
 const MAX_THREAD_NAME: usize = 15;
 
-/// How a member ended.
+/// The end of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exit {
@@ -64,11 +64,11 @@ pub(crate) struct MemberState {
     pub(crate) exit: Option<Exit>,
     /// The crew goes on when it has finished.
     pub(super) may_finish: bool,
-    /// Of a member that is restarted when it ends.
+    /// Restarts, of a member that is restarted when it ends.
     pub(crate) restarts: Option<Arc<Restarts>>,
 }
 
-/// How often a member was restarted. Its own thread writes it.
+/// Count of a member's restarts. Its own thread writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Restarts {
     count: AtomicU64,
@@ -139,7 +139,7 @@ impl MemberTable {
         self.lock().get(slot.0).map_or_else(String::new, |slot| slot.state.name.clone())
     }
 
-    /// Whether a member has finished that may.
+    /// True if the member has finished and was allowed to.
     pub(super) fn has_finished_well(&self, slot: SlotId) -> bool {
         let slots = self.lock();
         slots.get(slot.0).is_some_and(|slot| slot.state.may_finish && slot.state.exit == Some(Exit::Finished))

@@ -31,7 +31,7 @@ const RESERVED_WORKERS: usize = 4;
 
 /// A job of a [`Pool`].
 pub(crate) trait Work: Send + 'static {
-    /// What [`Pool::running_jobs`] identifies the job by.
+    /// Identifies the job in [`Pool::running_jobs`].
     type Id: Clone + Send;
 
     fn id(&self) -> Self::Id;

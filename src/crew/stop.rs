@@ -78,7 +78,7 @@ impl std::error::Error for GraceExpired {
     }
 }
 
-/// What tells a [`GraceExpired`] among the sources of another error.
+/// Marks a [`GraceExpired`] among the sources of another error.
 #[derive(Debug)]
 pub(crate) struct GraceMark;
 

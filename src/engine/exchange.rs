@@ -9,7 +9,7 @@ use crate::http::encode::Sent;
 use crate::http::head::{Rejection, RequestHead};
 use crate::http::response::Response;
 
-/// How far the body of a request has come.
+/// Progress of the body of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BodyState {
     /// Bytes of the body that were not read yet, if its length is known.
@@ -55,7 +55,7 @@ impl Exchange {
         Exchange::Memory(Box::new(memory::Exchange::new(method, target, headers, body, peer)))
     }
 
-    /// Where the response of a request that was made in this process arrives.
+    /// Receives the response of a request that was made in this process.
     pub(crate) fn response_slot(&self) -> Option<ResponseSlot> {
         match self {
             Exchange::TinyHttp(_) | Exchange::Native(_) => None,

@@ -30,12 +30,12 @@ use crate::sys::tcp::tcp_info;
 /// The gate of one listening socket, of which it holds a duplicate.
 pub(crate) struct AcceptGate {
     listener: TcpListener,
-    /// Where the socket listens.
+    /// Address of the socket.
     address: Address,
     state: Mutex<GateState>,
     /// Nothing but our own connections passes any more.
     sealed: AtomicBool,
-    /// Where the engine accepts since the listening socket was handed over.
+    /// Private socket from which the engine accepts since the listening socket was handed over.
     private_listener: Mutex<Option<Arc<TcpListener>>>,
     /// The descriptor on which the engine's thread accepts, or -1 if it has not begun.
     accept_fd: AtomicI32,
@@ -90,7 +90,7 @@ impl AcceptGate {
         &self.address
     }
 
-    /// Where it listens, if that is not at a path.
+    /// Address on which it listens, if that is not a path.
     fn inet(&self) -> SocketAddr {
         self.address.inet_or_unspecified()
     }

@@ -16,7 +16,7 @@ use crate::sync::lock;
 /// Most bytes of an unread body that are read and thrown away, as for a service with the default limit.
 const MAX_DISCARD: u64 = 1024 * 1024;
 
-/// Where the response of an exchange arrives.
+/// Receiver of the response of an exchange.
 #[derive(Clone, Default)]
 pub(crate) struct ResponseSlot(Arc<Mutex<Option<Response>>>);
 

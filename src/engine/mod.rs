@@ -40,7 +40,7 @@ pub(crate) use stats::CLOSE_REASONS;
 pub(crate) use stats::{CloseReason, ConnStats};
 pub(crate) use stop_state::StopState;
 
-/// Which engine receives requests.
+/// The engine that receives requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
@@ -138,7 +138,7 @@ pub(crate) struct EngineThread {
     pub(crate) interrupt: Box<dyn FnOnce() + Send>,
 }
 
-/// What happens to the listening socket when accepting stops.
+/// Fate of the listening socket when accepting stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It is closed with this process: the kernel drops new SYNs, and the accept queue is accepted.
@@ -238,7 +238,7 @@ impl Engine {
         delegate!(self, engine => engine.threads())
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub(crate) fn address(&self) -> &Address {
         delegate!(self, engine => engine.gate().address())
     }

@@ -1,4 +1,4 @@
-//! How far a stop has come, as far as an engine must know.
+//! Progress of a stop, as far as an engine must know.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};

@@ -162,7 +162,7 @@ fn represent(request: &Request, directory: &OwnedFd, path: &str, file: File) -> 
     let accepted: Vec<&str> = lines.map(|(_, value)| value).collect();
     let mut varies = false;
     for (end, coding) in CODINGS {
-        // Whether there is one is looked at even if it is not accepted: caches must know that the response varies.
+        // Looked up even if the client does not accept it: caches must know that the response varies.
         if let Ok(Some(sibling)) = open_file(directory, &format!("{path}{end}")) {
             varies = true;
             if accepts(&accepted, coding) {

@@ -2,7 +2,7 @@
 
 use super::validate::is_token;
 
-/// Which headers every response gets, besides `Date` and those that frame it.
+/// The headers that every response gets, besides `Date` and those that frame it.
 ///
 /// ```
 /// use allout::{AutomaticHeaders, Service};

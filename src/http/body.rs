@@ -39,7 +39,7 @@ pub(super) enum Content {
     OfRequest(RequestBody),
 }
 
-/// The body of the request that is answered: what was read of it, and the length of all, if it is known.
+/// The body of the request that is answered: the part that was read, and the length of all, if it is known.
 pub(super) struct RequestBody {
     pub(super) first: Vec<u8>,
     pub(super) length: Option<u64>,

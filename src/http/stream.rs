@@ -75,7 +75,7 @@ impl StreamSource {
         catch_unwind(AssertUnwindSafe(|| run(&mut writer).and_then(|()| writer.send()))).map_err(panic_message)
     }
 
-    /// Runs the function, and keeps what it writes.
+    /// Runs the function, and keeps its output.
     pub(super) fn into_bytes(self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut keep = |buffer: &mut Vec<u8>| {

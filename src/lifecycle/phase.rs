@@ -127,7 +127,7 @@ impl Lifecycle {
         self.is_draining() && !self.is_reexecuting()
     }
 
-    /// How long the drain has lasted.
+    /// Time since the drain began.
     pub(crate) fn draining_for(&self) -> Duration {
         self.drain_started.get().map_or(Duration::ZERO, Instant::elapsed)
     }

@@ -125,7 +125,7 @@ pub(crate) struct Binary {
     version: Version,
 }
 
-/// What changes when a file is written to.
+/// Metadata that changes when a file is written to.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     size: u64,

@@ -1,4 +1,4 @@
-//! Where a service listens.
+//! Addresses on which a service listens.
 
 use std::fmt;
 use std::io;

@@ -81,7 +81,7 @@ pub(crate) enum ListenError {
     Inherited(String),
 }
 
-/// Which sockets to open.
+/// The sockets to open.
 pub(crate) struct Wanted<'a> {
     pub(crate) main: &'a [SocketAddr],
     pub(crate) unix: &'a [UnixSocket],

@@ -119,7 +119,7 @@ pub(crate) struct ServiceState {
     pub(crate) queue: usize,
     pub(crate) max_connections: usize,
     pub(crate) members: MemberTable,
-    /// When the service was started.
+    /// Moment of the start.
     pub(crate) began: Instant,
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Stopping {
     pub(crate) reexec: bool,
     pub(crate) lasted: Duration,
     pub(crate) grace_left: Duration,
-    /// What it waits for, in words.
+    /// Event that it waits for, in words.
     pub(crate) waiting_for: Vec<String>,
 }
 

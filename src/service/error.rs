@@ -79,7 +79,7 @@ impl std::error::Error for StartError {
 pub(crate) enum NotStarted {
     /// Nothing had started yet.
     Error(StartError),
-    /// What had started before was stopped; how that went.
+    /// Outcome of stopping the parts that had started before.
     Stopped(StartError, Box<Outcome>),
 }
 

@@ -1,15 +1,15 @@
-//! What an engine needs of the kernel, asked once, at the start.
+//! Kernel features that an engine needs, checked once, at the start.
 
 use crate::engine::EngineKind;
 use crate::service::error::StartError;
 use crate::sys::features::{self, Feature};
 
-/// What a kernel without some features cannot give.
+/// Losses on a kernel without some features.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
-    /// What an operator must know: limits or requests are lost. Empty if nothing is.
+    /// Warning that limits or requests are lost. Empty if none are.
     pub(super) warning: Option<String>,
-    /// What concerns rare clients alone.
+    /// Note of losses that concern rare clients alone.
     pub(super) note: Option<String>,
 }
 

@@ -17,11 +17,11 @@ pub(super) struct Member {
     pub(super) interrupt: Hook,
     pub(super) body: Box<dyn FnOnce(&Stop) -> Exit + Send>,
     pub(super) kind: Kind,
-    /// Of a member that is restarted.
+    /// Restarts, of a member that is restarted.
     pub(super) restarts: Option<Arc<Restarts>>,
 }
 
-/// When a member starts, and what its end means.
+/// The kind of a member: when it starts, and what its end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Its end is that of everyone.

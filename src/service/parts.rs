@@ -113,7 +113,7 @@ impl Service {
     }
 }
 
-/// Stops what has started before a part that could not, so that a start that fails leaves nothing behind.
+/// Stops the parts that have started before one that could not, so that a start that fails leaves nothing behind.
 fn undo(crew: Crew, engines: &Engines, sockets: &[ListenSocket], error: StartError) -> NotStarted {
     let cause = match &error {
         StartError::Stopped(cause) => cause.clone(),
@@ -188,7 +188,7 @@ fn new_pool(workers: usize, queue: usize, crew: &mut Crew) -> Arc<Pool<Job>> {
     pool
 }
 
-/// What `/status` says of a service from its start on.
+/// The facts that `/status` shows and that do not change while the service runs.
 pub(super) fn facts(config: &Config, listening: &[(Address, Role)], bound: String) -> Facts {
     Facts {
         engine: config.engine.name(),

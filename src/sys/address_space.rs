@@ -23,7 +23,7 @@ const ARENAS_PER_PROCESSOR: u64 = if IS_32_BIT { 2 } else { 8 };
 const ADDRESSABLE: Option<u64> = if IS_32_BIT { Some(3 << 30) } else { None };
 const MIB: u64 = 1024 * 1024;
 
-/// What bounds the threads.
+/// The limits on threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AddressSpace {
     /// `RLIMIT_AS`, or what addresses of 32 bits can reach, in bytes; `u64::MAX` if there is none.

@@ -18,7 +18,7 @@ const MAX_AGE: Duration = Duration::from_secs(5 * 60);
 /// Time that the recent rate covers, if the page has been watched for as long.
 const RECENT: Duration = Duration::from_secs(10);
 
-/// How many responses there were at some moments, oldest first.
+/// Counts of responses at some moments, oldest first.
 #[derive(Default)]
 pub(super) struct History(Mutex<VecDeque<Sample>>);
 

@@ -17,7 +17,7 @@ use crate::text::human_duration;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// What one response has of its own.
+/// Parts of the page that are of one response alone.
 pub(super) struct Page<'a> {
     /// Lets the browser apply the style and run the script of this page, and no other.
     pub(super) nonce: &'a str,

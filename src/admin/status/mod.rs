@@ -29,15 +29,15 @@ fn commit() -> Option<&'static str> {
     option_env!("ALLOUT_COMMIT").filter(|commit| !commit.is_empty())
 }
 
-/// What is known of a service from its start on.
+/// Facts of a service that do not change while it runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) engine: &'static str,
-    /// Where it listens, and for what: `http` or `admin`.
+    /// Role (`http` or `admin`) and address of each listening socket.
     pub(crate) addresses: Vec<(&'static str, String)>,
     /// Ports of those that have one.
     pub(crate) ports: Vec<u16>,
-    /// What keeps the limits below the configuration, if anything does.
+    /// Reason why the limits are below those of the configuration, if they are.
     pub(crate) bound: String,
     pub(crate) grace: Duration,
     pub(crate) drain_delay: Duration,
@@ -65,7 +65,7 @@ pub(super) struct StatusPage {
     history: History,
 }
 
-/// Everything that is shown.
+/// All values that are shown.
 struct View<'a> {
     facts: &'a Facts,
     now: Snapshot,

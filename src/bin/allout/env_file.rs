@@ -86,7 +86,7 @@ fn parse(text: &str, path: &str) -> Result<Vec<Variable>, String> {
     Ok(variables)
 }
 
-/// What a value is without its quotes; none if they are not closed.
+/// Strips the quotes of a value; `None` if they are not closed.
 fn unquoted(value: &str) -> Option<String> {
     if let Some(rest) = value.strip_prefix('\'') {
         return rest.strip_suffix('\'').filter(|inner| !inner.contains('\'')).map(str::to_owned);

@@ -30,7 +30,7 @@ const LOG_LEVELS: &str = "LOG LEVELS";
 ///
 /// # Errors
 ///
-/// What `out` returns.
+/// Result of `out`.
 pub fn generate(what: Generate, out: &mut dyn Write) -> io::Result<()> {
     let mut plain = plain_command();
     // In memory: clap_complete panics if its writer fails.

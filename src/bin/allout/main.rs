@@ -80,7 +80,7 @@ fn checked(service: Service, check: Check) -> ExitCode {
     }
 }
 
-/// The exit code of what was only to be printed.
+/// Exit code of a run that only prints.
 fn written(result: io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

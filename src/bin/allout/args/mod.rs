@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`options`] | every option, with its help |
 //! | [`values`] | the types of their values, and how each is read |
-//! | [`hints`] | what is said about slips |
+//! | [`hints`] | hints about slips |
 
 mod hints;
 mod options;

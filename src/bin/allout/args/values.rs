@@ -10,7 +10,7 @@ use clap::ValueEnum;
 /// Longest duration that is accepted. More is a typing error.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     Inet(SocketAddr),
@@ -37,7 +37,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where responses are logged.
+/// Destination of the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
     /// Nowhere.
@@ -48,12 +48,12 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// What `--check` checks.
+/// Scope of `--check`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Check {
-    /// Everything that a start needs.
+    /// All conditions of a start.
     Start,
-    /// What a re-exec needs: the addresses are there.
+    /// The conditions of a re-exec: the addresses are there.
     Reload,
 }
 
@@ -70,7 +70,7 @@ pub enum Unit {
     Template,
 }
 
-/// What can be generated from the definition of the command line.
+/// Texts that are generated from the definition of the command line.
 #[cfg(feature = "generate")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Generate {

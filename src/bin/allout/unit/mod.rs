@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::args::{self, Args, Mode, Owner, Unit};
 use templates::{HEAD, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
-/// What goes into a unit beside the binary.
+/// Contents of a unit besides the path of the binary.
 #[derive(Debug, Default)]
 pub struct Options {
     /// Variables, with the value for each.

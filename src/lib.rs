@@ -142,11 +142,7 @@
 #![deny(missing_docs)]
 #![cfg_attr(
     not(feature = "tiny-http"),
-    allow(
-        dead_code,
-        unreachable_code,
-        reason = "the engine on tiny_http alone uses some of what engines have in common"
-    )
+    allow(dead_code, reason = "the engine on tiny_http alone uses some of what engines have in common")
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -8,18 +8,12 @@ mod common;
 
 use client::{Load, Mode, Report, Running};
 use common::http;
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until, wait_until_draining};
+use common::{Allout, LIMIT, Serving, Speak as _, alone, wait_until, wait_until_draining};
 use rustix::process::Signal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// One load at a time: what is measured is the server under its clients, not under those of the next test.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 const RUNS: usize = 3;
 

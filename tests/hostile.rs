@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Allout, Builder, LIMIT, Serving, Speak as _, http::Connection, wait_until};
+use common::{Allout, Builder, LIMIT, OTHERS, Serving, Speak as _, assert_others, http::Connection, wait_until};
 use rustix::process::Signal;
 use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -15,26 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long others may wait. On a quiet machine it is a twentieth of this; these tests share theirs with each other.
-const OTHERS: Duration = Duration::from_secs(2);
-
 const GET: &str = "GET / HTTP/1.1\r\nHost: allout.test\r\n\r\n";
 const SLOW: &str = "GET /timeout HTTP/1.1\r\nHost: allout.test\r\n\r\n";
-
-/// Others: fresh clients, one after the other. Each gets its 200 in time.
-#[track_caller]
-fn assert_others(server: &Serving, times: usize) {
-    for n in 0..times {
-        let path = if n % 2 == 0 { "/healthz" } else { "/" };
-        let began = Instant::now();
-        let mut connection = server.connect();
-        connection.request("GET", path);
-        match connection.read_response("GET", OTHERS) {
-            Ok(response) => assert_eq!(response.status, 200, "{path}: {response:?}"),
-            Err(e) => panic!("another client asked for {path} and waited {:?}: {e}", began.elapsed()),
-        }
-    }
-}
 
 /// Ends the server, and looks at what must hold in any case.
 #[track_caller]

@@ -8,7 +8,7 @@ mod common;
 
 use allout::{HandlerError, Request, Response, Service};
 use common::http::Connection;
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use common::{Allout, LIMIT, OTHERS, Serving, Speak as _, alone, assert_others, wait_until};
 use rustix::process::Signal;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,35 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long others may wait on a machine that is busy with these tests.
-const OTHERS: Duration = Duration::from_secs(2);
-
 const BINARY: &str = env!("CARGO_BIN_EXE_allout");
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// One after the other: what is measured is one server under its clients.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 fn start(engine: &str, args: &[&str]) -> Serving {
     Allout::new().args(["--engine", engine]).args(args.iter().copied()).start()
-}
-
-/// Others: fresh clients, one after the other. Each gets its 200 in time.
-#[track_caller]
-fn assert_others(server: &Serving, times: usize) {
-    for n in 0..times {
-        let path = if n % 2 == 0 { "/healthz" } else { "/" };
-        let began = Instant::now();
-        let mut connection = server.connect();
-        connection.request("GET", path);
-        match connection.read_response("GET", OTHERS) {
-            Ok(response) => assert_eq!(response.status, 200, "{path}: {response:?}"),
-            Err(e) => panic!("client {n} asked for {path} and waited {:?}: {e}", began.elapsed()),
-        }
-    }
 }
 
 /// It stops at once, with code 0 and without an error in its log.

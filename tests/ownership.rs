@@ -12,7 +12,7 @@ mod common;
 mod token;
 
 use common::http::{self, Connection};
-use common::{Allout, LIMIT, Serving, Speak as _};
+use common::{Allout, LIMIT, Serving, Speak as _, alone};
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::thread;
@@ -24,12 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tries of each kind.
 const TRIES: usize = 100;
-
-/// One after the other: the tests measure races, and bind ports that must stay free.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 fn start(engine: &str, args: &[&str]) -> Serving {
     Allout::new().args(["--engine", engine]).args(args.iter().copied()).start()
@@ -206,24 +200,9 @@ fn whatever_clients_do_no_response_is_anothers(engine: &str) {
     assert_clean_stop(server);
 }
 
-mod tiny_http {
-    const ENGINE: &str = "tiny-http";
-
-    tests! {
-        a_port_that_is_reused_after_a_reset_gets_no_former_response;
-        a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
-        connections_of_one_client_port_to_two_local_addresses_are_two;
-        whatever_clients_do_no_response_is_anothers;
-    }
-}
-
-mod native {
-    const ENGINE: &str = "native";
-
-    tests! {
-        a_port_that_is_reused_after_a_reset_gets_no_former_response;
-        a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
-        connections_of_one_client_port_to_two_local_addresses_are_two;
-        whatever_clients_do_no_response_is_anothers;
-    }
+tests_of_both_engines! {
+    a_port_that_is_reused_after_a_reset_gets_no_former_response;
+    a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
+    connections_of_one_client_port_to_two_local_addresses_are_two;
+    whatever_clients_do_no_response_is_anothers;
 }

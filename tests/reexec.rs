@@ -8,18 +8,12 @@ mod common;
 
 use client::{Load, Mode, Report, Running};
 use common::http;
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use common::{Allout, LIMIT, Serving, Speak as _, alone, wait_until};
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// One load at a time: what is measured is the server under its clients, not under those of the next test.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 const SERVES: &str = "listening on http://";
 

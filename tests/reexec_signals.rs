@@ -9,7 +9,7 @@ mod common;
 
 use client::{Load, Mode, Running};
 use common::http;
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use common::{Allout, LIMIT, Serving, Speak as _, alone, wait_until};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,12 +17,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// One after the other: where in a re-exec a signal falls is what is varied, and not by the next test.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 const BINARY: &str = env!("CARGO_BIN_EXE_allout");
 const SERVES: &str = "listening on http://";

@@ -633,74 +633,61 @@ fn a_head_does_not_read_the_reader(engine: &str) {
     assert_sound(service);
 }
 
-/// One test for each route whose reader fails: the reader's part of the name, the path.
-macro_rules! broken {
-    () => {
-        broken! {
-            a_reader_that_fails_at_once "/fails-at-once";
-            a_reader_that_fails_early "/fails-early";
-            a_reader_that_fails_late "/fails-late";
-            a_reader_of_known_length_that_fails "/fails-of-known-length";
-            a_reader_that_is_short "/short";
-            a_reader_of_known_length_that_is_empty "/empty-of-known-length";
-            a_reader_that_panics "/panics";
-            a_reader_of_known_length_that_panics "/panics-of-known-length";
-        }
-    };
-    ($($name:ident $path:literal;)*) => {
-        $(#[test]
-        fn $name() {
-            super::a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(ENGINE, $path, &super::MANNERS);
-        })*
-    };
+fn a_reader_that_fails_at_once(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-at-once", &MANNERS);
 }
 
-mod tiny_http {
-    const ENGINE: &str = "tiny-http";
-
-    broken!();
-
-    tests! {
-        a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
-        a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole;
-        a_response_that_was_cut_is_logged_as_cut;
-        the_access_line_says_what_happened_in_its_message;
-        a_reader_that_panics_costs_its_connection_alone;
-        head_and_pieces_leave_as_they_come;
-        pieces_of_a_known_length_leave_as_they_come;
-        a_client_that_has_left_ends_the_reader;
-        a_handler_can_ask_whether_its_client_has_left;
-        a_handler_that_is_slower_than_its_timeout_is_a_503;
-        a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408;
-        a_response_that_keeps_being_read_is_not_cut_and_one_that_is_not_is_ended;
-        an_upload_that_breaks_off_is_a_400_however_it_is_read;
-        an_upload_that_times_out_is_a_408_however_it_is_read;
-        responses_without_a_body_say_no_length;
-        a_head_does_not_read_the_reader;
-    }
+fn a_reader_that_fails_early(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-early", &MANNERS);
 }
 
-mod native {
-    const ENGINE: &str = "native";
+fn a_reader_that_fails_late(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-late", &MANNERS);
+}
 
-    broken!();
+fn a_reader_of_known_length_that_fails(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-of-known-length", &MANNERS);
+}
 
-    tests! {
-        a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
-        a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole;
-        a_response_that_was_cut_is_logged_as_cut;
-        the_access_line_says_what_happened_in_its_message;
-        a_reader_that_panics_costs_its_connection_alone;
-        head_and_pieces_leave_as_they_come;
-        pieces_of_a_known_length_leave_as_they_come;
-        a_client_that_has_left_ends_the_reader;
-        a_handler_can_ask_whether_its_client_has_left;
-        a_handler_that_is_slower_than_its_timeout_is_a_503;
-        a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408;
-        a_response_that_keeps_being_read_is_not_cut_and_one_that_is_not_is_ended;
-        an_upload_that_breaks_off_is_a_400_however_it_is_read;
-        an_upload_that_times_out_is_a_408_however_it_is_read;
-        responses_without_a_body_say_no_length;
-        a_head_does_not_read_the_reader;
-    }
+fn a_reader_that_is_short(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/short", &MANNERS);
+}
+
+fn a_reader_of_known_length_that_is_empty(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/empty-of-known-length", &MANNERS);
+}
+
+fn a_reader_that_panics(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/panics", &MANNERS);
+}
+
+fn a_reader_of_known_length_that_panics(engine: &str) {
+    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/panics-of-known-length", &MANNERS);
+}
+
+tests_of_both_engines! {
+    a_reader_that_fails_at_once;
+    a_reader_that_fails_early;
+    a_reader_that_fails_late;
+    a_reader_of_known_length_that_fails;
+    a_reader_that_is_short;
+    a_reader_of_known_length_that_is_empty;
+    a_reader_that_panics;
+    a_reader_of_known_length_that_panics;
+    a_response_to_http_1_0_whose_reader_fails_never_looks_whole;
+    a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole;
+    a_response_that_was_cut_is_logged_as_cut;
+    the_access_line_says_what_happened_in_its_message;
+    a_reader_that_panics_costs_its_connection_alone;
+    head_and_pieces_leave_as_they_come;
+    pieces_of_a_known_length_leave_as_they_come;
+    a_client_that_has_left_ends_the_reader;
+    a_handler_can_ask_whether_its_client_has_left;
+    a_handler_that_is_slower_than_its_timeout_is_a_503;
+    a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408;
+    a_response_that_keeps_being_read_is_not_cut_and_one_that_is_not_is_ended;
+    an_upload_that_breaks_off_is_a_400_however_it_is_read;
+    an_upload_that_times_out_is_a_408_however_it_is_read;
+    responses_without_a_body_say_no_length;
+    a_head_does_not_read_the_reader;
 }

@@ -3,7 +3,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{CloseReason, Peer, ResponseSlot, memory, native, tiny_http};
+#[cfg(feature = "tiny-http")]
+use super::tiny_http;
+use super::{CloseReason, Peer, ResponseSlot, memory, native};
 use crate::http::body::Body;
 use crate::http::encode::Sent;
 use crate::http::head::{Rejection, RequestHead};
@@ -27,6 +29,7 @@ pub(crate) struct BodyState {
 /// A request in flight, and the right to answer it once.
 #[allow(clippy::large_enum_variant, reason = "what is received is moved often, and never boxed")]
 pub(crate) enum Exchange {
+    #[cfg(feature = "tiny-http")]
     TinyHttp(tiny_http::Exchange),
     Native(native::Exchange),
     /// Boxed: only tests have one.
@@ -36,6 +39,7 @@ pub(crate) enum Exchange {
 macro_rules! delegate {
     ($self:expr, $exchange:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp($exchange) => $call,
             Exchange::Native($exchange) => $call,
             Exchange::Memory($exchange) => $call,
@@ -57,10 +61,7 @@ impl Exchange {
 
     /// Receives the response of a request that was made in this process.
     pub(crate) fn response_slot(&self) -> Option<ResponseSlot> {
-        match self {
-            Exchange::TinyHttp(_) | Exchange::Native(_) => None,
-            Exchange::Memory(exchange) => Some(exchange.slot()),
-        }
+        if let Exchange::Memory(exchange) = self { Some(exchange.slot()) } else { None }
     }
 
     pub(crate) fn method(&self) -> &str {
@@ -75,6 +76,7 @@ impl Exchange {
     /// All headers in the order they were sent.
     pub(crate) fn headers(&self) -> Headers<'_> {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => Headers::TinyHttp(exchange.headers()),
             Exchange::Memory(exchange) => Headers::Memory(exchange.headers()),
             Exchange::Native(exchange) => Headers::Native(exchange.headers()),
@@ -112,6 +114,7 @@ impl Exchange {
     /// could not: then the response is the last of its connection.
     pub(crate) fn consume_body(&mut self, closing: bool) -> bool {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.consume_body(closing),
             Exchange::Native(exchange) => exchange.consume_body(closing),
             Exchange::Memory(exchange) => exchange.consume_body(),
@@ -121,6 +124,7 @@ impl Exchange {
     /// Sets the request timeout of the route, in place of the service's.
     pub(crate) fn set_timeout(&mut self, timeout: Duration) {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.set_timeout(timeout),
             Exchange::Native(exchange) => exchange.set_timeout(timeout),
             Exchange::Memory(_) => {} // no client waits
@@ -130,6 +134,7 @@ impl Exchange {
     /// More of the body is about to be read: the connection may take more at once.
     pub(crate) fn expect_body(&self) {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.expect_body(),
             Exchange::Native(_) | Exchange::Memory(_) => {}
         }
@@ -138,6 +143,7 @@ impl Exchange {
     /// Whether a small response can be written without blocking, and no read of the body would block.
     pub(crate) fn can_answer_inline(&self) -> bool {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.can_answer_inline(),
             Exchange::Native(exchange) => exchange.body().buffered,
             Exchange::Memory(_) => true,
@@ -147,6 +153,7 @@ impl Exchange {
     /// Whether a small response can be written without blocking, if it is the last where the body is still to come.
     pub(crate) fn can_write_inline(&self) -> bool {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.can_write_inline(),
             // What the kernel does not take stays in the outbox.
             Exchange::Native(_) | Exchange::Memory(_) => true,
@@ -157,6 +164,7 @@ impl Exchange {
     /// request.
     pub(crate) fn respond(self, response: Response, close: bool, request_id: &str) -> (Sent, Option<Exchange>) {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.respond(response, close, request_id),
             // Its receiver goes on with the connection.
             Exchange::Native(exchange) => (exchange.respond(response, close, request_id), None),
@@ -167,6 +175,7 @@ impl Exchange {
     /// Ends the connection without an answer.
     pub(crate) fn abort(self, why: CloseReason) -> Option<Exchange> {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.abort(why),
             Exchange::Native(exchange) => {
                 exchange.abort(why);
@@ -179,6 +188,7 @@ impl Exchange {
     /// A handle that tells whether the client is still there.
     pub(crate) fn client(&self) -> Client {
         match self {
+            #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => Client::TinyHttp(exchange.client()),
             Exchange::Native(exchange) => Client::Native(exchange.client()),
             Exchange::Memory(_) => Client::Memory,
@@ -189,6 +199,7 @@ impl Exchange {
 /// Names and values of a request's headers. Values may hold bytes above 0x7F (RFC 9110, section 5.5, `obs-text`).
 #[derive(Clone)]
 pub(crate) enum Headers<'a> {
+    #[cfg(feature = "tiny-http")]
     TinyHttp(tiny_http::Headers<'a>),
     Memory(memory::Headers<'a>),
     Native(native::Headers<'a>),
@@ -199,6 +210,7 @@ impl<'a> Iterator for Headers<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
+            #[cfg(feature = "tiny-http")]
             Headers::TinyHttp(headers) => headers.next(),
             Headers::Memory(headers) => headers.next(),
             Headers::Native(headers) => headers.next(),
@@ -209,6 +221,7 @@ impl<'a> Iterator for Headers<'a> {
 /// Tells whether the client of a request is still there.
 #[derive(Clone)]
 pub(crate) enum Client {
+    #[cfg(feature = "tiny-http")]
     TinyHttp(tiny_http::Client),
     /// It waits for the response.
     Memory,
@@ -219,6 +232,7 @@ impl Client {
     /// Whether the connection is reset, or the client has closed it.
     pub(crate) fn is_gone(&self) -> bool {
         match self {
+            #[cfg(feature = "tiny-http")]
             Client::TinyHttp(client) => client.is_gone(),
             Client::Memory => false,
             Client::Native(client) => client.is_gone(),

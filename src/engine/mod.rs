@@ -18,9 +18,6 @@ mod stats;
 mod stop_state;
 #[cfg(feature = "tiny-http")]
 pub(crate) mod tiny_http;
-#[cfg(not(feature = "tiny-http"))]
-#[path = "without_tiny_http.rs"]
-mod tiny_http;
 
 use std::fmt;
 use std::io;
@@ -70,8 +67,9 @@ impl EngineKind {
     /// enlarges it for a connection that sends much (tcp(7), `tcp_moderate_rcvbuf`).
     pub(crate) fn receive_buffer(self) -> Option<usize> {
         match self {
+            #[cfg(feature = "tiny-http")]
             EngineKind::TinyHttp => Some(tiny_http::RECEIVE_BUFFER),
-            EngineKind::Native => None, // nothing is received while a request of the connection is in flight
+            _ => None, // the native engine receives nothing while a request of the connection is in flight
         }
     }
 
@@ -182,6 +180,7 @@ pub(crate) struct ConnCensus {
 /// An engine on one listening socket; a handle that is cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Engine {
+    #[cfg(feature = "tiny-http")]
     TinyHttp(Arc<tiny_http::Engine>),
     Native(Arc<native::Engine>),
 }
@@ -189,6 +188,7 @@ pub(crate) enum Engine {
 macro_rules! delegate {
     ($self:ident, $engine:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "tiny-http")]
             Engine::TinyHttp($engine) => $call,
             Engine::Native($engine) => $call,
         }
@@ -208,7 +208,12 @@ impl Engine {
         events: Events,
     ) -> io::Result<Engine> {
         Ok(match kind {
+            #[cfg(feature = "tiny-http")]
             EngineKind::TinyHttp => Engine::TinyHttp(Arc::new(tiny_http::Engine::new(listener, settings, events)?)),
+            #[cfg(not(feature = "tiny-http"))]
+            EngineKind::TinyHttp => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "built without the feature tiny-http"));
+            }
             EngineKind::Native => Engine::Native(Arc::new(native::Engine::new(listener, settings, events)?)),
         })
     }
@@ -218,16 +223,18 @@ impl Engine {
     /// # Errors
     ///
     /// No descriptor or no thread is left.
-    pub(crate) fn start(&self, serve: Arc<Serve>) -> io::Result<()> {
+    pub(crate) fn start(&self, serve: &Arc<Serve>) -> io::Result<()> {
         match self {
-            Engine::TinyHttp(engine) => engine.start(serve),
-            Engine::Native(engine) => engine.start(&serve),
+            #[cfg(feature = "tiny-http")]
+            Engine::TinyHttp(engine) => engine.start(Arc::clone(serve)),
+            Engine::Native(engine) => engine.start(serve),
         }
     }
 
     /// Its name in the log.
     pub(crate) fn name(&self) -> &'static str {
         match self {
+            #[cfg(feature = "tiny-http")]
             Engine::TinyHttp(_) => EngineKind::TinyHttp.name(),
             Engine::Native(_) => EngineKind::Native.name(),
         }

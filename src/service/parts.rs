@@ -292,7 +292,7 @@ fn start_engines(
     };
     for (engine, (_, role)) in engines.iter().zip(listening) {
         let dispatch = admin.filter(|_| *role == Role::Admin).unwrap_or(service);
-        engine.start(serve(dispatch)).map_err(system(engine.name()))?;
+        engine.start(&serve(dispatch)).map_err(system(engine.name()))?;
     }
     // Each thread receives one message of this one, and then runs. If this one returns early, they end instead.
     let (go, gate) = unbounded::<()>();

@@ -17,6 +17,22 @@ macro_rules! tests {
     };
 }
 
+/// The [`tests`] of these names for each engine.
+#[allow(unused_macros, reason = "shared by several test programs, each of which uses its own part")]
+macro_rules! tests_of_both_engines {
+    ($($name:ident;)*) => {
+        mod tiny_http {
+            const ENGINE: &str = "tiny-http";
+            tests! { $($name;)* }
+        }
+
+        mod native {
+            const ENGINE: &str = "native";
+            tests! { $($name;)* }
+        }
+    };
+}
+
 /// Whether this program tries the native engine.
 pub const NATIVE: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"native");
 

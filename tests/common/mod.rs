@@ -20,7 +20,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -417,6 +417,31 @@ pub fn with_limit(descriptors: u64) -> Builder {
     command.env("ALLOUT_ENGINE", engine::ENGINE.name());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Builder { command, args: Vec::new(), listen: false }
+}
+
+/// Time in which another client gets its response, whatever some clients do.
+pub const OTHERS: Duration = Duration::from_secs(2);
+
+/// Others: fresh clients, one after the other. Each gets its 200 in time.
+#[track_caller]
+pub fn assert_others(server: &Serving, times: usize) {
+    for n in 0..times {
+        let path = if n % 2 == 0 { "/healthz" } else { "/" };
+        let began = Instant::now();
+        let mut connection = server.connect();
+        connection.request("GET", path);
+        match connection.read_response("GET", OTHERS) {
+            Ok(response) => assert_eq!(response.status, 200, "{path}: {response:?}"),
+            Err(e) => panic!("client {n} asked for {path} and waited {:?}: {e}", began.elapsed()),
+        }
+    }
+}
+
+/// Held by the tests of a program that run one after the other: each measures one server under its own clients, or needs
+/// ports and moments that no other test takes.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks until it holds.

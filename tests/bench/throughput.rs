@@ -1,80 +1,137 @@
-//! How fast it is, as ratios: allout in this process, against a bare thread for each connection with a fixed reply (the
-//! bound for any server that has a thread for each connection), against bare `tiny_http` with a fixed reply (the bound
-//! for any server on `tiny_http`: one thread receives and writes), and against plain `tiny_http` with a pool of threads.
+//! How fast it is: both engines of allout beside a bare thread for each connection (`thread`, the bound for any server that
+//! has one), beside bare `tiny_http` (`bare`, the bound for any server on it), and beside axum, actix-web and Go where
+//! `tests/bench/versus.sh` has built them.
 //!
-//! `cargo bench` runs it; `cargo bench -- SECONDS PAIRS` takes longer or shorter. One thread of this program is the
-//! client, so that on two cores the server has the other. The servers take turns within each round, and what is compared
-//! is always of the same round: a machine that is slower for a while is slower for all of them. Where the rounds differ
-//! by more than a quarter, it says that the machine is too noisy to tell.
+//! `cargo bench` runs all parts, `cargo bench -- steady stop` some. `--seconds N` is the length of each measurement,
+//! `--rounds N` how often it is repeated, `--peers DIR` where the peers are (`target/peers`), `--only NAME,NAME` which
+//! servers. In each round the servers take turns, so that a machine that is slower for a while is slower for all; medians
+//! are printed. The client has one thread, so that on two cores the server has the other.
 
-use std::io::{self, Read, Write};
-use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+mod client;
+#[path = "../load/progress.rs"]
+mod progress;
+mod servers;
+
+use client::{connect_and_reset, load};
+use progress::Line;
+use servers::{Kind, Server, ask, serve};
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use allout::Service;
-use progress::Line;
-use rustix::event::{Timespec, epoll};
-use socket2::SockRef;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-#[path = "../load/progress.rs"]
-mod progress;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
-/// Rounds of one server that differ by more than this, from the lowest to the highest, tell nothing.
-const NOISY: f64 = 1.25;
+/// Idle connections whose memory is measured.
+const IDLE: u32 = 10_000;
+/// Time that the blocking handler sleeps.
+const SLEEP: Duration = Duration::from_millis(1);
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // cargo passes `--bench`; what is left are our own two numbers.
-    let mut numbers = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
-    let seconds: f64 = numbers.next().map_or(Ok(1.0), |number| number.parse())?;
-    let pairs: usize = numbers.next().map_or(Ok(5), |number| number.parse())?;
+struct Plan {
+    parts: Vec<String>,
+    seconds: u64,
+    rounds: usize,
+    stops: usize,
+    peers: PathBuf,
+    only: Option<Vec<String>>,
+}
 
-    let mut config = allout::Config::default();
-    config.listen = vec!["127.0.0.1:0".parse()?];
-    let service = Service::with_config(config).start()?;
-    let bound = bound()?;
-    let bare = bare()?;
-    let plain = plain(thread::available_parallelism().map_or(2, usize::from))?;
-    println!("requests per second, medians of {pairs} rounds of {seconds} s each");
-    println!(
-        "{:>11} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "connections", "allout", "bound", "bare", "plain", "to bound", "to bare", "to plain"
-    );
-    let mut noisy = false;
-    let loads = u32::try_from(CONNECTIONS.len() * pairs * 4)?;
-    let mut line = Line::new(Duration::from_secs_f64(seconds * f64::from(loads)));
-    for connections in CONNECTIONS {
-        let mut rounds: Vec<[f64; 4]> = Vec::new();
-        for _ in 0..pairs {
-            let mut round = [0.0; 4];
-            line.show(format_args!("{connections} connections"));
-            for (figure, address) in round.iter_mut().zip([service.address(), bound, bare, plain]) {
-                *figure = load(address, connections, Duration::from_secs_f64(seconds))?;
+impl Plan {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
+        let peers = std::env::var("PEERS").map_or_else(|_| "target/peers".into(), PathBuf::from);
+        let mut plan = Plan { parts: Vec::new(), seconds: 1, rounds: 3, stops: 10, peers, only: None };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--seconds" => plan.seconds = value()?.parse()?,
+                "--rounds" => plan.rounds = value()?.parse()?,
+                "--stops" => plan.stops = value()?.parse()?,
+                "--peers" => plan.peers = value()?.into(),
+                "--only" => plan.only = Some(value()?.split(',').map(String::from).collect()),
+                "--bench" => {} // cargo says so
+                part if PARTS.iter().any(|(name, _)| *name == part) => plan.parts.push(argument),
+                other => return Err(format!("unknown: {other}").into()),
             }
-            rounds.push(round);
         }
-        let of = |what: &dyn Fn(&[f64; 4]) -> f64| median(rounds.iter().map(what).collect());
-        line.clear();
-        print!("{connections:>11}");
-        for server in 0..4 {
-            print!(" {:>9.0}", of(&|round| round[server]));
-        }
-        // Plain tiny_http starves connections in bursts; with none answered there is nothing to compare with.
-        for peer in 1..4 {
-            print!(" {:>9.2}", of(&|round| round[0] / round[peer].max(1.0)));
-        }
-        println!();
-        noisy |= (0..2).any(|server| spread(rounds.iter().map(|round| round[server])) > NOISY);
+        Ok(plan)
     }
-    if noisy {
-        println!("this machine is too noisy to tell: rounds of the same server differ by more than a quarter");
+
+    /// The servers, started, with these options for allout.
+    fn start(&self, options: &[&str]) -> Result<Vec<Server>> {
+        Ok(self.kinds(options)?.iter().map(Kind::start).collect::<io::Result<_>>()?)
     }
-    drop(service);
+
+    fn kinds(&self, options: &[&str]) -> io::Result<Vec<Kind>> {
+        let is_wanted = |kind: &Kind| self.only.as_ref().is_none_or(|only| only.iter().any(|name| name == kind.name));
+        Ok(Kind::all(&self.peers, options)?.into_iter().filter(is_wanted).collect())
+    }
+}
+
+/// A part of the measurements: its rows.
+type Part = fn(&Plan) -> Result<Vec<Row>>;
+
+const PARTS: [(&str, Part); 7] = [
+    ("steady", steady),
+    ("connect", connect),
+    ("memory", memory),
+    ("idle", idle),
+    ("stop", stop),
+    ("blocking", blocking),
+    ("receivers", receivers),
+];
+
+/// What was measured, of each server.
+struct Row {
+    what: String,
+    figures: Vec<(&'static str, f64)>,
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, name, address] = arguments.as_slice() {
+        if first == "serve" {
+            return Ok(serve(name, address)?);
+        }
+    }
+    let plan = Plan::parse(arguments.into_iter())?;
+    // Clients need descriptors, and servers inherit the limit.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+    let client = if client::has_wrk() { "wrk -t1" } else { "a client of its own, without wrk" };
+    println!("{} cores, {client}", thread::available_parallelism()?);
+    for (name, part) in PARTS {
+        if plan.parts.is_empty() || plan.parts.iter().any(|wanted| wanted == name) {
+            print_table(name, &part(&plan)?);
+        }
+    }
     Ok(())
+}
+
+fn print_table(part: &str, rows: &[Row]) {
+    let Some(first) = rows.first() else { return };
+    let mut head = format!("\n| {part} |");
+    for (name, _) in &first.figures {
+        head = format!("{head} {name} |");
+    }
+    println!("{head}\n|{}", " --- |".repeat(first.figures.len() + 1));
+    for row in rows {
+        let mut line = format!("| {} |", row.what);
+        for (_, figure) in &row.figures {
+            let text = match figure {
+                figure if figure.is_nan() => String::new(),
+                figure if figure.abs() >= 100.0 => format!("{figure:.0}"),
+                figure if figure.abs() >= 10.0 => format!("{figure:.1}"),
+                figure => format!("{figure:.2}"),
+            };
+            line = format!("{line} {text} |");
+        }
+        println!("{line}");
+    }
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -82,95 +139,176 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn spread(figures: impl Iterator<Item = f64> + Clone) -> f64 {
-    figures.clone().fold(f64::MIN, f64::max) / figures.fold(f64::MAX, f64::min)
-}
-
-/// What allout answers, as long as it is.
-const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nServer: allout\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    X-Content-Type-Options: nosniff\r\nX-Request-Id: 0123456789-1\r\nCache-Control: no-store\r\n\
-    Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 3\r\n\r\nok\n";
-
-/// A thread for each connection, and the same bytes for whatever is asked.
-fn bound() -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || -> io::Result<()> {
-                stream.set_nodelay(true)?;
-                let mut request = [0; 4096];
-                while stream.read(&mut request)? > 0 {
-                    stream.write_all(REPLY)?;
-                }
-                Ok(())
-            });
-        }
-    });
-    Ok(address)
-}
-
-/// `tiny_http` with as little as can be on top: whatever is asked, one thread writes the same bytes, all at once.
-fn bare() -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    SockRef::from(&listener).set_tcp_nodelay(true)?; // connections inherit it
-    let address = listener.local_addr()?;
-    let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    thread::spawn(move || {
-        for request in server.incoming_requests() {
-            let mut writer = request.into_writer();
-            let _ = writer.write_all(REPLY).and_then(|()| writer.flush()); // fails if the client has left
-        }
-    });
-    Ok(address)
-}
-
-/// `tiny_http` as its own documentation shows it: a few threads that receive and respond.
-fn plain(threads: usize) -> io::Result<SocketAddr> {
-    let server = Arc::new(tiny_http::Server::http("127.0.0.1:0").map_err(io::Error::other)?);
-    for _ in 0..threads {
-        let server = Arc::clone(&server);
-        thread::spawn(move || {
-            for request in server.incoming_requests() {
-                let _ = request.respond(tiny_http::Response::from_string("ok\n"));
-            }
-        });
-    }
-    server.server_addr().to_ip().ok_or_else(|| io::Error::other("no address"))
-}
-
-/// Requests answered per second, with so many connections in a closed loop.
-fn load(address: SocketAddr, connections: usize, span: Duration) -> io::Result<f64> {
-    let ready = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut clients = Vec::new();
-    for key in 0..connections {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        epoll::add(&ready, &stream, epoll::EventData::new_u64(key as u64), epoll::EventFlags::IN)?;
-        stream.write_all(REQUEST)?;
-        stream.set_nonblocking(true)?;
-        clients.push(stream);
-    }
-    let (began, mut answered) = (Instant::now(), 0_u32);
-    let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
-    let mut bytes = [0; 4096];
-    let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-    while began.elapsed() < span {
-        let (events, _) = epoll::wait(&ready, &mut events, Some(&limit))?;
-        for event in events.iter() {
-            let Some(client) = usize::try_from(event.data.u64()).ok().and_then(|key| clients.get_mut(key)) else {
-                continue;
-            };
-            // Every response here is small and comes in one piece, or its body last; so its end is a line's end.
-            let read = client.read(&mut bytes)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if bytes[..read].ends_with(b"\n") && !bytes[..read].ends_with(b"\r\n\r\n") {
-                answered += 1;
-                client.write_all(REQUEST)?;
+/// Repeats a measurement of several figures, the servers in turn, and takes the medians.
+fn in_turn(
+    plan: &Plan,
+    servers: &[Server],
+    what: &[String],
+    measure: impl Fn(&Server) -> io::Result<Vec<f64>>,
+) -> Result<Vec<Row>> {
+    let mut all = vec![vec![Vec::new(); servers.len()]; what.len()];
+    let measurements = plan.seconds * u64::try_from(plan.rounds * servers.len())?;
+    let mut line = Line::new(Duration::from_secs(measurements));
+    for _ in 0..plan.rounds {
+        for (at, server) in servers.iter().enumerate() {
+            line.show(format_args!("{} {}", server.name, what.first().map_or("", String::as_str)));
+            for (of_row, figure) in all.iter_mut().zip(measure(server)?) {
+                of_row[at].push(figure);
             }
         }
     }
-    Ok(f64::from(answered) / began.elapsed().as_secs_f64())
+    line.clear();
+    let row = |(what, of_row): (&String, Vec<Vec<f64>>)| Row {
+        what: what.clone(),
+        figures: servers.iter().map(|server| server.name).zip(of_row.into_iter().map(median)).collect(),
+    };
+    Ok(what.iter().zip(all).map(row).collect())
+}
+
+/// Requests a second, CPU time for each, in microseconds, and p99 in milliseconds.
+fn under_load(server: &Server, path: &str, clients: usize, seconds: u64, close: bool) -> io::Result<Vec<f64>> {
+    let before = server.cpu_time()?;
+    let seen = load(server.address, path, clients, seconds, close)?;
+    let cpu = server.cpu_time()?.saturating_sub(before);
+    Ok(vec![seen.per_second, cpu.as_secs_f64() * 1e6 / seen.requests, seen.p99])
+}
+
+fn steady(plan: &Plan) -> Result<Vec<Row>> {
+    let servers = plan.start(&[])?;
+    let mut rows = Vec::new();
+    for clients in CONNECTIONS {
+        let names = ["requests/s", "CPU µs a request", "p99 ms"].map(|what| format!("{clients}: {what}"));
+        rows.extend(in_turn(plan, &servers, &names, |server| {
+            under_load(server, "/healthz", clients, plan.seconds, false)
+        })?);
+    }
+    // What the load has left: at most, with 256 connections.
+    let figures = servers.iter().map(|server| Ok((server.name, server.memory("VmHWM")? / 1024.0)));
+    rows.push(Row { what: "resident at most, MiB".into(), figures: figures.collect::<io::Result<_>>()? });
+    rows.sort_by_key(|row| row.what.split(": ").nth(1).map(String::from));
+    Ok(rows)
+}
+
+fn connect(plan: &Plan) -> Result<Vec<Row>> {
+    let servers = plan.start(&[])?;
+    let names =
+        ["requests/s", "CPU µs a request", "p99 ms"].map(|what| format!("a connection each, 16 at once: {what}"));
+    let mut rows = in_turn(plan, &servers, &names, |server| under_load(server, "/healthz", 16, plan.seconds, true))?;
+    let names = ["connect, ask, reset by one client: connections/s".into(), "CPU µs a connection".into()];
+    rows.extend(in_turn(plan, &servers, &names, |server| {
+        let before = server.cpu_time()?;
+        let span = Duration::from_secs(plan.seconds);
+        let per_second = connect_and_reset(server.address, span)?;
+        let cpu = server.cpu_time()?.saturating_sub(before);
+        Ok(vec![per_second, cpu.as_secs_f64() * 1e6 / (per_second * span.as_secs_f64())])
+    })?);
+    Ok(rows)
+}
+
+fn memory(plan: &Plan) -> Result<Vec<Row>> {
+    let mut rows: Vec<_> =
+        ["start to the first 200, ms", "resident idle, MiB", "resident for each of 10,000 idle connections, KiB"]
+            .map(|what| Row { what: what.into(), figures: Vec::new() })
+            .into();
+    for kind in plan.kinds(&["--max-connections", "12000"])? {
+        let mut started = Vec::new();
+        for _ in 0..plan.rounds {
+            started.push(kind.start()?.started_within.as_secs_f64() * 1e3);
+        }
+        let server = kind.start()?;
+        let idle = server.memory("VmRSS")?;
+        // Connections starve in a burst, and a queued one is answered only when another ends.
+        let many = if kind.name == "bare" { 0 } else { IDLE };
+        let held = (0..many).map(|_| ask(server.address)).collect::<io::Result<Vec<_>>>();
+        let each = held.and_then(|_held| Ok((server.memory("VmRSS")? - idle) / f64::from(many))).unwrap_or(f64::NAN);
+        for (row, figure) in rows.iter_mut().zip([median(started), idle / 1024.0, each]) {
+            row.figures.push((kind.name, figure));
+        }
+    }
+    Ok(rows)
+}
+
+fn idle(plan: &Plan) -> Result<Vec<Row>> {
+    let servers = plan.start(&[])?;
+    let names = ["CPU ms a second, 256 idle connections".into()];
+    let span = Duration::from_secs(plan.seconds.max(2));
+    in_turn(plan, &servers, &names, |server| {
+        let _held = (0..256).map(|_| ask(server.address)).collect::<io::Result<Vec<_>>>();
+        let before = server.cpu_time()?;
+        thread::sleep(span);
+        Ok(vec![server.cpu_time()?.saturating_sub(before).as_secs_f64() * 1e3 / span.as_secs_f64()])
+    })
+}
+
+/// By `cargo run --release --example load`, which counts what is lost as well.
+fn stop(plan: &Plan) -> Result<Vec<Row>> {
+    let load = std::env::current_exe()?.with_file_name("../examples/load");
+    if !load.exists() {
+        eprintln!("no stops: cargo build --release --example load");
+        return Ok(Vec::new());
+    }
+    let mut rows: Vec<_> = ["SIGTERM to exit under 256 clients, worst, ms", "median, ms", "requests lost in all"]
+        .map(|what| Row { what: what.into(), figures: Vec::new() })
+        .into();
+    let mut line = Line::new(Duration::from_millis(450) * u32::try_from(plan.stops * 5)?);
+    for kind in plan.kinds(&[])?.into_iter().filter(|kind| !["thread", "bare"].contains(&kind.name)) {
+        let (mut exits, mut lost) = (Vec::new(), 0.0);
+        for stop in 1..=plan.stops {
+            line.show(format_args!("{}, stop {stop}", kind.name));
+            let server = kind.start()?;
+            let mut command = Command::new(&load);
+            command.arg(server.pid().to_string()).arg(server.address.to_string()).args(["/healthz", "256"]);
+            let output = command.args(["--after", "300ms"]).output()?;
+            let json: serde_json::Value =
+                serde_json::from_str(String::from_utf8(output.stdout)?.lines().last().unwrap_or_default())?;
+            let number = |name: &str| json.get(name).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+            exits.push(number("exit_after_cause_ms"));
+            lost += number("lost");
+            server.wait()?;
+        }
+        let worst = exits.iter().copied().fold(f64::NAN, f64::max);
+        for (row, figure) in rows.iter_mut().zip([worst, median(exits), lost]) {
+            row.figures.push((kind.name, figure));
+        }
+    }
+    line.clear();
+    Ok(rows)
+}
+
+/// A handler that blocks for a millisecond, and pools that bound it.
+fn blocking(plan: &Plan) -> Result<Vec<Row>> {
+    let began = Instant::now();
+    (0..200).for_each(|_| thread::sleep(SLEEP));
+    let sleep = began.elapsed().as_secs_f64() / 200.0;
+    let mut rows = Vec::new();
+    for workers in [8_u32, 16, 32] {
+        let count = workers.to_string();
+        let options = ["--timeout-delay", "1ms", "--workers", &count];
+        let kinds = plan.kinds(&options)?.into_iter().filter(Kind::is_allout);
+        let servers = kinds.map(|kind| kind.start()).collect::<io::Result<Vec<_>>>()?;
+        let names = [
+            format!("{workers} workers, a handler that sleeps 1 ms, 256 connections: requests/s"),
+            format!("{workers} workers: part of {:.0}/s, which the sleeps allow", f64::from(workers) / sleep),
+        ];
+        rows.extend(in_turn(plan, &servers, &names, |server| {
+            let seen = load(server.address, "/timeout", 256, plan.seconds, false)?;
+            Ok(vec![seen.per_second, seen.per_second * sleep / f64::from(workers)])
+        })?);
+    }
+    Ok(rows)
+}
+
+/// What further receivers of the native engine cost.
+fn receivers(plan: &Plan) -> Result<Vec<Row>> {
+    let kinds = [("1 receiver", "1"), ("2 receivers", "2"), ("4 receivers", "4")]
+        .map(|(name, count)| Kind::allout(name, "native", &["--receivers", count]));
+    let servers = kinds.iter().map(Kind::start).collect::<io::Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for clients in [16, 64, 256] {
+        let names = ["requests/s", "CPU µs a request", "p99 ms"].map(|what| format!("{clients}: {what}"));
+        rows.extend(in_turn(plan, &servers, &names, |server| {
+            under_load(server, "/healthz", clients, plan.seconds, false)
+        })?);
+    }
+    Ok(rows)
 }

@@ -1,125 +1,120 @@
 #!/usr/bin/env bash
-# allout beside the Go program that it grew from, side by side: throughput, latency, memory, start and stop, as ratios.
+# allout's engines beside axum, actix-web and Go: builds these peers, then measures all of them in turn.
 #
-#   tests/bench/versus.sh GO_BINARY [ALLOUT_BINARY] [PAIRS] [SECONDS]
+#   tests/bench/versus.sh [PART...] [--seconds N] [--rounds N] [--stops N] [--only NAME,NAME]
 #
-# GO_BINARY listens where $ADDR says and has /healthz and /?user=: the errgroup program, net/http with the same four
-# endpoints. Needs wrk and curl (Debian: apt-get install wrk curl). wrk has one thread, so that on two cores the server
-# has the other. Every figure is a pair measured in turn; medians are printed, and the lowest and highest pair.
+# Parts are steady, connect, memory, idle, stop, blocking and receivers; all of them if none is named. The peers answer
+# /healthz with the bytes of allout's response. They are written to and built in target/peers (PEERS names another
+# folder), each only if its tool is there: cargo, which fetches axum and actix-web, and go (Debian: golang-go). They are
+# packages of their own, so that no async runtime is among allout's dependencies. The load is wrk's (Debian: wrk), or
+# that of a client of the benchmark's own. `cargo bench` measures the same without building peers.
 set -euo pipefail
-go=${1:?a binary of the Go program}
-allout=${2:-target/release/allout}
-pairs=${3:-5}
-seconds=${4:-3}
-for need in wrk curl awk; do command -v "$need" >/dev/null || { echo "needs $need" >&2; exit 2; }; done
+cd "$(dirname "$0")/../.."
+peers=${PEERS:-target/peers}
+mkdir -p "$peers"
+peers=$(realpath "$peers")
 
-A=127.0.0.1:18088
-G=127.0.0.1:18089
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
+package() { # NAME DEPENDENCIES: a package with the source on standard input, built if it is not there yet
+    mkdir -p "$peers/src/$1/src"
+    printf '[package]\nname = "%s"\nversion = "0.1.0"\nedition = "2021"\n\n[dependencies]\n%s\n\n[profile.release]\nlto = "fat"\ncodegen-units = 1\n\n[workspace]\n' \
+        "$1" "$2" >"$peers/src/$1/Cargo.toml"
+    cat >"$peers/src/$1/src/main.rs"
+    [ -x "$peers/$1" ] && return
+    (cd "$peers/src/$1" && CARGO_TARGET_DIR=$peers/src/target cargo build --release --quiet) &&
+        cp "$peers/src/target/release/$1" "$peers/$1" || echo "$1 cannot be built" >&2
+}
 
-ask() { # ADDRESS: opens a connection, asks, and waits for the first line of the answer; the connection is $fd
-    { exec {fd}<>"/dev/tcp/${1%:*}/${1#*:}"; } 2>/dev/null || return
-    printf 'GET /healthz HTTP/1.1\r\nHost: %s\r\n\r\n' "$1" >&"$fd"
-    read -r -t 5 -u "$fd" _ && return
-    exec {fd}>&-; return 1
-}
-up() { # ADDRESS: waits until it answers, without a pause: what is measured is less than one
-    for _ in $(seq 20000); do if ask "$1"; then exec {fd}>&-; return; fi; done
-    echo "$1 does not answer" >&2; exit 1
-}
-held=()
-hold() { # ADDRESS NUMBER: connections that have asked once, and stay open
-    for _ in $(seq "$2"); do ask "$1"; held+=("$fd"); done
-}
-let_go() { for fd in "${held[@]}"; do exec {fd}>&-; done; held=(); }
-start() { # allout|go: starts one, and leaves its pid in $pid
-    if [ "$1" = allout ]; then RUST_LOG=off "$allout" --listen "$A" & pid=$!; up "$A"; else ADDR=$G "$go" 2>/dev/null & pid=$!; up "$G"; fi
-    pids+=("$pid")
-}
-stop() { kill "$1" 2>/dev/null || true; wait "$1" 2>/dev/null || true; }
-address() { [ "$1" = allout ] && echo "$A" || echo "$G"; }
-rss() { awk '/VmHWM/ { print $2 }' "/proc/$1/status"; }
-milliseconds() { awk '{ v = $1; if (v ~ /us$/) m = 0.001; else if (v ~ /ms$/) m = 1; else m = 1000; sub(/[a-z]+$/, "", v); print v * m }'; }
-# WHAT, then a line for each pair: A B
-report() {
-    awk -v what="$1" '{ a[NR] = $1; b[NR] = $2; r[NR] = ($2 > 0) ? $1 / $2 : 0 }
-        function median(x, n,   i, j, t) { for (i = 1; i <= n; i++) for (j = i + 1; j <= n; j++) if (x[j] < x[i]) { t = x[i]; x[i] = x[j]; x[j] = t } return x[int((n + 1) / 2)] }
-        END { ma = median(a, NR); mb = median(b, NR); mr = median(r, NR); printf "| %s | %.6g | %.6g | %.2f (%.2f to %.2f) |\n", what, ma, mb, mr, r[1], r[NR] }'
-}
-wrk_once() { # SERVER CONNECTIONS PATH [HEADER]: requests per second, and p99 in ms
-    wrk -t1 "-c$2" "-d${seconds}s" --latency ${4:+-H "$4"} "http://$(address "$1")$3" >"$tmp"
-    printf '%s %s\n' "$(awk '/Requests\/sec/ { print $2 }' "$tmp")" "$(awk '$1 == "99%" { print $2 }' "$tmp" | milliseconds)"
-}
-tmp=$(mktemp)
+package axum 'axum = { version = "0.8", default-features = false, features = ["http1", "tokio"] }
+tokio = { version = "1", features = ["rt-multi-thread", "net", "macros", "signal"] }' <<'RUST'
+use axum::{http::header, routing::get, Router};
+use tokio::signal::unix::{signal, SignalKind};
 
-echo "$(date +%F), $(uname -sr), $(nproc) cores, $("$allout" --version), $pairs pairs of $seconds s"
-echo '| | allout | Go | ratio (lowest to highest pair) |'
-echo '| --- | --- | --- | --- |'
-start allout; a=$pid
-start go; g=$pid
-for path in /healthz '/?user=x'; do
-    for connections in 1 16 64 256; do
-        : >"$tmp.rps"; : >"$tmp.p99"
-        for _ in $(seq "$pairs"); do
-            read -r ra la < <(wrk_once allout "$connections" "$path")
-            read -r rg lg < <(wrk_once go "$connections" "$path")
-            echo "$ra $rg" >>"$tmp.rps"; echo "$la $lg" >>"$tmp.p99"
-        done
-        report "$path, $connections connections: requests/s" <"$tmp.rps"
-        report "$path, $connections connections: p99 in ms" <"$tmp.p99"
-    done
-done
-: >"$tmp.rps"
-for _ in $(seq "$pairs"); do
-    read -r ra _ < <(wrk_once allout 16 /healthz 'Connection: close')
-    read -r rg _ < <(wrk_once go 16 /healthz 'Connection: close')
-    echo "$ra $rg" >>"$tmp.rps"
-done
-report 'one request per connection, 16 at once: requests/s' <"$tmp.rps"
-report 'peak resident memory after all that, KiB' < <(echo "$(rss "$a") $(rss "$g")")
-stop "$a"; stop "$g"
+#[tokio::main]
+async fn main() {
+    let address = std::env::args().nth(1).expect("an address");
+    let headers = [
+        (header::SERVER, "allout"),
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::HeaderName::from_static("x-request-id"), "0123456789-1"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    let app = Router::new().route("/healthz", get(move || async move { (headers, "ok\n") }));
+    let listener = tokio::net::TcpListener::bind(address).await.expect("the address is free");
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler");
+    let stop = async move {
+        terminate.recv().await;
+    };
+    axum::serve(listener, app).with_graceful_shutdown(stop).await.expect("it serves");
+}
+RUST
 
-resident() { awk '/VmRSS/ { print $2 }' "/proc/$1/status"; }
-many=1000
-ulimit -n 8192 2>/dev/null || many=200
-start allout; a=$pid
-start go; g=$pid
-sleep 1
-ia=$(resident "$a"); ig=$(resident "$g")
-report 'resident memory, idle, KiB' < <(echo "$ia $ig")
-: >"$tmp.rps"
-for _ in $(seq "$pairs"); do
-    read -r without _ < <(wrk_once allout 16 /healthz)
-    hold "$A" "$many"
-    read -r with _ < <(wrk_once allout 16 /healthz)
-    let_go
-    echo "$with $without" >>"$tmp.rps"
-done
-report "allout beside $many idle connections, and without: requests/s" <"$tmp.rps"
-stop "$a"; start allout; a=$pid
-sleep 1
-ia=$(resident "$a")
-hold "$A" "$many"; sleep 1
-ra=$(resident "$a")
-let_go
-hold "$G" "$many"; sleep 1
-rg=$(resident "$g")
-let_go
-report "resident memory for each of $many idle connections, KiB" < <(awk -v a="$((ra - ia))" -v g="$((rg - ig))" -v n="$many" 'BEGIN { print a / n, g / n }')
-stop "$a"; stop "$g"
+package actix-web 'actix-web = { version = "4", default-features = false, features = ["macros"] }' <<'RUST'
+use actix_web::{get, App, HttpResponse, HttpServer};
 
-: >"$tmp.start"; : >"$tmp.stop"
-for _ in $(seq 10); do
-    for server in allout go; do
-        began=$(date +%s%N); start "$server"; up_after=$((($(date +%s%N) - began) / 1000))
-        hold "$(address "$server")" 10
-        began=$(date +%s%N); kill "$pid"; wait "$pid" 2>/dev/null || true; down_after=$((($(date +%s%N) - began) / 1000))
-        let_go
-        printf '%s ' "$up_after" >>"$tmp.start"; printf '%s ' "$down_after" >>"$tmp.stop"
-    done
-    echo >>"$tmp.start"; echo >>"$tmp.stop"
-done
-report 'exec to the first 200, µs' <"$tmp.start"
-report 'SIGTERM to exit, 10 idle connections open, µs' <"$tmp.stop"
-rm -f "$tmp" "$tmp".*
+#[get("/healthz")]
+async fn healthz() -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header(("server", "allout"))
+        .insert_header(("content-type", "text/plain; charset=utf-8"))
+        .insert_header(("x-content-type-options", "nosniff"))
+        .insert_header(("x-request-id", "0123456789-1"))
+        .insert_header(("cache-control", "no-store"))
+        .body("ok\n")
+}
+
+#[actix_web::main]
+async fn main() -> std::io::Result<()> {
+    let address = std::env::args().nth(1).expect("an address");
+    HttpServer::new(|| App::new().service(healthz)).bind(address)?.run().await
+}
+RUST
+
+if command -v go >/dev/null; then
+    mkdir -p "$peers/src/go"
+    cat >"$peers/src/go/main.go" <<'GO'
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	http.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		h.Set("Server", "allout")
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Request-Id", "0123456789-1")
+		h.Set("Cache-Control", "no-store")
+		io.WriteString(w, "ok\n")
+	})
+	server := &http.Server{Addr: os.Args[1]}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		<-ctx.Done()
+		server.Shutdown(context.Background())
+		close(done)
+	}()
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		os.Exit(1)
+	}
+	<-done
+}
+GO
+    [ -x "$peers/go" ] || (cd "$peers/src/go" && go build -o "$peers/go" main.go) || echo 'go cannot be built' >&2
+else
+    echo 'no go: its peer is left out' >&2
+fi
+
+echo "$(date +%F), $(uname -sr), $(awk -F': ' '/model name/ { print $2; exit }' /proc/cpuinfo)"
+if command -v go >/dev/null; then go version; fi
+cargo build --release --quiet --example load
+PEERS=$peers cargo bench --quiet --bench throughput -- "$@"

@@ -119,6 +119,7 @@ fn hosts() {
     let host = |value: &str| format!("GET / HTTP/1.1\r\nHost: {value}\r\n\r\n");
     let [named, port, v4, v6, v6_port] = ["a.example", "a:8080", "127.0.0.1", "[::1]", "[::1]:80"].map(host);
     let [user, path, list, space, empty_v6, letters] = ["u@a", "a/b", "a, b", "a b", "[]", "a:b"].map(host);
+    let [percent, bad_v6, zone] = ["a%zz", "[::::1]", "[fe80::1%25eth0]"].map(host);
     assert_all(&[
         ("9112 3.2", &named, Keeps(200)),
         ("9112 3.2", &port, Keeps(200)),
@@ -135,6 +136,9 @@ fn hosts() {
         ("9112 3.2: not a valid value", &space, Closes(400)),
         ("9112 3.2: not a valid value", &empty_v6, Closes(400)),
         ("9112 3.2: not a valid value", &letters, Closes(400)),
+        ("3986 3.2.2: percent and two digits", &percent, Closes(400)),
+        ("3986 3.2.2: no IPv6 address", &bad_v6, Closes(400)),
+        ("3986 3.2.2: a zone is no part of it", &zone, Closes(400)),
     ]);
 }
 
@@ -236,6 +240,7 @@ fn chunks() {
         ("9112 7.1: white space before a size", " 1\r\na\r\n0\r\n\r\n", Closes(400)),
         ("9112 7.1: white space behind a size", "1 \r\na\r\n0\r\n\r\n", Closes(400)),
         ("9112 7.1: more than 64 bits", "10000000000000000\r\na\r\n0\r\n\r\n", Closes(400)),
+        ("9112 7.1: an overflow of signed 64 bits", "ffffffffffffffff\r\na\r\n0\r\n\r\n", Closes(400)),
         ("9112 7.1: a bare LF behind a size", "1\na\r\n0\r\n\r\n", Closes(400)),
         ("9112 7.1: a bare CR behind a size", "1\ra\r\n0\r\n\r\n", Closes(400)),
         ("9112 7.1: no line break behind the data", "1\r\na0\r\n\r\n", Closes(400)),

@@ -5,8 +5,11 @@
 
 use crate::http::validate::is_token;
 
-/// Most hexadecimal digits of a chunk's size: 64 bits, leading zeros included.
+/// Most hexadecimal digits of a chunk's size, leading zeros included.
 const MAX_DIGITS: u8 = 16;
+/// Largest size of a chunk in bytes: no file has more (`off_t`), and a size above it is an overflow of what its sender counts
+/// in.
+const MAX_SIZE: u64 = i64::MAX as u64;
 /// Most bytes of all chunk extensions of a body, as much as Go's `net/http` takes beyond the data.
 const MAX_EXTENSIONS: usize = 16 * 1024;
 /// Most bytes of the trailer section.
@@ -148,7 +151,7 @@ impl ChunkDecoder {
             }
             self.digits += 1;
             self.left = (self.left << 4) | u64::from(digit);
-            return Ok(());
+            return if self.left > MAX_SIZE { Err(Malformed) } else { Ok(()) };
         }
         if self.digits == 0 {
             return Err(Malformed);
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_hexadecimal_digits_of_64_bits_and_nothing_else() {
+    fn sizes_are_hexadecimal_digits_below_2_to_the_63_and_nothing_else() {
         for bad in [
             "\r\n",
             "+5\r\nhello",
@@ -283,11 +286,13 @@ mod tests {
             "0\r\n\n",
             "0\n\r\n",
             "5_0\r\n",
+            "8000000000000000\r\n",
+            "ffffffffffffffff\r\n",
         ] {
             assert_eq!(decode(bad.as_bytes(), 1), Err(Malformed), "{bad:?}");
         }
         let mut decoder = ChunkDecoder::new();
-        assert_eq!(decoder.skip_framing(b"ffffFFFFffffffff\r\nx"), Ok((18, Next::Data(u64::MAX))));
+        assert_eq!(decoder.skip_framing(b"7fffFFFFffffffff\r\nx"), Ok((18, Next::Data(MAX_SIZE))));
         assert_eq!(decode(b"5\r\nhel", 2), Ok(None), "not complete");
         assert_eq!(decode(b"0\r\n\r", 2), Ok(None), "not complete");
     }

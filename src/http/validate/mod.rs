@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::net::Ipv6Addr;
+
 use super::head::{Framing, Rejection, RequestHead, Version};
 
 /// Most bytes of a request target. RFC 9112, section 3, recommends to support at least 8,000 for the whole line.
@@ -160,24 +162,46 @@ fn split_absolute(target: &str) -> Option<(&str, &str)> {
 fn check_host(host: &[u8]) -> Result<(), Rejection> {
     let rejected = bad_request("the Host is no name or address");
     let split = |at: u8, bytes: &[u8]| bytes.iter().position(|byte| *byte == at);
-    let (name, port) = if let Some(rest) = host.strip_prefix(b"[") {
+    let (is_name, port) = if let Some(rest) = host.strip_prefix(b"[") {
         let end = split(b']', rest).ok_or(rejected)?;
-        let address = &rest[..end];
-        if !address.iter().all(|b| b.is_ascii_hexdigit() || b".:vV%".contains(b)) {
-            return Err(rejected);
-        }
-        (address, &rest[end + 1..])
+        (is_ip_literal(&rest[..end]), &rest[end + 1..])
     } else {
-        host.split_at(split(b':', host).unwrap_or(host.len()))
+        let (name, port) = host.split_at(split(b':', host).unwrap_or(host.len()));
+        (is_registered_name(name), port)
     };
-    // reg-name (RFC 3986, section 3.2.2) without the comma, which would make a list of it.
-    let is_name = !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:".contains(b));
     let is_port = match port {
         [] => true,
         [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
         _ => false,
     };
     if is_name && is_port { Ok(()) } else { Err(rejected) }
+}
+
+/// `reg-name` or `IPv4address` (RFC 3986, section 3.2.2), not empty, and without the comma, which would make a list of it.
+fn is_registered_name(mut name: &[u8]) -> bool {
+    let is_empty = name.is_empty();
+    while let [first, rest @ ..] = name {
+        name = match (first, rest) {
+            (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
+            _ if first.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(first) => rest,
+            _ => return false,
+        };
+    }
+    !is_empty
+}
+
+/// What brackets may hold: `IPv6address` or `IPvFuture` (RFC 3986, section 3.2.2). A zone is no part of what a client sends
+/// (RFC 9844, section 1).
+fn is_ip_literal(literal: &[u8]) -> bool {
+    let is_future = || {
+        let [b'v' | b'V', rest @ ..] = literal else { return false };
+        let Some(dot) = rest.iter().position(|byte| *byte == b'.') else { return false };
+        let (version, address) = (&rest[..dot], &rest[dot + 1..]);
+        let is_address = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:".contains(byte);
+        let is_version = !version.is_empty() && version.iter().all(u8::is_ascii_hexdigit);
+        is_version && !address.is_empty() && address.iter().all(is_address)
+    };
+    std::str::from_utf8(literal).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()) || is_future()
 }
 
 /// The connection options that a server acts on (RFC 9112, section 9.3).

@@ -14,12 +14,48 @@ fn in_version(version: (u8, u8), headers: &[(&str, &str)]) -> Result<RequestHead
 
 #[test]
 fn hosts_are_names_or_addresses_with_a_port_perhaps() {
-    for good in ["a", "example.org", "example.org:80", "127.0.0.1:8088", "[::1]", "[::1]:8088", "a:", "a_b.c"] {
+    for good in [
+        "a",
+        "example.org",
+        "example.org:80",
+        "127.0.0.1:8088",
+        "[::1]",
+        "[::1]:8088",
+        "a:",
+        "a_b.c",
+        "a%C3%BC",
+        "[1::2:3.4.5.6]",
+        "[v1.a:b]",
+    ] {
         assert_eq!(check_host(good.as_bytes()), Ok(()), "{good}");
     }
     let bad = [
-        "", ":80", "a,b", "a, b", "user@a", "a/b", "a:b", "[::1", "[]", "[x]", "a b", "a:1:2", "a:123456", "[::1]80",
+        "",
+        ":80",
+        "a,b",
+        "a, b",
+        "user@a",
+        "a/b",
+        "a:b",
+        "[::1",
+        "[]",
+        "[x]",
+        "a b",
+        "a:1:2",
+        "a:123456",
+        "[::1]80",
         "ü",
+        "a%",
+        "a%4",
+        "a%zz",
+        "[::::1]",
+        "[1:2]",
+        "[fe80::1%25eth0]",
+        "[v.a]",
+        "[vx.a]",
+        "[v1.]",
+        "[::1",
+        "a]",
     ];
     for bad in bad {
         assert!(check_host(bad.as_bytes()).is_err(), "{bad}");

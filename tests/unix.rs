@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -135,6 +135,49 @@ fn a_stop_loses_no_request_of_clients_of_a_unix_socket() {
         assert!(lost.is_empty(), "stop {stop}, kept alive: {keep}: {} lost: {lost:?}\n{}", lost.len(), server.log());
         server.assert_exit(0, LIMIT);
     }
+}
+
+#[test]
+fn a_drain_waits_for_a_request_without_burning_a_core() {
+    let path = path("waits");
+    let mut server = start(&path, &["--timeout-delay", "1s"]);
+    let mut client = UnixStream::connect(&path).expect("it is served");
+    client.set_read_timeout(Some(LIMIT)).expect("it is a socket");
+    client.write_all(b"GET /timeout HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it is read");
+    let is_in_flight = |line: &str| {
+        line.starts_with("allout_listener_requests_in_flight") && line.contains("unix:") && line.ends_with(" 1")
+    };
+    wait_until(LIMIT, "the request in flight", || server.get("/metrics").text().lines().any(is_in_flight));
+    // User and system time in hundredths of a second: proc_pid_stat(5).
+    let cpu_time = |server: &Serving| -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", server.id())).expect("it runs");
+        let fields = stat.rsplit(')').next().expect("a name").split_whitespace().skip(11).take(2);
+        fields.map(|field| field.parse::<u64>().expect("a number")).sum()
+    };
+    let before = cpu_time(&server);
+    server.signal(Signal::TERM);
+    let mut response = [0; 4096];
+    let count = client.read(&mut response).expect("it is answered");
+    let burnt = cpu_time(&server) - before;
+    assert!(response[..count].starts_with(b"HTTP/1.1 200"), "{}", response[..count].escape_ascii());
+    assert!(burnt < 50, "{burnt} hundredths of a second");
+    server.assert_exit(0, LIMIT);
+}
+
+#[test]
+fn a_socket_has_the_owner_that_it_is_to_have() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not checked: only root gives a file to another user");
+        return;
+    }
+    let path = path("owned");
+    let mut server = start(&path, &["--unix-mode", "0660", "--unix-owner", "nobody:12345"]);
+    let file = fs::metadata(&path).expect("it is there");
+    assert_eq!((file.uid(), file.gid(), file.permissions().mode() & 0o777), (65534, 12345, 0o660));
+    assert!(ask(&path, "/livez").expect("root may").starts_with("HTTP/1.1 200"));
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(!path.exists());
 }
 
 #[test]

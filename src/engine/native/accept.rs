@@ -21,6 +21,7 @@ use super::connection::{After, Connection, Socket};
 use super::receiver::{LISTENER, Receiver};
 use super::slots::{Queue, State};
 use crate::engine::{CloseReason, Peer};
+use crate::listen::Address;
 use crate::sys::min_ttl::set_min_ttl_filter;
 
 /// Connections that are accepted in a row, before those that wait with requests have their turn.
@@ -110,11 +111,8 @@ impl Receiver {
                     }
                 }
                 Err(Errno::AGAIN) => break self.on_empty_queue(),
-                // After `shutdown` a Unix socket says so when its queue is empty. It stays readable, and nobody can connect.
-                Err(Errno::INVAL) if self.drain.is_some() => {
-                    self.leave_listener(true);
-                    break self.on_empty_queue();
-                }
+                // A socket that was shut, where a kernel looks at that first.
+                Err(Errno::INVAL) if self.drain.is_some() => break self.on_empty_queue(),
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
                 Err(error @ (Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP)) => {
                     return Err(error.into());
@@ -136,9 +134,15 @@ impl Receiver {
 
     fn on_empty_queue(&mut self) {
         self.accepting.pause = Duration::ZERO;
-        if let Some(drain) = self.drain.as_ref().filter(|drain| drain.is_settled(self.now)) {
+        let Some(drain) = &self.drain else { return };
+        if drain.is_settled(self.now) {
             self.mailbox.settled.store(drain.number, Ordering::SeqCst);
             self.changed = true;
+        }
+        // A drain closes a Unix socket's gate by `shutdown`: from then on the socket is readable without end, `accept` says
+        // EAGAIN, and no connection is queued any more (`unix_stream_connect`, net/unix/af_unix.c).
+        if matches!(self.engine.gate().address(), Address::Unix(_)) {
+            self.leave_listener(true);
         }
     }
 

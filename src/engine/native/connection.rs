@@ -70,8 +70,18 @@ impl Socket {
 
     /// Sends what the kernel takes at once.
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_with(bytes, SendFlags::NOSIGNAL)
+    }
+
+    /// As [`send`](Self::send), for what the end of this side of the connection follows at once: both leave in one segment
+    /// (`MSG_MORE`, send(2); a Unix socket ignores it).
+    pub(super) fn send_before_end(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_with(bytes, SendFlags::NOSIGNAL | SendFlags::MORE)
+    }
+
+    fn send_with(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
         loop {
-            match rustix::net::send(&self.fd, bytes, SendFlags::NOSIGNAL) {
+            match rustix::net::send(&self.fd, bytes, flags) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => return Ok(result?),
             }

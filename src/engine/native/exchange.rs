@@ -127,8 +127,8 @@ impl Exchange {
         let Some(mut connection) = self.connection.take() else {
             return Sent { status: response.status(), bytes: 0, close: true, error: None };
         };
-        let here = connection.home.is_here();
-        if !connection.is_served_here() {
+        let (here, served_here) = (connection.home.is_here(), connection.is_served_here());
+        if !served_here {
             if let Answer::Timeout(bytes) = claim(&connection.socket) {
                 drop(response);
                 connection.after = After::Linger;
@@ -154,7 +154,8 @@ impl Exchange {
         }
         let sent = BUFFER.with_borrow_mut(|buffer| {
             let sent = if here {
-                encode::send(response, &context, buffer, &mut OutboxWriter(&mut connection))
+                let mut out = OutboxWriter { connection: &mut connection, last: close && served_here };
+                encode::send(response, &context, buffer, &mut out)
             } else {
                 let socket = Arc::clone(&connection.socket);
                 let mut out = BlockingWriter::new(&socket, self.timeout);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::net::Shutdown;
+
 use super::common::plain_response;
 use super::connection::{After, Connection, Turn, close_reason};
 use super::exchange::Exchange;
@@ -96,7 +98,11 @@ impl Receiver {
                 }
                 self.set_idle(slot, connection, true);
             }
-            After::Close => self.close(slot, connection, None),
+            After::Close => {
+                // Sends the response that waits for this end, whatever the client has sent meanwhile: `close` would reset.
+                let _ = rustix::net::shutdown(connection.socket.fd(), Shutdown::Write); // fails if the client has left
+                self.close(slot, connection, None);
+            }
             After::Linger => self.linger(slot, connection),
             After::Reset => {
                 let _ = rustix::net::sockopt::set_socket_linger(connection.socket.fd(), Some(Duration::ZERO));

@@ -45,12 +45,18 @@ impl Write for BlockingWriter<'_> {
 
 /// Writes what the kernel takes at once, and leaves the rest in the connection's outbox, which its receiver sends when
 /// there is room. Only for responses in memory.
-pub(super) struct OutboxWriter<'a>(pub(super) &'a mut Connection);
+pub(super) struct OutboxWriter<'a> {
+    pub(super) connection: &'a mut Connection,
+    /// The response is the last, and its receiver ends this side of the connection as soon as it is written.
+    pub(super) last: bool,
+}
 
 impl Write for OutboxWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = if self.0.outbox.is_empty() {
-            match self.0.socket.send(bytes) {
+        let Connection { socket, outbox, .. } = &mut *self.connection;
+        let sent = if outbox.is_empty() {
+            let result = if self.last { socket.send_before_end(bytes) } else { socket.send(bytes) };
+            match result {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 result => result?,
             }
@@ -58,7 +64,7 @@ impl Write for OutboxWriter<'_> {
             0
         };
         if sent < bytes.len() {
-            self.0.outbox.extend_from_slice(&bytes[sent..]);
+            outbox.extend_from_slice(&bytes[sent..]);
         }
         Ok(bytes.len())
     }

@@ -1,7 +1,7 @@
 //! *One out, all out*: a synchronous, thread-based HTTP service for Linux that starts as one and stops as one, and loses
 //! nothing on the way out. No async runtime. You bring routes, as plain functions that may block; this brings the
 //! lifecycle: a drain that answers every request that has arrived, limits and timeouts that no client can get around,
-//! health routes, signals, systemd, an exit code that tells how it went. What it says goes to the [`log`] crate.
+//! health routes, signals, systemd, an exit code that tells how it went.
 //!
 //! [`log`]: https://docs.rs/log
 //!
@@ -21,6 +21,13 @@
 //!     std::fs::write("note.txt", request.text()?)?; // too large: 413; a full disk: 500, and a line in the log
 //!     Ok(201)
 //! }
+//! ```
+//!
+//! It logs by the [`log`] crate: with any logger, such as `env_logger::init()` in `main`, a handler that fails says why. In
+//! `Cargo.toml` a library user does without the command line of the program of the same name:
+//!
+//! ```toml
+//! allout = { version = "0.1", default-features = false, features = ["json", "metrics", "tiny-http"] }
 //! ```
 //!
 //! The [cookbook] has what services need besides: authentication, CORS, errors as JSON, files, uploads, events, proxies.
@@ -67,10 +74,9 @@
 //! | [`channel`] | `crossbeam_channel`, whose `Receiver` is the one foreign type in a signature (but for serde's traits) |
 //!
 //! Features by default: `json` ([`Request::json`], [`Response::json`]; it includes `serde`), `metrics` (`/metrics`),
-//! `tiny-http` (the default engine; without it the engine is the native one), and `cli`, which is for the program of the same
-//! name: a library user does without, by `default-features = false` and the names of the others. Others:
-//! `serde` (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow`
-//! (handlers that return `anyhow::Result`). Each adds, and changes nothing else.
+//! `tiny-http` (the default engine; without it the engine is the native one), and `cli` (the program). Others: `serde`
+//! (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow` (handlers that
+//! return `anyhow::Result`). Each adds, and changes nothing else.
 //!
 //! # The way of a request, and the way of the first message
 //!
@@ -86,19 +92,6 @@
 //!  listener, monitor, workers ───┼──► unbounded ──────► drains (drain delay, stop accepting, quiescence),
 //!  members of your own ──────────┘   (no send blocks)  stops every member, joins them ──► one Outcome ──► exit code
 //! ```
-//!
-//! The source, in reading order; a folder uses only those behind it, but for `service`, which sees all:
-//!
-//! | folder | |
-//! | --- | --- |
-//! | `crew` | threads that live and die together: members, the one channel, the worker pool, signals, exit codes. No HTTP |
-//! | `lifecycle` | from serving to stopped: phases, the drain and why it loses nothing, re-exec |
-//! | `http` | messages: what is a valid head, what a response is, how it becomes bytes. No threads, no sockets |
-//! | `engine` | everything between a listening socket and an exchange. Its `mod.rs` is the waist: the rest sees `Engine` and `Exchange`, whichever engine is behind them |
-//! | `dispatch` | from an exchange to its response: routes, handlers, inline or on a worker, shedding |
-//! | `admin`, `observe` | `/healthz` to `/shutdown`; metrics, logs, state dump, systemd: they see everything and are never asked |
-//! | `service` | the public builder, and the one place where all parts meet |
-//! | `sys`, `listen`, `sync`, `text` | the kernel (all `unsafe` code); the listening socket; helpers |
 //!
 //! # What always holds
 //!
@@ -139,6 +132,21 @@
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
+//!
+//! # The source
+//!
+//! In reading order; a folder uses only those behind it, but for `service`, which sees all:
+//!
+//! | folder | |
+//! | --- | --- |
+//! | `crew` | threads that live and die together: members, the one channel, the worker pool, signals, exit codes. No HTTP |
+//! | `lifecycle` | from serving to stopped: phases, the drain and why it loses nothing, re-exec |
+//! | `http` | messages: what is a valid head, what a response is, how it becomes bytes. No threads, no sockets |
+//! | `engine` | everything between a listening socket and an exchange. Its `mod.rs` is the waist: the rest sees `Engine` and `Exchange`, whichever engine is behind them |
+//! | `dispatch` | from an exchange to its response: routes, handlers, inline or on a worker, shedding |
+//! | `admin`, `observe` | `/healthz` to `/shutdown`; metrics, logs, state dump, systemd: they see everything and are never asked |
+//! | `service` | the public builder, and the one place where all parts meet |
+//! | `sys`, `listen`, `sync`, `text` | the kernel (all `unsafe` code); the listening socket; helpers |
 #![deny(missing_docs)]
 #![cfg_attr(
     not(feature = "tiny-http"),

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio, Termination};
+use std::time::Duration;
 
 use allout::{Outcome, Service};
 use rustix::process::{Pid, Signal, kill_process};
@@ -88,6 +89,20 @@ fn it_says_why_it_did_not_start() {
     );
     let (success, line) = stderr(start("nowhere"));
     assert!(!success && line.contains("AddrParseError"), "{line}");
+}
+
+#[test]
+fn slips_are_told_before_anything_starts() {
+    let says = |service: Service, expected: &str| {
+        let error = service.would_start().expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let new = || Service::new().listen("127.0.0.1:0");
+    says(new().get("/{id:int}", |_| ""), r#"a parameter has no type: "/{id}""#);
+    says(new().get("/{a}", |_| "").put("/{b}", |_| ""), r#""/{b}" matches what "/{a}" does"#);
+    says(new().workers(0), "workers is 0");
+    says(new().request_timeout(Duration::ZERO), "request_timeout is 0");
+    says(new().listen(":8088"), "it is written HOST:PORT");
 }
 
 #[test]

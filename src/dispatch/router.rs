@@ -154,7 +154,14 @@ impl Router {
         let at = known.unwrap_or(self.paths.len());
         if known.is_none() {
             check_path(path).map_err(|hint| BadRoute(format!("no request has the path {path:?}: {hint}")))?;
-            self.by_path.insert(path, at).map_err(|error| BadRoute(format!("{path:?}: {error}")))?;
+            self.by_path.insert(path, at).map_err(|error| {
+                BadRoute(match error {
+                    matchit::InsertError::Conflict { with } => {
+                        format!("{path:?} matches what {with:?} does: parameters at the same place have the same name")
+                    }
+                    error => format!("{path:?}: {error}"),
+                })
+            })?;
             self.paths.push(PathRoutes {
                 pattern: Arc::from(path),
                 methods: Vec::new(),
@@ -247,6 +254,10 @@ fn check_path(path: &str) -> Result<(), String> {
         match segment.as_bytes() {
             [b':', _, ..] => return hint(&format!("{{{}}}", &segment[1..])),
             [b'<', _, .., b'>'] => return hint(&format!("{{{}}}", &segment[1..segment.len() - 1])),
+            [b'{', .., b'}'] if segment.contains(':') => {
+                let name = segment.split(':').next().unwrap_or_default();
+                return Err(format!("a parameter has no type: {:?}", path.replace(segment, &format!("{name}}}"))));
+            }
             [b'*'] => return hint("{*rest}"),
             [b'*', _, ..] => return hint(&format!("{{{segment}}}")),
             _ => {}

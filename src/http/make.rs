@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::body::{Body, Content};
 use super::response::Response;
 use super::source::FilePart;
-use super::status::reason_phrase;
+use super::status::{is_final, reason_phrase};
 use super::stream::StreamWriter;
 
 /// The content type of text.
@@ -212,6 +212,7 @@ impl From<()> for Response {
 /// A status alone, with its reason phrase as text.
 impl From<u16> for Response {
     fn from(status: u16) -> Response {
+        let status = if is_final(status) { status } else { 500 };
         Response::error(status, reason_phrase(status))
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use super::body::{Body, Content};
+use super::status::is_final;
 use super::stream::StreamLink;
 use super::validate::is_token;
 
@@ -217,7 +218,7 @@ impl Response {
     /// response.set_status(201);
     /// ```
     pub fn set_status(&mut self, status: u16) {
-        self.status = if (200..=999).contains(&status) { status } else { 500 };
+        self.status = if is_final(status) { status } else { 500 };
     }
 
     /// Adds a header, as [`with_header`](Response::with_header) does: others of the same name stay.

@@ -64,6 +64,11 @@ pub(crate) fn reason_phrase(status: u16) -> &'static str {
     }
 }
 
+/// True if a response may have this status: three digits, and no interim one (RFC 9110, section 15).
+pub(super) fn is_final(status: u16) -> bool {
+    (200..=999).contains(&status)
+}
+
 /// True if a response of this status has no body, whatever the request: RFC 9110, section 6.4.1. Such a response has neither
 /// `Content-Length` nor `Transfer-Encoding` (sections 8.6 and 15.4.5; RFC 9112, section 6.1).
 pub(crate) fn is_bodyless(status: u16) -> bool {

@@ -9,7 +9,8 @@ use crate::service::error::StartError;
 
 /// # Admin routes
 impl Service {
-    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`, `/status`).
+    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`, `/status`). One of them
+    /// alone is left out where the service has a route of its own at its path, or [elsewhere](Service::admin_path).
     pub fn without_admin_routes(mut self) -> Service {
         self.admin.routes = false;
         self

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::crew::GRACE;
 use crate::engine::EngineKind;
 use crate::listen::UnixSocket;
+use crate::service::error::StartError;
 
 /// The settings of a service. All fields have defaults; see [`Config::default`].
 ///
@@ -66,6 +67,24 @@ pub struct Config {
     /// The largest head of a request, in bytes: see [`Limits::max_head`](crate::Limits::max_head). Default: none but that of
     /// the engine, about 64 KiB.
     pub max_head: Option<usize>,
+}
+
+impl Config {
+    /// # Errors
+    ///
+    /// [`StartError::Setting`]: a number or a time is zero that leaves no request answered.
+    pub(super) fn check(&self) -> Result<(), StartError> {
+        let zero = [
+            ("workers", self.workers == 0),
+            ("max_connections", self.max_connections == 0),
+            ("idle_timeout", self.idle_timeout.is_zero()),
+            ("request_timeout", self.request_timeout.is_zero()),
+        ];
+        match zero.into_iter().find(|(_, is_zero)| *is_zero) {
+            Some((name, _)) => Err(StartError::Setting(format!("{name} is 0: no request would be answered"))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for Config {

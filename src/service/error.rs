@@ -46,7 +46,9 @@ impl fmt::Display for StartError {
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
             StartError::UnixSocket(path, error) => write!(f, "cannot listen on unix:{}: {error}", path.display()),
-            StartError::Unresolved(error) => write!(f, "no address to listen on: {error}"),
+            StartError::Unresolved(error) => {
+                write!(f, "no address to listen on: {error}: it is written HOST:PORT, as 0.0.0.0:8088")
+            }
             StartError::Inherited(what) => write!(f, "the socket that was passed cannot be used: {what}"),
             StartError::Route(error) => write!(f, "bad route: {error}"),
             StartError::Stopped(cause) => write!(f, "stopped before it was ready: {cause}"),

@@ -253,6 +253,7 @@ impl Service {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
+        self.config.check()?;
         capacity::Limits::for_engine(self.config.engine)?;
         kernel::check(self.config.engine)?;
         self.dispatch().map(drop)

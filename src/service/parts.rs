@@ -44,6 +44,7 @@ impl Service {
             return Err(error.into());
         }
         let (dispatch_settings, config) = (self.dispatch_settings(), self.config);
+        config.check()?;
         let owns_process = signals.is_some();
         let (limits, losses) = (Limits::for_engine(config.engine)?, kernel::check(config.engine)?);
         let sockets = open_sockets(&config, self.listeners, owns_process)?;

@@ -5,6 +5,9 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
+use std::iter::Peekable;
 use std::path::Path;
 
 /// A variable, and where it is set: `FILE:LINE`.
@@ -45,7 +48,7 @@ impl Variables {
         let mut all = Variables::default();
         for name in names.iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty()) {
             let (path, may_be_missing) = name.strip_prefix('-').map_or((name, false), |path| (path, true));
-            match std::fs::read_to_string(Path::new(path)) {
+            match read(Path::new(path)) {
                 Ok(text) => all.0.extend(parse(&text, path)?),
                 Err(error) if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(format!("{FLAG} {path}: {error}")),
@@ -64,44 +67,110 @@ impl Variables {
     }
 }
 
-/// `NAME=value`, a line each; the value may be quoted. Empty lines and those that begin with `#` or `;` are comments.
-fn parse(text: &str, path: &str) -> Result<Vec<Variable>, String> {
-    let mut variables = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with(['#', ';']) {
-            continue;
-        }
-        let place = format!("{path}:{number}");
-        let is_name =
-            |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        let variable = line.strip_prefix("export ").unwrap_or(line).split_once('=');
-        let Some((name, value)) = variable.map(|(name, value)| (name.trim(), value.trim())).filter(|(n, _)| is_name(n))
-        else {
-            return Err(format!("{place}: expected NAME=value, as in ALLOUT_GRACE=10s"));
-        };
-        let value = unquoted(value).ok_or_else(|| format!("{place}: the quotes, or a \\, are not closed"))?;
-        variables.push(Variable { name: name.to_owned(), value, place });
+/// Most bytes of a file: more than all options take, and a limit for files that are something else.
+const MAX_FILE: u64 = 1 << 20;
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE || text.contains('\0') {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is no file of variables"));
     }
-    Ok(variables)
+    Ok(text)
 }
 
-/// Strips the quotes of a value; `None` if they are not closed.
-fn unquoted(value: &str) -> Option<String> {
-    if let Some(rest) = value.strip_prefix('\'') {
-        return rest.strip_suffix('\'').filter(|inner| !inner.contains('\'')).map(str::to_owned);
-    }
-    let quoted = value.starts_with('"');
-    let mut chars = value.strip_prefix('"').unwrap_or(value).chars();
-    let mut plain = String::new();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => plain.push(chars.next()?),
-            '"' if quoted => return chars.next().is_none().then_some(plain),
-            c => plain.push(c),
+/// `NAME=value`, a line each; the value may be quoted, and go on in the next line after a `\`. Empty lines and those that
+/// begin with `#` or `;` are comments. Unlike systemd, which ignores them, it refuses lines that are neither.
+fn parse(text: &str, path: &str) -> Result<Vec<Variable>, String> {
+    let mut variables = Vec::new();
+    let mut rest = Chars { text: text.chars().peekable(), line: 1 };
+    loop {
+        while rest.text.peek().is_some_and(|c| c.is_whitespace()) {
+            rest.next();
+        }
+        let place = format!("{path}:{}", rest.line);
+        match rest.text.peek() {
+            None => return Ok(variables),
+            Some('#' | ';') => while rest.next().is_some_and(|c| c != '\n') {},
+            Some(_) => {
+                let mut name = String::new();
+                let is_value = loop {
+                    match rest.next() {
+                        Some('=') => break true,
+                        None | Some('\n') => break false,
+                        Some(c) => name.push(c),
+                    }
+                };
+                let name = name.strip_prefix("export ").unwrap_or(&name).trim();
+                let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+                if !is_value || !is_name {
+                    return Err(format!("{place}: expected NAME=value, as in ALLOUT_GRACE=10s"));
+                }
+                let value = rest.value().ok_or_else(|| format!("{place}: the quotes, or a \\, are not closed"))?;
+                variables.push(Variable { name: name.to_owned(), value, place });
+            }
         }
     }
-    (!quoted).then_some(plain)
+}
+
+/// What is left of a file, and the number of the line.
+struct Chars<'a> {
+    text: Peekable<std::str::Chars<'a>>,
+    line: usize,
+}
+
+impl Chars<'_> {
+    fn next(&mut self) -> Option<char> {
+        let next = self.text.next();
+        self.line += usize::from(next == Some('\n'));
+        next
+    }
+
+    /// A value, up to the end of its last line, as systemd's `parse_env_file` reads it; none if the file ends before it.
+    fn value(&mut self) -> Option<String> {
+        let mut value = String::new();
+        // Where quotes open: at the start, and after others. The blanks there are none of the value.
+        let mut may_quote = true;
+        // Length of the value up to its last character that is quoted, or no blank: those at the end are not part of it.
+        let mut kept = 0;
+        loop {
+            match self.next() {
+                None | Some('\n') => break,
+                Some('\\') => {
+                    may_quote = false;
+                    value.extend(Some(self.next()?).filter(|c| *c != '\n'));
+                    kept = value.len();
+                }
+                Some(quote @ ('"' | '\'')) if may_quote => {
+                    self.quoted(quote, &mut value)?;
+                    kept = value.len();
+                }
+                Some(c) if c.is_whitespace() && may_quote => {}
+                Some(c) => {
+                    may_quote = false;
+                    value.push(c);
+                    kept = if c.is_whitespace() { kept } else { value.len() };
+                }
+            }
+        }
+        value.truncate(kept);
+        Some(value)
+    }
+
+    /// The rest of what is in these quotes; none if the file ends before them.
+    fn quoted(&mut self, quote: char, value: &mut String) -> Option<()> {
+        loop {
+            match self.next()? {
+                c if c == quote => return Some(()),
+                '\\' if quote == '"' => match self.next()? {
+                    '\n' => {}
+                    c @ ('"' | '\\' | '`' | '$') => value.push(c),
+                    c => value.extend(['\\', c]),
+                },
+                c => value.push(c),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -114,18 +183,44 @@ mod tests {
 
     #[test]
     fn lines_are_variables_or_comments() {
-        let text =
-            "# a comment\n; another\n\nA=1\n B = two words \nexport C=\"3 \\\"x\\\"\"\nD='a\\b'\nE=\nF=a\\ b#c\n";
+        let text = "# a comment\n; another\n\nA=1\n B = two words \nexport C=\"3 \\\"x\\\"\"\nE=\n#end";
         let all = values(text).unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "3 \"x\""), ("D", "a\\b"), ("E", ""), ("F", "a b#c")];
+        let expected = [("A", "1"), ("B", "two words"), ("C", "3 \"x\""), ("E", "")];
         assert_eq!(all, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    /// What systemd 252 makes of the same, as a service with `EnvironmentFile=` printed it.
+    #[test]
+    fn values_are_those_that_systemd_reads() {
+        for (value, read) in [
+            ("'a\\b'", "a\\b"),
+            ("\"a\\b\"", "a\\b"),
+            ("\"a\\\\b\\$c\"", "a\\b$c"),
+            ("a\\ b#c", "a b#c"),
+            ("one \\\n two", "one  two"),
+            ("\"one \\\ntwo\"", "one two"),
+            ("\"one\ntwo\"", "one\ntwo"),
+            ("\"a\"'b' \"c\"", "abc"),
+            ("\"a\" b ", "ab"),
+            ("a\"b\"", "a\"b\""),
+            (" 10s\r", "10s"),
+            ("\"10s \"\r", "10s "),
+            ("a\\ ", "a "),
+            ("'a'\\b", "ab"),
+            ("\\\n10s", "10s"),
+            ("a\tb\t", "a\tb"),
+            ("  \"x\" 'y' z w  ", "xyz w"),
+        ] {
+            let all = values(&format!("A={value}\nB=1\n")).unwrap();
+            assert_eq!(all, [("A".to_owned(), read.to_owned()), ("B".to_owned(), "1".to_owned())], "{value}");
+        }
     }
 
     #[test]
     fn a_line_that_is_neither_is_an_error_with_its_number() {
-        for bad in ["A", "=1", "A B=1", "A=\"x", "A='x", "A=\"x\" y", "A=x\\"] {
-            let said = values(&format!("OK=1\n{bad}\n")).unwrap_err();
-            assert!(said.starts_with("f:2: "), "{bad}: {said}");
+        for bad in ["A", "=1", "A B=1", "A=\"x", "A='x\nB=1", "A=x\\", "\u{feff}A=1"] {
+            let said = values(&format!("OK=\"1\n\"\n{bad}")).unwrap_err();
+            assert!(said.starts_with("f:3: "), "{bad}: {said}");
         }
     }
 
@@ -143,6 +238,12 @@ mod tests {
         assert!(all.get("B").is_none());
         let said = read(&["allout", "--env-file", "/nonexistent/file"]).unwrap_err();
         assert!(said.contains("/nonexistent/file: No such file"), "{said}");
+        for (content, why) in [(&b"A=\0\n"[..], "no file of variables"), (b"A=\xff\n", "UTF-8")] {
+            std::fs::write(&path, content).unwrap();
+            let said = read(&["allout", "--env-file", &file]).unwrap_err();
+            assert!(said.contains(&file) && said.contains(why), "{said}");
+        }
+        assert!(read(&["allout", "--env-file", "/dev/zero"]).is_err());
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -10,13 +10,23 @@ use crate::env_file::Variables;
 
 /// Hints for options that other programs have.
 pub fn add_hint(mut error: clap::Error) -> clap::Error {
-    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return error };
-    let hint = match unknown.as_str() {
-        _ if error.kind() != ErrorKind::UnknownArgument => return error,
-        "--port" | "-p" | "--bind" | "-b" | "--address" | "--host" => {
+    if error.kind() == ErrorKind::UnknownArgument {
+        let hint = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(unknown)) => hint_for(unknown),
+            _ => None,
+        };
+        let hint = hint.map(|hint| ContextValue::StyledStrs(vec![StyledStr::from(hint)]));
+        hint.map(|hint| error.insert(ContextKind::Suggested, hint));
+    }
+    error
+}
+
+fn hint_for(unknown: &str) -> Option<&'static str> {
+    Some(match unknown {
+        "--port" | "-p" | "--bind" | "-b" | "--address" | "--addr" | "--host" => {
             "the address and port are --listen 127.0.0.1:8080"
         }
-        "--log-level" | "--verbose" | "-v" | "--quiet" | "-q" | "--debug" | "-d" => {
+        "--log-level" | "--log" | "--verbose" | "-v" | "--quiet" | "-q" | "--debug" | "-d" => {
             "the level of the log is the variable RUST_LOG: error, warn, info, debug, trace, off"
         }
         "--config" | "-c" => "there is no configuration file: each option has a variable, such as ALLOUT_LISTEN",
@@ -26,10 +36,8 @@ pub fn add_hint(mut error: clap::Error) -> clap::Error {
         "--linger" => "--linger is --keepalive-min now",
         other if other.parse::<u16>().is_ok() => "the address and port are --listen 127.0.0.1:8080",
         other if other.contains(':') && !other.starts_with('-') => "the address and port are an option: --listen",
-        _ => return error,
-    };
-    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(hint)]));
-    error
+        _ => return None,
+    })
 }
 
 /// Names the variable that a value came from: clap names the flag, which was not typed then.
@@ -71,23 +79,39 @@ fn is_typed(arg: &clap::Arg, line: &[OsString]) -> bool {
 }
 
 /// Warnings about variables that no option reads, with the one that was probably meant: those of the environment that
-/// begin with `ALLOUT_`, and all of files.
+/// begin with `ALLOUT`, and those of files.
 pub fn unknown_variables(variables: &Variables) -> Vec<String> {
     let command = command();
     let known: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).chain(["RUST_LOG"]).collect();
+    let is_ours = |name: &str| name.to_ascii_uppercase().starts_with("ALLOUT");
+    // In OpenRC's file of a service are also variables of its own, such as `rc_need`.
+    let may_be_ours = |name: &str| is_ours(name) || !name.starts_with(|c: char| c.is_ascii_lowercase());
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let of_environment = names.filter(|name| name.starts_with("ALLOUT_")).map(|name| (String::new(), name));
-    let of_files = variables.iter().map(|variable| (format!("{}: ", variable.place), variable.name.clone()));
+    let of_environment = names.filter(|name| is_ours(name)).map(|name| (String::new(), name));
+    let of_files = variables.iter().filter(|variable| may_be_ours(&variable.name));
+    let of_files = of_files.map(|variable| (format!("{}: ", variable.place), variable.name.clone()));
     let unknown = of_environment.chain(of_files).filter(|(_, name)| !known.contains(&name.as_str()));
     unknown
         .filter(|(_, name)| !PRIVATE_VARIABLES.contains(&name.as_str()))
-        .map(|(place, name)| match known.iter().map(|known| (distance(&name, known), known)).min() {
-            Some((distance, known)) if distance <= MAX_TYPOS => {
-                format!("{place}the variable {name} is not used: {known} may be meant")
-            }
-            _ => format!("{place}the variable {name} is not used: no option has this name"),
-        })
+        .map(|(place, name)| format!("{place}the variable {name} is not used: {}", meant(&name, &known)))
         .collect()
+}
+
+/// What a variable that no option reads may be meant to be.
+pub fn meant(name: &str, known: &[&str]) -> String {
+    let name = name.to_ascii_uppercase();
+    let flag = name.strip_prefix("ALLOUT_").map(|rest| format!("--{}", rest.to_ascii_lowercase().replace('_', "-")));
+    if let Some(hint) = flag.and_then(|flag| hint_for(&flag)) {
+        return hint.to_owned();
+    }
+    let is_longer = |a: &str, b: &str| a.starts_with(b) && b.len() > "ALLOUT_LOG".len();
+    let near = |known: &&str| match distance(&name, known) {
+        distance if distance <= MAX_TYPOS => Some((distance, (*known).to_owned())),
+        _ if is_longer(&name, known) || is_longer(known, &name) => Some((MAX_TYPOS + 1, (*known).to_owned())),
+        _ => None,
+    };
+    let nearest = known.iter().filter_map(near).min();
+    nearest.map_or_else(|| "no option has this name".to_owned(), |(_, known)| format!("{known} may be meant"))
 }
 
 /// Variables that the program sets for itself, for a re-exec and its preflight, and one that a build reads.

@@ -63,23 +63,52 @@ impl Args {
     ///
     /// Two options contradict each other.
     fn checked(self) -> Result<Self, clap::Error> {
-        let contradiction = if self.no_shutdown && (self.shutdown_token.is_some() || self.shutdown_token_file.is_some())
-        {
+        match self.contradiction() {
+            Some(why) => Err(command().error(ErrorKind::ArgumentConflict, why)),
+            None => Ok(self),
+        }
+    }
+
+    fn contradiction(&self) -> Option<String> {
+        let has_token = self.shutdown_token.is_some() || self.shutdown_token_file.is_some();
+        let of_grace = |name, part| {
+            let [part, grace] = [part, self.grace].map(humantime::format_duration);
+            Some(format!("--{name} {part} is a part of --grace {grace}, and cannot be longer"))
+        };
+        if self.no_shutdown && has_token {
             Some(
                 "--no-shutdown leaves out the route that --shutdown-token and --shutdown-token-file are for".to_owned(),
             )
         } else if self.systemd_unit.is_some() && self.shutdown_token.is_some() {
             Some("a unit can be read by every user: use --shutdown-token-file".to_owned())
+        } else if self.systemd_unit.is_some() && self.check.is_some() {
+            Some("--systemd-unit prints, and --check starts nothing: one of them".to_owned())
+        } else if self.systemd_unit == Some(Unit::Template)
+            && (self.admin_listen.is_some() || !self.unix_paths().is_empty())
+        {
+            Some("the instances of a template differ by port alone: an --admin-listen or Unix socket for each belongs in \
+                  /etc/default/allout-PORT"
+                .to_owned())
         } else if self.drain_delay > self.grace {
-            let [delay, grace] = [self.drain_delay, self.grace].map(humantime::format_duration);
-            Some(format!("--drain-delay {delay} is a part of --grace {grace}, and cannot be longer"))
+            of_grace("drain-delay", self.drain_delay)
+        } else if self.keepalive_min > self.grace && self.keepalive_min > allout::Config::default().keepalive_min {
+            of_grace("keepalive-min", self.keepalive_min)
         } else {
-            None
-        };
-        match contradiction {
-            Some(why) => Err(command().error(ErrorKind::ArgumentConflict, why)),
-            None => Ok(self),
+            // A service that is passed its sockets does not use these addresses.
+            std::env::var_os("LISTEN_FDS").map_or_else(|| self.same_port_twice(), |_| None)
         }
+    }
+
+    fn same_port_twice(&self) -> Option<String> {
+        let listen = self.addresses().into_iter().map(|address| ("listen", address));
+        let all: Vec<_> = listen.chain(self.admin_listen.map(|address| ("admin-listen", address))).collect();
+        let is_same = |a: SocketAddr, b: SocketAddr| {
+            let is_every = a.ip().is_unspecified() || b.ip().is_unspecified();
+            a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || is_every)
+        };
+        let (n, (name, address)) = all.iter().enumerate().find(|(n, b)| all[..*n].iter().any(|a| is_same(a.1, b.1)))?;
+        let (other, same) = all[..n].iter().find(|a| is_same(a.1, *address))?;
+        Some(format!("--{name} {address} is served by --{other} {same} already"))
     }
 
     /// The internet addresses of `--listen`.

@@ -9,7 +9,7 @@ use common::{Allout, LIMIT, Speak as _, listening, wait_until};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -171,6 +171,33 @@ fn as_process_1_it_waits_for_orphans() {
     shell.answers();
     kill_process(process, Signal::TERM).expect("it can be signalled");
     assert_eq!(shell.ends().code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs root: a process namespace of its own"]
+fn as_process_1_it_reexecutes_without_a_single_device() {
+    let mut command = Command::new("unshare");
+    command.args(["--fork", "--kill-child", "--pid", "--mount-proc", "sh", "-c"]);
+    command.args([r#"mount -t tmpfs tmpfs /dev && exec "$0" --listen 127.0.0.1:0"#, env!("CARGO_BIN_EXE_allout")]);
+    command.stderr(Stdio::piped());
+    let first = |unshare: u32| {
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+        children.trim().parse::<u32>().ok()
+    };
+    let mut shell = Shell::start(command, first);
+    let pid = first(shell.child.id()).and_then(pid_of).expect("it runs");
+    shell.answers();
+    let mut log = BufReader::new(shell.child.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
+    for _ in 0..2 {
+        kill_process(pid, Signal::HUP).expect("it can be signalled");
+        let line = log.find(|line| line.contains("re-executing") || line.contains("re-exec cancelled"));
+        assert!(line.as_deref().is_some_and(|line| line.contains("re-executing")), "{line:?}");
+        shell.answers();
+    }
+    let drain = std::thread::spawn(move || log.count());
+    kill_process(pid, Signal::TERM).expect("it can be signalled");
+    assert_eq!(shell.ends().code(), Some(0));
+    drain.join().expect("the log is read to its end");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod templates;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::args::{self, Args, Mode, Owner, Unit};
-use templates::{HEAD, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
+use templates::{HEAD, LOW_PORT_OF_USER, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
 /// Contents of a unit besides the path of the binary.
 #[derive(Debug, Default)]
@@ -41,9 +42,10 @@ impl Options {
             let _ = writeln!(lines, "Environment={}", quote(format!("{name}={value}").as_bytes()));
         }
         if instance_is_port {
-            let first = self.addresses.first().map_or(IpAddr::from([127, 0, 0, 1]), SocketAddr::ip);
-            let host = if first.is_ipv6() { format!("[{first}]") } else { first.to_string() };
-            let _ = writeln!(lines, "Environment={LISTEN}={host}:%i"); // writing to a String cannot fail
+            let ips: BTreeSet<_> = self.addresses.iter().map(SocketAddr::ip).collect();
+            let host = |ip: &IpAddr| if ip.is_ipv6() { format!("[{ip}]:%i") } else { format!("{ip}:%i") };
+            let all = ips.iter().map(host).collect::<Vec<_>>().join(",");
+            let _ = writeln!(lines, "Environment={LISTEN}={all}"); // writing to a String cannot fail
         }
         for directory in self.unix.iter().filter_map(|path| path.parent()) {
             // A folder of its own in /run is made and given to the service's user; another must be there, and be writable.
@@ -59,6 +61,13 @@ impl Options {
             );
         }
         lines
+    }
+
+    /// What a socket cannot have.
+    fn elsewhere(&self) -> String {
+        let is_of_socket = |name: &str| name == LISTEN || name.starts_with("ALLOUT_UNIX_");
+        let others = self.variables.iter().filter(|(name, _)| !is_of_socket(name));
+        others.map(|(name, value)| format!("# For allout.service: {name}={}\n", value.escape_debug())).collect()
     }
 
     fn token(&self) -> String {
@@ -92,7 +101,9 @@ pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
         Unit::Service => service_unit(binary, &options, false),
         Unit::Template => service_unit(binary, &options, true),
         Unit::User => user_unit(binary, &options),
-        Unit::Socket => socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode, args.unix_owner),
+        Unit::Socket => {
+            socket_unit(&args.addresses(), &args.unix_paths(), args.unix_mode, args.unix_owner) + &options.elsewhere()
+        }
     };
     io::stdout().write_all(text.as_bytes())
 }
@@ -134,9 +145,10 @@ fn user_unit(binary: &Path, options: &Options) -> String {
         let variable = [b"ALLOUT_SHUTDOWN_TOKEN_FILE=", path.as_os_str().as_bytes()].concat();
         let _ = writeln!(lines, "Environment={}", quote(&variable)); // writing to a String cannot fail
     }
+    let has_low_port = options.addresses.iter().any(|address| (1..1024).contains(&address.port()));
     USER_SERVICE
         .replace("@OPTIONS@", &lines)
-        .replace("@NOTE@", "")
+        .replace("@NOTE@", if has_low_port { LOW_PORT_OF_USER } else { "" })
         .replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
 }
 

@@ -196,3 +196,8 @@ DynamicUser=yes
 CapabilityBoundingSet=CAP_NET_BIND_SERVICE
 AmbientCapabilities=CAP_NET_BIND_SERVICE
 ";
+
+/// For ports below 1024 in the unit of a user.
+pub(super) const LOW_PORT_OF_USER: &str = "\
+# CAUTION: a user may use ports below 1024 only from net.ipv4.ip_unprivileged_port_start= on (sysctl.d).
+";

@@ -54,10 +54,13 @@ fn options_become_variables_and_what_they_need_is_allowed() {
     let unit = service_unit(binary, &options, true);
     assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n") && !has_placeholder(&unit), "{unit}");
     assert!(unit.contains("=-/etc/default/allout,-/etc/default/allout-%i\n"), "{unit}");
-    let unit = service_unit(binary, &Options::default(), true);
-    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=127.0.0.1:%i\n"), "{unit}");
+    let addresses = ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|address| address.parse().unwrap()).to_vec();
+    let unit = service_unit(binary, &Options { addresses, ..Options::default() }, true);
+    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=127.0.0.1:%i,[::1]:%i\n"), "{unit}");
+    assert_eq!(options.elsewhere(), "# For allout.service: ALLOUT_GRACE=1m 30s\n");
 
     let unit = user_unit(binary, &options);
+    assert!(unit.contains("ip_unprivileged_port_start"), "{unit}");
     assert!(unit.contains("\nWantedBy=default.target\n") && !has_placeholder(&unit), "{unit}");
     assert!(unit.contains("\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=/etc/allout/token\n"), "{unit}");
     assert!(!unit.contains("DynamicUser") && !unit.contains("IPAddress"), "{unit}");

@@ -66,8 +66,11 @@ impl Options {
     /// What a socket cannot have.
     fn elsewhere(&self) -> String {
         let is_of_socket = |name: &str| name == LISTEN || name.starts_with("ALLOUT_UNIX_");
-        let others = self.variables.iter().filter(|(name, _)| !is_of_socket(name));
-        others.map(|(name, value)| format!("# For allout.service: {name}={}\n", value.escape_debug())).collect()
+        let mut lines = String::new();
+        for (name, value) in self.variables.iter().filter(|(name, _)| !is_of_socket(name)) {
+            let _ = writeln!(lines, "# For allout.service: {name}={}", value.escape_debug()); // writing to a String cannot fail
+        }
+        lines
     }
 
     fn token(&self) -> String {

@@ -91,6 +91,32 @@ fn the_other_engine_refuses_a_unix_socket_and_names_the_one_that_can() {
     assert!(!path.exists());
 }
 
+#[test]
+fn a_reload_for_an_engine_that_cannot_serve_the_sockets_that_are_kept_changes_nothing() {
+    let path = path("reload");
+    let options = path.with_extension("env");
+    fs::write(&options, "ALLOUT_ENGINE=native\n").expect("it can be written");
+    let listen = format!("127.0.0.1:0,unix:{}", path.display());
+    let file = options.display().to_string();
+    let mut server = Allout::new().env("ALLOUT_LISTEN", &listen).args(["--env-file", &file]).start();
+    for (number, text) in
+        ["ALLOUT_ENGINE=tiny-http\n", "ALLOUT_ENGINE=tiny-http\nALLOUT_LISTEN=127.0.0.1:0\n"].into_iter().enumerate()
+    {
+        fs::write(&options, text).expect("it can be written");
+        server.signal(Signal::HUP);
+        wait_until(LIMIT, "the re-exec to be cancelled, or the end", || {
+            server.log().matches("re-exec cancelled (SIGHUP)").count() > number || !server.is_alive()
+        });
+        assert!(server.log().contains("choose the native engine"), "{}", server.log());
+        assert!(ask(&path, "/livez").expect("it is served still").starts_with("HTTP/1.1 200"));
+    }
+    let mut check = Allout::new().env("ALLOUT_LISTEN", &listen).args(["--engine=tiny-http", "--check=reload"]).spawn();
+    check.assert_exit(1, LIMIT);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    fs::remove_file(options).expect("it is there");
+}
+
 /// One client in a closed loop, until the socket refuses it. Counts what was answered; says what was lost.
 fn client(path: &Path, keep: bool, answered: &AtomicU64) -> Option<String> {
     let mut connection = None;

@@ -38,8 +38,10 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::crew::outcome::{EXIT_FAILED, print_unless_logged};
 use crate::sys;
 
-/// Tells a child that it is a preflight.
+/// Tells a child that it is a preflight: `1`, or the path of a Unix socket among those that it would be left, after
+/// [`LEFT_UNIX`].
 const PREFLIGHT: &str = "ALLOUT_PREFLIGHT";
+const LEFT_UNIX: &str = "unix:";
 /// Tells the next image where the listening sockets are: `3=http,7=admin:4711`, their descriptors and labels, and the pid
 /// that they are meant for.
 const SOCKETS: &str = "ALLOUT_SOCKET";
@@ -66,6 +68,12 @@ pub(crate) fn may_reexec_for_leak(started: Instant) -> bool {
 /// True if this process is a preflight.
 pub(crate) fn is_preflight() -> bool {
     std::env::var_os(PREFLIGHT).is_some()
+}
+
+/// The path of a Unix socket among those that the service would leave to this process, which is a preflight.
+pub(crate) fn left_unix_socket() -> Option<PathBuf> {
+    let value = std::env::var_os(PREFLIGHT)?.into_vec();
+    value.strip_prefix(LEFT_UNIX.as_bytes()).map(|path| PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// Ends this process, which is a preflight: it would start, or it would not, for this reason. The code behind `run` belongs to a
@@ -200,19 +208,20 @@ pub(crate) struct Preflight {
 }
 
 impl Preflight {
-    /// Starts the binary on disk.
+    /// Starts the binary on disk. `unix`: the path of a Unix socket that it would be left, if there is one.
     ///
     /// # Errors
     ///
     /// There is no binary, or it cannot be started.
-    pub(crate) fn start() -> io::Result<Preflight> {
+    pub(crate) fn start(unix: Option<&Path>) -> io::Result<Preflight> {
         let binary = Binary::on_disk()?;
-        Preflight::of(binary)
+        let left = unix.map(|path| [OsStr::new(LEFT_UNIX), path.as_os_str()].into_iter().collect::<OsString>());
+        Preflight::of(binary, &left.unwrap_or_else(|| "1".into()))
     }
 
-    fn of(binary: Binary) -> io::Result<Preflight> {
+    fn of(binary: Binary, left: &OsStr) -> io::Result<Preflight> {
         let mut command = Command::new(binary.proc_path());
-        command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, "1").env_remove(SOCKETS);
+        command.arg0(program_name(&binary.path)).args(arguments()).env(PREFLIGHT, left).env_remove(SOCKETS);
         for name in PRIVATE_ENV {
             command.env_remove(name);
         }

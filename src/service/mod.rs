@@ -254,6 +254,10 @@ impl Service {
             return Err(error);
         }
         self.config.check()?;
+        // A preflight is told what the running service keeps; otherwise that is taken for what this one would listen on.
+        let own = || self.config.listen_unix.first().map(|socket| socket.path().to_owned());
+        let unix = if reexec::is_preflight() { reexec::left_unix_socket() } else { own() };
+        parts::check_unix(self.config.engine, unix)?;
         capacity::Limits::for_engine(self.config.engine)?;
         kernel::check(self.config.engine)?;
         self.dispatch().map(drop)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -145,17 +146,25 @@ pub(super) fn open_sockets(
     let mut sockets = own?;
     sockets.extend(opened);
     let unix = sockets.iter().find_map(|socket| match Address::of(&socket.listener) {
-        Ok(Address::Unix(path)) if config.engine != EngineKind::Native => Some(path),
+        Ok(Address::Unix(path)) => Some(path),
         _ => None,
     });
-    if let Some(path) = unix {
-        let why = "the tiny-http engine cannot tell its clients apart: choose the native engine";
-        return Err(StartError::UnixSocket(path, io::Error::new(io::ErrorKind::Unsupported, why)));
-    }
+    check_unix(config.engine, unix)?;
     if sockets.is_empty() {
         return Err(StartError::Unresolved(io::Error::new(io::ErrorKind::InvalidInput, "none is given")));
     }
     Ok(sockets)
+}
+
+/// Refuses an engine that cannot serve a Unix socket, if there is one at this path.
+pub(super) fn check_unix(engine: EngineKind, path: Option<PathBuf>) -> Result<(), StartError> {
+    match path {
+        Some(path) if engine != EngineKind::Native => {
+            let why = "the tiny-http engine cannot tell its clients apart: choose the native engine";
+            Err(StartError::UnixSocket(path, io::Error::new(io::ErrorKind::Unsupported, why)))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn new_engines(

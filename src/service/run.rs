@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
@@ -20,6 +21,7 @@ use crate::crew::pool::Pool;
 use crate::crew::shutdown::Shutdown;
 use crate::crew::signals::{self, SignalSource};
 use crate::dispatch::Job;
+use crate::engine::Address;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Phase;
 use crate::lifecycle::reexec::{self, Binary, MIN_LEAK_REEXEC_INTERVAL, Preflight};
@@ -95,7 +97,11 @@ impl Parts {
     /// Serves until there is a cause to stop. A re-exec is one once the binary has passed its preflight: then it comes with
     /// that binary.
     fn wait_for_cause(&mut self) -> (Cause, Option<Binary>) {
-        let mut requests = ReexecRequests { started: Instant::now(), leak: None, preflight: None, again: None };
+        let unix = self.drain.engines.iter().find_map(|engine| match engine.address() {
+            Address::Unix(path) => Some(path.clone()),
+            Address::Inet(_) => None,
+        });
+        let mut requests = ReexecRequests { started: Instant::now(), unix, leak: None, preflight: None, again: None };
         loop {
             match self.crew.wait_first_until(requests.check_at()) {
                 Some(Cause::Reexec(why)) if self.may_reexec => requests.request(why),
@@ -177,6 +183,8 @@ fn for_next_image(shutdown: &Shutdown) -> Vec<Signal> {
 struct ReexecRequests {
     /// Moment at which this image started to serve.
     started: Instant,
+    /// The path of a Unix socket that the next image is left.
+    unix: Option<PathBuf>,
     /// The engine leaks; a re-exec waits until it is [allowed](reexec::may_reexec_for_leak).
     leak: Option<String>,
     /// The preflight that decides, and why it was started.
@@ -195,7 +203,7 @@ impl ReexecRequests {
     }
 
     fn start_preflight(&mut self, why: String) {
-        match Preflight::start() {
+        match Preflight::start(self.unix.as_deref()) {
             Ok(preflight) => self.preflight = Some((why, preflight)),
             Err(error) => log::error!("re-exec cancelled ({why}): cannot start the new binary: {error}"),
         }

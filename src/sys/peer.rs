@@ -183,9 +183,11 @@ mod tests {
             let holder = holders.iter().find(|holder| holder.pid == std::process::id()).expect("it is this process");
             assert!(!holder.sockets.is_disjoint(&sockets.listening), "this process listens");
 
-            drop(client); // its socket waits for the other end to be closed, and has no owner
+            // Its socket waits for the other end to be closed, and has no owner. Where `tcp_max_tw_buckets` is reached it is
+            // gone (tcp_time_wait, net/ipv4/tcp_minisocks.c).
+            drop(client);
             let closed = find_sockets(peer, &[port]).unwrap().peers;
-            assert!(!closed.is_empty() && closed.iter().all(|socket| socket.inode == 0), "{closed:?}");
+            assert!(closed.iter().all(|socket| socket.inode == 0), "{closed:?}");
         }
     }
 

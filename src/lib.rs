@@ -128,7 +128,7 @@
 //!   Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
 //!   apart. A client that resets a connection and comes back from the same port may be closed without an answer.
-//! * The most connections hold once a crowd has arrived, not while it does.
+//! * A crowd may exceed the most connections by 128; before Linux 6.2, or without /proc, by a thousand.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.

@@ -1,11 +1,15 @@
-//! As many connections as descriptors allow, on the native engine: none is refused, and others wait no longer than before.
+//! Crowds: on the native engine as many connections as descriptors allow, of which none is refused, while others wait no
+//! longer than before; on the other one many more than may be open, of which no more are accepted.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
 mod common;
 
-use common::{LIMIT, Serving, Speak as _, http::Connection, with_limit};
+use common::{Allout, LIMIT, Serving, Speak as _, http::Connection, with_limit};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Connections at once.
@@ -56,6 +60,66 @@ fn a_crowd_within_the_limit_on_descriptors_is_held_and_delays_no_others() {
     let during = p99(&server);
     assert!(during < before + LONGER, "others waited {during:?}, {before:?} before");
     assert_eq!(crowd[0].ask("GET", "/").status, 200, "the first is still there");
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+/// Connections that may be open, of [`BEYOND`] at once.
+const MOST: u64 = 50;
+const BEYOND: usize = 3000;
+/// Threads beside those of the connections that may be open. The kernel's queue (128) is accepted at once when a place
+/// becomes free. As many at most are started by the engine's connections to itself, for connections that `tiny_http` has
+/// left without a thread. Some 20 are of the service and of `tiny_http` itself.
+const OTHER_THREADS: u64 = 2 * 128 + 20;
+
+/// Connects without waiting for the handshake.
+fn connect_at_once(server: &Serving) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_nonblocking(true).expect("a socket of our own");
+    let _ = socket.connect(&SockAddr::from(server.addr)); // it is under way
+    socket
+}
+
+/// Threads of the server while a crowd arrives and stays, at their most; the clients speak, or are silent.
+fn most_threads_in_a_crowd(server: &Serving, speak: bool) -> u64 {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(server.threads());
+                thread::sleep(Duration::from_millis(1)); // samples
+            }
+            most
+        });
+        let mut crowd: Vec<_> = (0..BEYOND).map(|_| connect_at_once(server)).collect();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            for socket in crowd.iter_mut().filter(|_| speak) {
+                // Fails until it is accepted, and once it is closed.
+                let _ = socket.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+                let _ = socket.recv(&mut [std::mem::MaybeUninit::uninit(); 1024]);
+            }
+        }
+        drop(crowd);
+        over.store(true, Ordering::Relaxed);
+        sampler.join().expect("it samples")
+    })
+}
+
+#[test]
+fn a_crowd_makes_no_more_threads_than_the_limit_on_connections_allows() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
+    let most = MOST.to_string();
+    let mut server = Allout::new().args(["--engine", "tiny-http", "--max-connections", &most]).start();
+    for speak in [false, true] {
+        let threads = most_threads_in_a_crowd(&server, speak);
+        println!("{threads} threads for {BEYOND} connections, which speak: {speak}");
+        assert!(threads <= MOST + OTHER_THREADS, "{threads} threads");
+        assert_eq!(server.get("/").status, 200, "the crowd has left");
+    }
     server.signal(Signal::TERM);
     server.assert_exit(0, LIMIT);
     assert!(!server.log().contains("panicked"), "{}", server.log());

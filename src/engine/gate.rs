@@ -11,10 +11,9 @@
 //!
 //! A Unix socket has no such filter: its gate is shut for good, and the kernel refuses who comes then.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,25 +21,18 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::listen::Address;
 use crate::sync::lock;
-use crate::sys::fd::{cookie, replace_fd};
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::signature;
 use crate::sys::tcp::tcp_info;
 
 /// The gate of one listening socket, of which it holds a duplicate.
 pub(crate) struct AcceptGate {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     /// Address of the socket.
     address: Address,
     state: Mutex<GateState>,
     /// Nothing but our own connections passes any more.
     sealed: AtomicBool,
-    /// Private socket from which the engine accepts since the listening socket was handed over.
-    private_listener: Mutex<Option<Arc<TcpListener>>>,
-    /// The descriptor on which the engine's thread accepts, or -1 if it has not begun.
-    accept_fd: AtomicI32,
-    /// Cookies of the sockets that `accept_fd` may hold: the listening one, and the private one (0 if there is none).
-    accept_cookies: [AtomicU64; 2],
 }
 
 #[derive(Default)]
@@ -71,18 +63,14 @@ impl AcceptGate {
     /// The socket has no address, or no descriptor is left.
     pub(crate) fn new(listener: &TcpListener) -> io::Result<AcceptGate> {
         Ok(AcceptGate {
-            listener: listener.try_clone()?,
+            listener: Arc::new(listener.try_clone()?),
             address: Address::of(listener)?,
             state: Mutex::default(),
             sealed: AtomicBool::new(false),
-            private_listener: Mutex::default(),
-            accept_fd: AtomicI32::new(-1),
-            // Only an engine with an accept thread needs it, and that does not start without.
-            accept_cookies: [AtomicU64::new(SockRef::from(listener).cookie().unwrap_or(0)), AtomicU64::new(0)],
         })
     }
 
-    pub(crate) fn listener(&self) -> &TcpListener {
+    pub(crate) fn listener(&self) -> &Arc<TcpListener> {
         &self.listener
     }
 
@@ -91,7 +79,7 @@ impl AcceptGate {
     }
 
     /// Address on which it listens, if that is not a path.
-    fn inet(&self) -> SocketAddr {
+    pub(crate) fn inet(&self) -> SocketAddr {
         self.address.inet_or_unspecified()
     }
 
@@ -144,90 +132,27 @@ impl AcceptGate {
         lock(&self.state).closed
     }
 
-    /// The descriptor on which the engine's thread accepts from now on. The thread owns the descriptor, and closes it when
-    /// it ends.
-    pub(crate) fn set_accept_fd(&self, accept_fd: RawFd) {
-        self.accept_fd.store(accept_fd, Ordering::Release);
-    }
-
-    /// Whether the engine's accept thread lives: whether its descriptor still holds one of our sockets. The thread closes
-    /// it when it ends, also by a panic.
-    pub(crate) fn is_accepting(&self) -> bool {
-        let accept_fd = self.accept_fd.load(Ordering::Acquire);
-        accept_fd < 0
-            || cookie(accept_fd)
-                .is_ok_and(|held| self.accept_cookies.iter().any(|cookie| cookie.load(Ordering::Acquire) == held))
-    }
-
     /// Length of the accept queue: connections that are established and not accepted yet.
     pub(crate) fn accept_queue_len(&self) -> u32 {
-        let private = self.private_listener();
-        tcp_info(private.as_deref().unwrap_or(&self.listener)).map_or(0, |facts| facts.accept_queue)
+        tcp_info(&self.listener).map_or(0, |facts| facts.accept_queue)
     }
 
-    /// Has tiny_http accept from a socket of its own from here on, and leaves the listening socket, with its queue, to
-    /// its next holder. `accept_fd` is the descriptor on which tiny_http accepts.
-    ///
-    /// tiny_http accepts at most one more connection from the listening socket, in the accept call that is blocked. Once it
-    /// has accepted a [knock](AcceptGate::knock) at the private listener, that call is over: accepts are sequential.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor is left, or tiny_http has ended by itself.
-    pub(crate) fn redirect_accept(&self, accept_fd: RawFd) -> io::Result<()> {
-        let private = TcpListener::bind((loopback_addr(self.inet()).ip(), 0))?;
-        let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
-        self.accept_cookies[1].store(SockRef::from(&private).cookie()?, Ordering::Release);
-        replace_fd(accept_fd, self.accept_cookies[0].load(Ordering::Acquire), &private.try_clone()?.into())?;
-        *lock(&self.private_listener) = Some(Arc::new(private));
-        self.knock_at(self.inet())
-    }
-
-    /// Has tiny_http accept from the listening socket again. `accept_fd` is the descriptor on which it accepts.
-    ///
-    /// Its accept call stays blocked on the private listener until a knock there. Only our own knocks are queued there.
-    ///
-    /// # Errors
-    ///
-    /// tiny_http has ended by itself.
-    pub(crate) fn restore_accept(&self, accept_fd: RawFd) -> io::Result<()> {
-        let Some(private) = lock(&self.private_listener).take() else { return Ok(()) };
-        let cookie = SockRef::from(&*private).cookie()?;
-        replace_fd(accept_fd, cookie, &self.listener.try_clone()?.into())?;
-        self.knock_at(private.local_addr()?)
-    }
-
-    fn private_listener(&self) -> Option<Arc<TcpListener>> {
-        lock(&self.private_listener).clone()
-    }
-
-    /// Knocks: connects to our own port, which makes tiny_http start a thread, and resets the connection at once, so that
-    /// neither end keeps state.
+    /// Knocks: connects to our own port, which makes an engine with a thread for each connection start one, and resets the
+    /// connection at once, so that neither end keeps state.
     ///
     /// # Errors
     ///
     /// The connection was refused.
     pub(crate) fn knock(&self) -> io::Result<()> {
-        let private = self.private_listener();
-        self.knock_at(private.map_or(Ok(self.inet()), |private| private.local_addr())?)
+        self.knock_at(self.inet())
     }
 
-    /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
+    /// Knocks at another socket of ours.
     ///
     /// # Errors
     ///
-    /// It has not within `limit`, or there is no private listener.
-    pub(crate) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
-        let private = self.private_listener().ok_or(io::ErrorKind::NotConnected)?;
-        let own = self.self_socket(false)?;
-        own.connect_timeout(&SockAddr::from(private.local_addr()?), limit)?;
-        own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
-        own.set_nonblocking(false)?;
-        own.set_read_timeout(Some(limit))?;
-        (&own).read(&mut [0]).map(|_| ())
-    }
-
-    fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
+    /// The connection was refused.
+    pub(crate) fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
         let own = self.self_socket(address == self.inet())?;
         own.set_linger(Some(Duration::ZERO))?;
         match own.connect(&SockAddr::from(loopback_addr(address))) {
@@ -253,7 +178,7 @@ impl AcceptGate {
     }
 
     /// A socket that passes the gate, if it is `for_gate`.
-    fn self_socket(&self, for_gate: bool) -> io::Result<Socket> {
+    pub(crate) fn self_socket(&self, for_gate: bool) -> io::Result<Socket> {
         let address = self.inet();
         let own = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
@@ -283,7 +208,6 @@ pub(crate) fn loopback_addr(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::os::fd::AsRawFd;
 
     /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
     const SOON: Duration = Duration::from_millis(300);
@@ -326,38 +250,5 @@ mod tests {
             gate.knock().unwrap();
             gate.connect_self(SOON).unwrap();
         }
-    }
-
-    #[test]
-    fn accepting_is_redirected_and_restored_and_what_was_queued_meanwhile_is_accepted() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let gate = AcceptGate::new(&listener).unwrap();
-        let address = listener.local_addr().unwrap();
-        let accepting = listener.try_clone().unwrap();
-        let accept_fd = accepting.as_raw_fd();
-        let (sender, accepted) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = accepting.accept() {
-                let mut byte = [0];
-                let knock = stream.read(&mut byte).is_err() || byte == [0];
-                if !knock && sender.send(byte[0]).is_err() {
-                    return;
-                }
-            }
-        });
-        let connect = |byte: u8| TcpStream::connect_timeout(&address, SOON).unwrap().write_all(&[byte]).unwrap();
-        for round in [1, 2] {
-            connect(b'a');
-            assert_eq!(accepted.recv_timeout(SOON), Ok(b'a'), "round {round}");
-            gate.redirect_accept(accept_fd).unwrap();
-            connect(b'b');
-            assert!(accepted.recv_timeout(SOON).is_err(), "round {round}: accepted while it is another's");
-            gate.restore_accept(accept_fd).unwrap();
-            gate.restore_accept(accept_fd).unwrap();
-            assert_eq!(accepted.recv_timeout(SOON), Ok(b'b'), "round {round}");
-        }
-        drop(accepted);
-        connect(b'c');
-        thread.join().unwrap();
     }
 }

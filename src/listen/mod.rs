@@ -279,7 +279,7 @@ fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<(
         return socket.set_nonblocking(false);
     }
     set_min_ttl_filter(socket, false)?;
-    set_sigio(socket, false)?;
+    set_sigio(socket, None)?;
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(None)?;
     receive_buffer.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
@@ -337,7 +337,7 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             set_min_ttl_filter(&listener, true).unwrap();
-            set_sigio(&listener, true).unwrap();
+            set_sigio(&listener, Some(rustix::thread::gettid())).unwrap();
             listener.set_nonblocking(true).unwrap();
             SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
 

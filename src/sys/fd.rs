@@ -5,7 +5,7 @@
 //! would make duplicates without `unsafe`, but systemd's `@system-service` filter and container runtimes refuse it.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -48,7 +48,7 @@ pub(crate) fn take_passed(number: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// `NotFound`: the number holds something else by now.
-pub(crate) fn replace_fd(number: RawFd, expected: u64, by: &OwnedFd) -> io::Result<()> {
+pub(crate) fn replace_fd(number: RawFd, expected: u64, by: impl AsFd) -> io::Result<()> {
     if cookie(number) != Ok(expected) {
         return Err(io::ErrorKind::NotFound.into());
     }

@@ -20,8 +20,13 @@ pub(crate) fn nofile_limit() -> u64 {
 /// Whether so few descriptors are left that no more connections should be accepted: an eighth of the limit, at least 32.
 /// `in_use` is the number of open descriptors.
 pub(crate) fn under_fd_pressure(in_use: u64) -> bool {
+    in_use > fd_pressure_at()
+}
+
+/// The number of open descriptors up to which connections should be accepted.
+pub(crate) fn fd_pressure_at() -> u64 {
     let limit = nofile_limit();
-    limit.saturating_sub(in_use) < (limit / 8).clamp(32, 1024)
+    limit.saturating_sub((limit / 8).clamp(32, 1024))
 }
 
 /// The most threads that this process may have: the least of the `pids.max` of its cgroup and of the groups above, which

@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code, reason = "system calls and libc functions that no crate wraps; each block says why it is sound")]
 
+#[cfg(feature = "tiny-http")]
+pub(crate) mod accept_brake;
 pub(crate) mod address_space;
 pub(crate) mod children;
 pub(crate) mod exec;

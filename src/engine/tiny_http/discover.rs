@@ -35,13 +35,16 @@ pub(crate) struct FdScan {
     pub(crate) exhausted: bool,
     /// Descriptors in use.
     pub(crate) in_use: u64,
+    /// Those that are neither tiny_http's connections nor our duplicates of them.
+    pub(crate) others: u64,
 }
 
 /// Scans the table for connections that were accepted on `listen`.
 ///
 /// `ours` tells which numbers are our own duplicates (they are skipped), `known` which cookies need no duplicate.
 pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl Fn(u64) -> bool) -> FdScan {
-    let mut result = FdScan::default();
+    let mut result = FdScan { others: 3, ..FdScan::default() };
+    let mut new = HashSet::new();
     let size = table_size();
     let mut gap = 0;
     let mut fd: RawFd = 3; // 0, 1 and 2 are the standard streams
@@ -57,17 +60,24 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
             Ok(cookie) => {
                 gap = 0;
                 result.in_use += 1;
-                if result.cookies.insert(cookie) && !known(cookie) {
+                let is_known = known(cookie);
+                if result.cookies.insert(cookie) && !is_known {
                     match identify(this, listen) {
-                        Ok(found) => result.found.extend(found),
+                        Ok(None) => {}
+                        Ok(Some(found)) => {
+                            new.insert(found.cookie);
+                            result.found.push(found);
+                        }
                         Err(_) => result.exhausted = true,
                     }
                 }
+                result.others += u64::from(!is_known && !new.contains(&cookie));
             }
             Err(Errno::BADF) => gap += 1,
             Err(_) => {
                 gap = 0; // in use, but no socket
                 result.in_use += 1;
+                result.others += 1;
             }
         }
     }
@@ -89,7 +99,11 @@ fn identify(fd: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket
     let (Ok(local), Ok(cookie)) = (reference.local_addr(), reference.cookie()) else { return Ok(None) };
     // An accepted connection has the listening port at its own end; a client within this process has it at the other.
     let is_ours = local.as_socket().is_some_and(|local| {
-        local.port() == listen.port() && (listen.ip().is_unspecified() || listen.ip() == local.ip())
+        // It has the family of its listening socket, also where that is `[::]` and the client speaks IPv4. Another engine
+        // may listen on the same port of the other family.
+        local.port() == listen.port()
+            && local.is_ipv4() == listen.is_ipv4()
+            && (listen.ip().is_unspecified() || listen.ip() == local.ip())
     });
     // A listening socket has no peer.
     let peer = if is_ours { peer_name(&socket) } else { None };
@@ -133,6 +147,22 @@ mod tests {
         let gone = scan(address, |fd| fd == ours, |_| true);
         assert!(!gone.cookies.contains(&found.cookie), "only our duplicate is left");
     }
+
+    #[test]
+    fn a_connection_belongs_to_the_listening_socket_of_its_family() {
+        let v4 = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let v6 = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+        v6.set_only_v6(true).unwrap();
+        let address = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        v6.bind(&address.into()).unwrap();
+        v6.listen(1).unwrap();
+        let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _held = v4.accept().unwrap();
+        let found = |listen| scan(listen, |_| false, |_| false).found.len();
+        assert_eq!((found(v4.local_addr().unwrap()), found(address)), (1, 0));
+    }
+
     #[test]
     fn a_connection_that_was_reset_before_it_was_found_has_its_peer_all_the_same() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

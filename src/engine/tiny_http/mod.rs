@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | threads without names; panics as messages; `Drop` connects to its own port | `server` |
 //! | an unbounded queue; `unblock` leaves a marker in it | `receive` |
+//! | it accepts whatever arrives, and never gives its listening socket back | `accept_point` |
 //! | its accept thread dies when descriptors or threads run out | `restart` |
 //! | pipelined requests come at once and block each other's responses | `connections` |
 //! | no event when a connection begins or ends; sockets are not shown | `discover` |
@@ -15,6 +16,7 @@
 //! | it reads ahead without bound | `throttle` |
 //! | no timeouts, starved connections, leaks, no limit on a head | `monitor` |
 
+mod accept_point;
 mod admission;
 mod conn_state;
 mod connection;

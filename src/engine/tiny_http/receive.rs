@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tiny_http::Server;
 
 use super::Shared;
+use super::accept_point::AcceptPoint;
 use super::admission::Batch;
 use super::server::{self, RunningServer};
 use crate::engine::Serve;
@@ -56,7 +57,7 @@ impl ReceiveLoop {
     /// No descriptor or no thread is left.
     pub(crate) fn start(shared: Arc<Shared>, gate: Arc<AcceptGate>, serve: Arc<Serve>) -> io::Result<ReceiveLoop> {
         let server = RunningServer::start(gate.listener())?;
-        gate.set_accept_fd(server.accept_fd());
+        shared.monitor.accept_point().brake().set_accept_fd(server.accept_fd());
         let (stop, stopped) = bounded(0);
         Ok(ReceiveLoop {
             shared,
@@ -75,6 +76,10 @@ impl ReceiveLoop {
         lock(&self.current).as_ref().map(RunningServer::server)
     }
 
+    pub(super) fn accept_point(&self) -> &AcceptPoint {
+        self.shared.monitor.accept_point()
+    }
+
     fn unblock(&self) {
         if let Some(server) = self.server() {
             server.unblock();
@@ -86,17 +91,15 @@ impl ReceiveLoop {
     ///
     /// # Errors
     ///
-    /// See [`AcceptGate::redirect_accept`].
+    /// See [`AcceptPoint::redirect`].
     pub(crate) fn hand_over(&self) -> io::Result<()> {
         self.handed_over.store(true, Ordering::Release);
-        let accept_fd = lock(&self.current).as_ref().map(RunningServer::accept_fd);
-        accept_fd.map_or(Ok(()), |accept_fd| self.gate.redirect_accept(accept_fd))
+        self.accept_point().redirect()
     }
 
     /// Makes `tiny_http` accept from the listening socket again.
     pub(crate) fn take_back(&self) {
-        let accept_fd = lock(&self.current).as_ref().map(RunningServer::accept_fd);
-        let result = accept_fd.map_or(Ok(()), |accept_fd| self.gate.restore_accept(accept_fd));
+        let result = self.accept_point().restore();
         self.handed_over.store(false, Ordering::Release);
         if let Err(error) = result {
             log::debug!("tiny_http's accept thread has ended meanwhile: {error}");
@@ -136,11 +139,11 @@ impl ReceiveLoop {
     /// the gate in front of it makes the connection hang. So the thread is made to accept elsewhere first.
     fn end_accept_thread(&self, running: RunningServer) {
         let handed_over = self.handed_over.load(Ordering::Acquire);
-        let redirected = if handed_over { Ok(()) } else { self.gate.redirect_accept(running.accept_fd()) };
-        let redirected = redirected.and_then(|()| self.gate.wait_for_private_accept(ACCEPT_LIMIT));
+        let redirected = if handed_over { Ok(()) } else { self.accept_point().redirect() };
+        let redirected = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT));
         server::shut_listener(self.gate.listener());
         drop(running);
-        if let Err(error) = redirected.and_then(|()| self.gate.wait_for_private_accept(ACCEPT_LIMIT)) {
+        if let Err(error) = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT)) {
             log::debug!("tiny_http's accept thread was ended by closing its socket: {error}");
         }
     }

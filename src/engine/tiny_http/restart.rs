@@ -53,7 +53,7 @@ impl ReceiveLoop {
             serve_all(&*serve, &mut run_queue);
             match self.restart_server(&server, &serve, &mut retired) {
                 Some(server) => {
-                    self.gate.set_accept_fd(server.accept_fd());
+                    self.accept_point().brake().set_accept_fd(server.accept_fd());
                     *lock(&self.current) = Some(server);
                     self.restart_wanted.store(false, Ordering::Release);
                     log::info!("tiny_http accepts again");
@@ -104,7 +104,7 @@ impl ReceiveLoop {
     /// A server, once there are descriptors for the connections in the accept queue: it accepts all of them at once.
     fn try_start_server(&self) -> io::Result<RunningServer> {
         // The queue may be longer than the descriptor limit allows: then it is accepted in several rounds.
-        let waiting = u64::from(self.gate.accept_queue_len());
+        let waiting = u64::from(self.accept_point().queue_len());
         let needed = (SPARE_FDS + FDS_PER_CONNECTION * waiting).min(nofile_limit() / 2);
         let spare: io::Result<Vec<_>> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();
         drop(spare?);

@@ -1,7 +1,7 @@
 //! Whether tiny_http's accept thread lives. It ends for good on any error of `accept`, and panics in silence when a
 //! descriptor or a thread is missing. Its descriptor of the listening socket is closed exactly then, so the kernel is
-//! asked about that one (see [`AcceptGate::is_accepting`](crate::engine::gate::AcceptGate::is_accepting)). A living engine is never replaced, however many
-//! connections wait.
+//! asked about that one (see [`AcceptBrake::is_thread_alive`](crate::sys::accept_brake::AcceptBrake::is_thread_alive)). A
+//! living engine is never replaced, however many connections wait.
 
 use std::time::{Duration, Instant};
 

@@ -17,6 +17,8 @@ pub(super) struct Usage {
     pub(super) all: usize,
     /// Those of them that were not closed by us.
     pub(super) open: usize,
+    /// Those that wait in the kernel while the brake is on.
+    pub(super) waiting: usize,
     pub(super) gate_closed: bool,
     /// Descriptors are nearly, or wholly, used up.
     pub(super) fd_pressure: bool,
@@ -37,14 +39,14 @@ impl Capacity {
 
     /// Whether there is nothing to do.
     pub(super) fn is_at_ease(&self, usage: Usage) -> bool {
-        !self.requested && !usage.fd_pressure && !usage.gate_closed && usage.all <= usage.limit()
+        !self.requested && !usage.fd_pressure && !usage.gate_closed && usage.all + usage.waiting <= usage.limit()
     }
 
     /// How many connections should be closed.
     pub(super) fn excess(&mut self, usage: Usage, now: Instant) -> usize {
         // While the gate is closed, down to the level at which it opens, so that it does not oscillate.
         let limit = if usage.gate_closed { usage.reopen_at() } else { usage.limit() };
-        let excess = usage.open.saturating_sub(limit);
+        let excess = (usage.open + usage.waiting).saturating_sub(limit).min(usage.open);
         let wanted = self.requested || usage.fd_pressure;
         if wanted && self.next_eviction.is_none_or(|next| now >= next) {
             self.next_eviction = Some(now + EVICTION_INTERVAL);
@@ -56,11 +58,11 @@ impl Capacity {
 
     /// Whether the gate should be closed (true) or opened (false), after so many were closed; `None` leaves it.
     pub(super) fn gate(&self, usage: Usage, evicted: usize) -> Option<bool> {
-        let left = usage.all.saturating_sub(evicted);
+        let left = usage.all.saturating_sub(evicted) + usage.waiting;
         if left > usage.limit() || usage.fd_pressure || self.requested {
             Some(true)
-        } else if left <= usage.reopen_at() {
-            Some(false)
+        } else if usage.all <= usage.reopen_at() {
+            Some(false) // those that were closed before have gone
         } else {
             None
         }
@@ -72,6 +74,11 @@ impl Usage {
         self.max.saturating_sub(self.leaked)
     }
 
+    /// Whether no more may be accepted: those that wait are by how much the limit may be exceeded.
+    pub(super) fn is_full(self) -> bool {
+        self.all > self.limit() + 1 // the one with which the brake went on
+    }
+
     fn reopen_at(self) -> usize {
         self.limit() - self.limit() / 8
     }
@@ -81,7 +88,8 @@ impl Usage {
 mod tests {
     use super::*;
 
-    const USAGE: Usage = Usage { max: 80, leaked: 0, all: 80, open: 80, gate_closed: false, fd_pressure: false };
+    const USAGE: Usage =
+        Usage { max: 80, leaked: 0, all: 80, open: 80, waiting: 0, gate_closed: false, fd_pressure: false };
 
     fn excess(usage: Usage) -> usize {
         Capacity::default().excess(usage, Instant::now())
@@ -95,15 +103,25 @@ mod tests {
         assert!(!capacity.is_at_ease(over));
         assert_eq!(excess(over), 8);
         assert_eq!(capacity.gate(over, 9), Some(true));
-        assert_eq!(capacity.gate(over, 15), None);
-        assert_eq!(capacity.gate(over, 20), Some(false));
+        assert_eq!(capacity.gate(over, 20), None, "they have not gone yet");
+        assert_eq!(capacity.gate(Usage { all: 70, open: 68, ..over }, 0), Some(false));
+    }
+
+    #[test]
+    fn those_that_wait_take_the_place_of_idle_ones_or_are_the_last() {
+        let waiting = Usage { waiting: 10, ..USAGE };
+        assert!(!Capacity::default().is_at_ease(waiting));
+        assert_eq!(excess(waiting), 10);
+        assert_eq!(Capacity::default().gate(waiting, 10), None);
+        assert_eq!(Capacity::default().gate(waiting, 9), Some(true));
+        assert!(!waiting.is_full() && Usage { all: 82, ..USAGE }.is_full());
     }
 
     #[test]
     fn behind_a_closed_gate_connections_are_closed_until_it_opens() {
         let closed = Usage { gate_closed: true, ..USAGE };
         assert_eq!(excess(closed), 10);
-        assert_eq!(Capacity::default().gate(closed, 10), Some(false));
+        assert_eq!(Capacity::default().gate(Usage { all: 70, open: 70, ..closed }, 0), Some(false));
     }
 
     #[test]

@@ -54,6 +54,7 @@ use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::accept_point::AcceptPoint;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::{Events, Settings, StopState};
 use crate::sys::heap::trim;
@@ -62,7 +63,7 @@ use lingering::LingeringClose;
 use schedule::{Pace, Schedule, Sleep};
 use sockets::SocketTable;
 use tick::{Context, Happened, Memory};
-use wakeup::{AcceptSignal, Command, Mailbox};
+use wakeup::{Command, Mailbox};
 
 /// The monitor, as other threads see it.
 pub(crate) struct Monitor {
@@ -85,11 +86,14 @@ impl Monitor {
         settings: Settings,
         events: Arc<Events>,
     ) -> io::Result<Monitor> {
-        let sockets = SocketTable::new(Arc::clone(&gate), Arc::clone(&connections))?;
+        let mailbox = Mailbox::new()?;
+        let wake = mailbox.wake_fd();
+        let accept = Arc::new(AcceptPoint::new(Arc::clone(&gate), settings.max_connections, wake)?);
+        let sockets = SocketTable::new(Arc::clone(&gate), Arc::clone(&accept), Arc::clone(&connections))?;
         let on_accept_stopped = OnceLock::new();
         Ok(Monitor {
-            context: Context { sockets, connections, gate, stop_state, settings, events, on_accept_stopped },
-            mailbox: Mailbox::new()?,
+            context: Context { sockets, connections, gate, accept, stop_state, settings, events, on_accept_stopped },
+            mailbox,
             quiescent: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
         })
@@ -99,6 +103,10 @@ impl Monitor {
     /// counts.
     pub(crate) fn on_accept_stalled(&self, restart: impl Fn() + Send + Sync + 'static) {
         let _ = self.context.on_accept_stopped.set(Box::new(restart));
+    }
+
+    pub(super) fn accept_point(&self) -> &AcceptPoint {
+        &self.context.accept
     }
 
     /// Whether a drain has nothing left to wait for.
@@ -167,12 +175,11 @@ impl Monitor {
     /// The system refuses to wait for events.
     pub(crate) fn run(&self) -> io::Result<()> {
         let Some(commands) = self.mailbox.open() else { return Ok(()) }; // it runs once
-        let mut signal = AcceptSignal::new()?;
         let mut memory = Memory::default();
         let mut schedule = Schedule::default();
         let mut active = true;
         loop {
-            let mut happened = self.sleep(active, &mut signal, &mut schedule, &mut memory)?;
+            let mut happened = self.sleep(active, &mut schedule, &mut memory)?;
             if take_commands(&commands, &mut memory) {
                 break;
             }
@@ -187,42 +194,37 @@ impl Monitor {
             }
             self.ticks.fetch_add(1, Ordering::Relaxed);
         }
-        signal.disarm(self.context.gate.listener());
+        self.context.accept.brake().end();
         memory.finish();
         Ok(())
     }
 
     /// Sleeps until the next tick. `active`: something happened at the last one, or must be checked again soon.
-    fn sleep(
-        &self,
-        active: bool,
-        signal: &mut AcceptSignal,
-        schedule: &mut Schedule,
-        memory: &mut Memory,
-    ) -> io::Result<Happened> {
+    fn sleep(&self, active: bool, schedule: &mut Schedule, memory: &mut Memory) -> io::Result<Happened> {
         let now = Instant::now();
-        let listener = self.context.gate.listener();
+        let brake = self.context.accept.brake();
         if memory.trim_timer.is_due(!active, now) {
             trim();
         }
         let mut pace = Pace {
             active,
             draining: self.context.stop_state.accept_stopped().is_some(),
-            throttling: memory.throttle.is_active(),
+            throttling: memory.throttle.is_active() || brake.is_on(),
             waiting: self.context.has_deadlines(memory),
         };
         let mut sleep = schedule.sleep(pace, now);
-        if sleep == Sleep::UntilConnection && !signal.is_armed() {
+        let armed = brake.is_armed();
+        if sleep == Sleep::UntilConnection && !armed {
             // Armed before one more scan, so that no connection arrives unnoticed between the two.
-            signal.arm(listener);
+            brake.arm();
             return Ok(Happened { must_scan: true, ..Happened::default() });
         }
         if !self.mailbox.before_sleep(!matches!(sleep, Sleep::Tick(_))) {
             pace.active = true;
             sleep = schedule.sleep(pace, now);
         }
-        self.poll(sleep, signal)?;
-        let connected = signal.disarm(listener);
+        self.poll(sleep)?;
+        let connected = brake.disarm(armed);
         let (request, new_connection) = self.mailbox.after_sleep();
         Ok(Happened {
             woken: self.mailbox.was_woken(),
@@ -232,12 +234,8 @@ impl Monitor {
         })
     }
 
-    fn poll(&self, sleep: Sleep, signal: &AcceptSignal) -> io::Result<()> {
-        let mut all = [
-            PollFd::new(&self.mailbox, PollFlags::IN),
-            PollFd::new(&self.context.sockets, PollFlags::IN),
-            PollFd::new(signal, PollFlags::IN),
-        ];
+    fn poll(&self, sleep: Sleep) -> io::Result<()> {
+        let mut all = [PollFd::new(&self.mailbox, PollFlags::IN), PollFd::new(&self.context.sockets, PollFlags::IN)];
         let (wakers, limit) = match sleep {
             Sleep::Tick(limit) => (&mut all[..1], Some(limit)),
             Sleep::Idle(limit) => (&mut all[..], Some(limit)),

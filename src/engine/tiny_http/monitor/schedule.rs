@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// Between two ticks while things happen. Two ticks find a starved connection, so that it waits 40 ms at most; eight
 /// clients that each send one endless header send some 6 MB each in between, on two cores.
 const TICK: Duration = Duration::from_millis(20);
-/// Between two ticks while connections are throttled: each client can put a hundred requests into tiny_http's queue in
-/// that time.
+/// Between two ticks while connections are throttled, or the brake is on: each client can put a hundred requests into
+/// tiny_http's queue in that time.
 const THROTTLE_TICK: Duration = Duration::from_millis(2);
 /// Between two ticks of a drain in which something happens: the drain ends as soon as the monitor sees that it can.
 const DRAIN_TICK: Duration = Duration::from_millis(1);
@@ -22,7 +22,7 @@ pub(super) struct Pace {
     pub(super) active: bool,
     /// Accepting has stopped.
     pub(super) draining: bool,
-    /// tiny_http's queue is being kept short.
+    /// tiny_http's queue is being kept short, or connections wait for the brake to be released.
     pub(super) throttling: bool,
     /// Something has a timeout: a connection is open, the gate is closed, or the heap is to be trimmed.
     pub(super) waiting: bool,

@@ -19,6 +19,7 @@ use super::starvation::Starved;
 use super::timeouts::Observation;
 use super::unparsable::Accounted;
 use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::accept_point::AcceptPoint;
 use crate::engine::tiny_http::connection::Connection;
 use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::discover::{self, FdScan};
@@ -71,6 +72,7 @@ pub(super) type Watched = HashMap<u64, WatchedSocket>;
 /// What all threads share.
 pub(super) struct SocketTable {
     gate: Arc<AcceptGate>,
+    accept: Arc<AcceptPoint>,
     connections: Arc<ConnectionTable>,
     /// An epoll set of all watched sockets and the listening one, edge-triggered: what happens on them collects there.
     events: OwnedFd,
@@ -108,11 +110,15 @@ impl SocketTable {
     /// # Errors
     ///
     /// No descriptor is left.
-    pub(super) fn new(gate: Arc<AcceptGate>, connections: Arc<ConnectionTable>) -> io::Result<SocketTable> {
+    pub(super) fn new(
+        gate: Arc<AcceptGate>,
+        accept: Arc<AcceptPoint>,
+        connections: Arc<ConnectionTable>,
+    ) -> io::Result<SocketTable> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&events, gate.listener(), epoll::EventData::new_u64(LISTENER_KEY), edge)?;
-        Ok(SocketTable { gate, connections, events, known: Mutex::default() })
+        Ok(SocketTable { gate, accept, connections, events, known: Mutex::default() })
     }
 
     /// Scans the table, and attaches each new socket to its connection. The scan is complete for all sockets that
@@ -156,6 +162,8 @@ impl SocketTable {
             };
             known.fresh.push((cookie, watched));
         }
+        self.accept.set_other_fds(scan.others);
+        self.accept.set_limit(known.own_fds.len());
         scan
     }
 
@@ -189,6 +197,11 @@ impl SocketTable {
     /// Closes forgotten duplicates that no other thread holds. True if some are left.
     pub(super) fn close_retired(&self) -> bool {
         lock(&self.known).close_retired()
+    }
+
+    /// Has the brake go on with one connection more than may be open.
+    pub(super) fn set_accept_limit(&self) {
+        self.accept.set_limit(lock(&self.known).own_fds.len());
     }
 
     /// Takes the sockets found since the last call, for the monitor's thread.
@@ -254,8 +267,8 @@ pub(super) struct Reasons {
     pub(super) arriving: bool,
     /// tiny_http may have closed sockets.
     pub(super) ending: bool,
-    /// A drain waits for the last socket to go.
-    pub(super) draining: bool,
+    /// A drain waits for the last socket to go, or the brake is on.
+    pub(super) urgent: bool,
 }
 
 /// Decides when the descriptor table is scanned.
@@ -288,7 +301,7 @@ impl Rescan {
             || reasons.ending
             || self.fd_exhausted
             || std::mem::take(&mut self.pending);
-        let due = wanted && (reasons.draining || self.not_before.is_none_or(|next| now >= next));
+        let due = wanted && (reasons.urgent || self.not_before.is_none_or(|next| now >= next));
         self.pending = reasons.arriving || (wanted && !due);
         due
     }
@@ -326,7 +339,7 @@ mod tests {
         let (took, ending) = (Duration::from_millis(8), Reasons { ending: true, ..Reasons::default() });
         rescan.scanned(false, took, began);
         assert!(!rescan.is_due(ending, began + took));
-        assert!(rescan.is_due(Reasons { draining: true, ..ending }, began + took));
+        assert!(rescan.is_due(Reasons { urgent: true, ..ending }, began + took));
         assert!(rescan.is_due(ending, began + took * MAX_SCAN_SHARE));
         rescan.scanned(false, took, began);
         let arriving = Reasons { arriving: true, ..Reasons::default() };

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::accept_point::AcceptPoint;
 use crate::sync::WarnOnce;
 
 /// Connections to our own port in one tick; they take some 20 µs each.
@@ -40,9 +40,9 @@ pub(super) struct Unstarve {
 
 impl Unstarve {
     /// Makes tiny_http start as many threads as connections were found without one, and counts them in `unstarved`.
-    pub(super) fn knock(&self, starved: usize, gate: &AcceptGate, unstarved: &AtomicU64) {
+    pub(super) fn knock(&self, starved: usize, accept: &AcceptPoint, unstarved: &AtomicU64) {
         for _ in 0..starved.min(MAX_KNOCKS_PER_TICK) {
-            if let Err(error) = gate.knock() {
+            if let Err(error) = accept.knock() {
                 if self.warned.is_first() {
                     log::warn!("cannot connect to own port ({error}): connections may hang after bursts");
                 }

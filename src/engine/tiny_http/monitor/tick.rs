@@ -16,6 +16,7 @@ use super::sockets::{Reasons, Rescan, SocketTable, Watched, WatchedSocket};
 use super::starvation::Unstarve;
 use super::timeouts::{self, Verdict};
 use crate::engine::gate::AcceptGate;
+use crate::engine::tiny_http::accept_point::AcceptPoint;
 use crate::engine::tiny_http::conn_state::ConnState;
 use crate::engine::tiny_http::connection::Connection;
 use crate::engine::tiny_http::connections::ConnectionTable;
@@ -30,6 +31,7 @@ pub(super) struct Context {
     pub(super) sockets: SocketTable,
     pub(super) connections: Arc<ConnectionTable>,
     pub(super) gate: Arc<AcceptGate>,
+    pub(super) accept: Arc<AcceptPoint>,
     pub(super) stop_state: Arc<StopState>,
     pub(super) settings: Settings,
     pub(super) events: Arc<Events>,
@@ -129,12 +131,15 @@ impl Context {
         memory.quiescence.begin(stop);
         let path_empty = accept_stopped.is_some_and(|since| self.is_accept_path_empty(since, memory, now));
         let full = memory.scans.rescan.is_full_tick(IDLE_TICK, draining, now);
-        let arriving = happened.connected || self.gate.accept_queue_len() > 0;
+        let arriving = happened.connected || self.accept.queue_len() > 0;
         let ending = happened.must_scan || memory.scans.ending;
+        self.accept.brake().find_thread();
+        // Connections are waiting for it: it is released at this tick.
+        let braked = self.accept.brake().is_on();
         if self.connections.take_engine_queue_emptied() {
             memory.leaks.note_queue_emptied(now);
         }
-        if memory.scans.rescan.is_due(Reasons { full_tick: full, arriving, ending, draining }, now) {
+        if memory.scans.rescan.is_due(Reasons { full_tick: full, arriving, ending, urgent: draining || braked }, now) {
             self.scan(memory, now);
         }
         // Another thread's scan may have found sockets whose events were taken at this tick.
@@ -143,20 +148,28 @@ impl Context {
         let again = arriving | self.check_sockets(happened, full, memory, now);
         memory.trim_timer.update(memory.watched.len(), now);
         memory.lingering.check(now, if draining { self.settings.keepalive_min } else { LINGERING_TIMEOUT });
-        if memory.accept_health.must_restart(self.gate.is_accepting(), now) {
+        if memory.accept_health.must_restart(self.accept.brake().is_thread_alive(), now) {
             if let Some(restart) = self.on_accept_stopped.get() {
                 restart();
             }
         }
+        let is_full = !draining && self.check_capacity(braked, memory, now);
+        self.sockets.set_accept_limit();
+        if braked && (!is_full || self.gate.is_closed()) {
+            self.accept.release_brake();
+        }
         if !draining {
-            self.check_capacity(memory, now);
             let delayed = happened.woken && self.stop_state.announced().is_some();
             if delayed && !self.connections.has_requests_older_than_drain(&self.stop_state) {
                 (self.events.changed)();
             }
         }
         Outcome {
-            again: again || memory.scans.ending || !memory.lingering.is_empty() || memory.accept_health.is_dead(),
+            again: again
+                || braked
+                || memory.scans.ending
+                || !memory.lingering.is_empty()
+                || memory.accept_health.is_dead(),
             quiescent: stop.filter(|_| self.check_quiescence(path_empty, memory, now)),
         }
     }
@@ -165,7 +178,7 @@ impl Context {
         let rtt = |watched: &WatchedSocket| tcp_info(&*watched.socket).ok().map(|info| info.min_rtt);
         memory.quiescence.note_rtts(|| memory.watched.values().filter_map(rtt).max());
         let stopped_for = now.saturating_duration_since(stopped);
-        memory.quiescence.accept_path_is_empty(stopped_for, self.gate.accept_queue_len(), now)
+        memory.quiescence.accept_path_is_empty(stopped_for, self.accept.queue_len(), now)
     }
 
     /// Checks each socket on which something happened, and at a full tick all.
@@ -213,7 +226,7 @@ impl Context {
             memory.scans.ending |= self.act(verdict, &watched.connection);
         }
         self.check_throttle(full, draining.is_some(), memory, now);
-        memory.logs.unstarve.knock(starved, &self.gate, &self.connections.counts.unstarved);
+        memory.logs.unstarve.knock(starved, &self.accept, &self.connections.counts.unstarved);
         again || starved > 0
     }
 
@@ -271,18 +284,20 @@ impl Context {
         unread_body::discard_all(connection, rest, |peer| self.sockets.abort_peer(peer));
     }
 
-    /// Closes idle connections when there are too many, and the gate while that is not enough.
-    fn check_capacity(&self, memory: &mut Memory, now: Instant) {
+    /// Closes idle connections when there are too many, and the gate while that is not enough. True if no more may be
+    /// accepted.
+    fn check_capacity(&self, braked: bool, memory: &mut Memory, now: Instant) -> bool {
         let mut usage = Usage {
             max: self.settings.max_connections,
             leaked: memory.leaks.present(),
             all: self.connections.connections(),
             open: 0,
+            waiting: if braked { self.accept.queue_len() as usize } else { 0 },
             gate_closed: self.gate.is_closed(),
             fd_pressure: memory.scans.fd_pressure || memory.scans.rescan.is_fd_exhausted(),
         };
         if memory.capacity.is_at_ease(usage) {
-            return;
+            return false;
         }
         let all: Vec<_> = self.connections.all().into_iter().map(|one| (one.snapshot(), one)).collect();
         usage.all = all.len();
@@ -306,6 +321,7 @@ impl Context {
                 log::debug!("cannot open or close the accept gate: {error}");
             }
         }
+        usage.is_full()
     }
 
     fn check_quiescence(&self, path_empty: bool, memory: &mut Memory, now: Instant) -> bool {
@@ -316,7 +332,7 @@ impl Context {
         match memory.quiescence.step(nothing_left, path_empty, now) {
             Step::Wait => false,
             Step::Probe => {
-                let _ = self.gate.knock(); // if it fails, two ticks are the proof
+                let _ = self.accept.knock(); // if it fails, two ticks are the proof
                 false
             }
             Step::Done => true,

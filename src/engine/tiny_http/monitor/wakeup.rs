@@ -1,21 +1,15 @@
 //! How others reach the monitor's thread, and what wakes it.
 
-use std::io::{self, Read};
-use std::net::TcpListener;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::SigId;
-use signal_hook::consts::SIGIO;
-use signal_hook::low_level::pipe;
 
 use super::lingering::LingeringClose;
 use crate::sync::lock;
-use crate::sys::sigio::set_sigio;
 
 /// Commands to the monitor.
 pub(super) enum Command {
@@ -34,7 +28,7 @@ pub(super) struct Mailbox {
     /// Taken by the monitor's thread. Once that has ended, sending fails.
     receiver: Mutex<Option<Receiver<Command>>>,
     /// An eventfd.
-    wake: OwnedFd,
+    wake: Arc<OwnedFd>,
     /// One of the constants below.
     activity: AtomicU8,
     /// A request of an unknown connection has arrived since the last tick.
@@ -59,15 +53,20 @@ impl Mailbox {
         Ok(Mailbox {
             sender,
             receiver: Mutex::new(Some(receiver)),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             activity: AtomicU8::new(RUNNING),
             new_connection: AtomicBool::new(false),
         })
     }
 
+    /// The eventfd that wakes the monitor.
+    pub(super) fn wake_fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.wake)
+    }
+
     /// Wakes the monitor for a tick.
     pub(super) fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()); // EAGAIN: it is about to wake anyway
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()); // EAGAIN: it is about to wake anyway
     }
 
     /// Says that a request has arrived: while requests arrive the monitor ticks.
@@ -111,64 +110,13 @@ impl Mailbox {
     /// Whether it was woken since the last call.
     pub(super) fn was_woken(&self) -> bool {
         let mut count = [0; 8];
-        rustix::io::read(&self.wake, &mut count).is_ok() // EAGAIN if not
+        rustix::io::read(&*self.wake, &mut count).is_ok() // EAGAIN if not
     }
 }
 
 impl AsFd for Mailbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
-    }
-}
-
-/// Fires when a connection arrives at the listening socket, while it is armed: SIGIO, whose handler writes into a pipe.
-pub(super) struct AcceptSignal {
-    pipe: UnixStream,
-    handler: SigId,
-    armed: bool,
-}
-
-impl AcceptSignal {
-    /// # Errors
-    ///
-    /// No descriptor is left, or the handler cannot be installed.
-    pub(super) fn new() -> io::Result<AcceptSignal> {
-        let (pipe, write_end) = UnixStream::pair()?;
-        pipe.set_nonblocking(true)?;
-        Ok(AcceptSignal { pipe, handler: pipe::register(SIGIO, write_end)?, armed: false })
-    }
-
-    pub(super) fn is_armed(&self) -> bool {
-        self.armed
-    }
-
-    /// Has the kernel signal the calling thread.
-    pub(super) fn arm(&mut self, listener: &TcpListener) {
-        // If it is refused, a silent client that is the only one is noticed when the next one speaks.
-        let _ = set_sigio(listener, true);
-        self.armed = true;
-    }
-
-    /// Whether it fired while it was armed.
-    pub(super) fn disarm(&mut self, listener: &TcpListener) -> bool {
-        if !std::mem::take(&mut self.armed) {
-            return false;
-        }
-        let _ = set_sigio(listener, false); // as above
-        let mut bytes = [0; 64];
-        (&self.pipe).read(&mut bytes).is_ok_and(|n| n > 0)
-    }
-}
-
-impl AsFd for AcceptSignal {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
-    }
-}
-
-impl Drop for AcceptSignal {
-    fn drop(&mut self) {
-        signal_hook::low_level::unregister(self.handler);
     }
 }
 

@@ -1,0 +1,206 @@
+//! Where tiny_http's accept thread accepts: from the listening socket, or from a private one to which only we connect.
+//!
+//! tiny_http takes a listening socket and never gives it back. So the number of its descriptor is given another socket:
+//!
+//! * in a hand-over, which leaves the listening socket, with its queue, to its next holder;
+//! * by the [brake](AcceptBrake), when more connections are open than may be. The monitor releases it at its next tick, and
+//!   closes the gate if too many are left. So a crowd exceeds the limit by the kernel's queue, [`BACKLOG`], at most.
+
+use std::io::{self, Read as _};
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{SockAddr, SockRef};
+
+use crate::engine::gate::{AcceptGate, loopback_addr};
+use crate::sync::lock;
+use crate::sys::accept_brake::{AcceptBrake, Handler};
+use crate::sys::limits::fd_pressure_at;
+use crate::sys::min_ttl::set_min_ttl_filter;
+use crate::sys::tcp::tcp_info;
+
+/// Connections that the kernel queues for tiny_http, which accepts them at once: those that may be accepted beyond the
+/// limit. As many as the standard library's listeners have.
+pub(super) const BACKLOG: i32 = 128;
+
+/// Descriptors that tiny_http has of a connection: one for reading, one for writing.
+const FDS_PER_CONNECTION: u64 = 2;
+
+/// See the module's text.
+pub(crate) struct AcceptPoint {
+    gate: Arc<AcceptGate>,
+    brake: Arc<AcceptBrake>,
+    /// Held for as long as signals may come.
+    _handler: Handler,
+    /// Connections that may be open.
+    max_connections: u64,
+    /// Descriptors that are neither tiny_http's connections nor our duplicates of them.
+    other_fds: AtomicU64,
+    /// The listening socket is left to its next holder.
+    handed_over: Mutex<bool>,
+}
+
+impl AcceptPoint {
+    /// `wake` is an eventfd, written to when the brake goes on.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses a socket.
+    pub(super) fn new(gate: Arc<AcceptGate>, max_connections: usize, wake: Arc<OwnedFd>) -> io::Result<AcceptPoint> {
+        let listener = gate.listener();
+        SockRef::from(&**listener).listen(BACKLOG)?; // may be called again, listen(2)
+        let private = TcpListener::bind((loopback_addr(gate.inet()).ip(), 0))?;
+        let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
+        let brake = Arc::new(AcceptBrake::new(Arc::clone(listener), private, wake)?);
+        Ok(AcceptPoint {
+            gate,
+            _handler: brake.install()?,
+            brake,
+            max_connections: max_connections as u64,
+            other_fds: AtomicU64::new(0),
+            handed_over: Mutex::new(false),
+        })
+    }
+
+    pub(super) fn brake(&self) -> &Arc<AcceptBrake> {
+        &self.brake
+    }
+
+    /// Notes how many descriptors are neither tiny_http's connections nor our duplicates of them.
+    pub(super) fn set_other_fds(&self, others: u64) {
+        self.other_fds.store(others, Ordering::Relaxed);
+    }
+
+    /// Sets when the brake goes on: with one connection more than may be open. `duplicates` are ours.
+    pub(super) fn set_limit(&self, duplicates: usize) {
+        let others = self.other_fds.load(Ordering::Relaxed) + duplicates as u64;
+        let limited = others.saturating_add(FDS_PER_CONNECTION.saturating_mul(self.max_connections)).saturating_add(1);
+        // Behind a closed gate arrive only those that had begun, and our own.
+        self.brake.set_max_fds(if self.gate.is_closed() { u64::MAX } else { limited.min(fd_pressure_at()) });
+    }
+
+    /// Releases the brake, if it is on.
+    pub(super) fn release_brake(&self) {
+        let handed_over = lock(&self.handed_over);
+        if *handed_over || !self.brake.is_on() {
+            return;
+        }
+        // Fails if tiny_http has ended: then it is restarted.
+        let _ = self.brake.release().and_then(|()| self.knock_private());
+    }
+
+    /// Has tiny_http accept from the private listener from here on.
+    ///
+    /// tiny_http accepts at most one more connection from the listening socket, in the accept call that is blocked. Once it
+    /// has accepted a [knock](AcceptPoint::knock) at the private listener, that call is over: accepts are sequential.
+    ///
+    /// # Errors
+    ///
+    /// tiny_http has ended by itself.
+    pub(super) fn redirect(&self) -> io::Result<()> {
+        let mut handed_over = lock(&self.handed_over);
+        self.brake.apply()?;
+        *handed_over = true;
+        self.gate.knock()
+    }
+
+    /// Has tiny_http accept from the listening socket again.
+    ///
+    /// Its accept call stays blocked on the private listener until a knock there. Only our own knocks are queued there.
+    ///
+    /// # Errors
+    ///
+    /// tiny_http has ended by itself, or no descriptor is left.
+    pub(super) fn restore(&self) -> io::Result<()> {
+        let mut handed_over = lock(&self.handed_over);
+        if !std::mem::take(&mut *handed_over) {
+            return Ok(());
+        }
+        self.brake.release()?;
+        self.knock_private()
+    }
+
+    /// Knocks where tiny_http accepts.
+    ///
+    /// # Errors
+    ///
+    /// The connection was refused.
+    pub(super) fn knock(&self) -> io::Result<()> {
+        if *lock(&self.handed_over) { self.knock_private() } else { self.gate.knock() }
+    }
+
+    fn knock_private(&self) -> io::Result<()> {
+        self.gate.knock_at(self.brake.private().local_addr()?)
+    }
+
+    /// Connections that are established, and that tiny_http is to accept.
+    pub(super) fn queue_len(&self) -> u32 {
+        let listener = if *lock(&self.handed_over) { self.brake.private() } else { &**self.gate.listener() };
+        tcp_info(listener).map_or(0, |facts| facts.accept_queue)
+    }
+
+    /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
+    ///
+    /// # Errors
+    ///
+    /// It has not within `limit`.
+    pub(super) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
+        let own = self.gate.self_socket(false)?;
+        own.connect_timeout(&SockAddr::from(self.brake.private().local_addr()?), limit)?;
+        own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
+        own.set_nonblocking(false)?;
+        own.set_read_timeout(Some(limit))?;
+        (&own).read(&mut [0]).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
+    const SOON: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn accepting_is_redirected_and_restored_and_what_was_queued_meanwhile_is_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = Arc::new(AcceptGate::new(&listener).unwrap());
+        let point = AcceptPoint::new(gate, 10, Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())).unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = listener.try_clone().unwrap();
+        point.brake.set_accept_fd(accepting.as_raw_fd());
+        let (sender, accepted) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = accepting.accept() {
+                let mut byte = [0];
+                let knock = stream.read(&mut byte).is_err() || byte == [0];
+                if !knock && sender.send(byte[0]).is_err() {
+                    return;
+                }
+            }
+        });
+        let connect = |byte: u8| TcpStream::connect_timeout(&address, SOON).unwrap().write_all(&[byte]).unwrap();
+        for round in [1, 2] {
+            connect(b'a');
+            assert_eq!(accepted.recv_timeout(SOON), Ok(b'a'), "round {round}");
+            point.redirect().unwrap();
+            point.release_brake();
+            connect(b'b');
+            assert!(accepted.recv_timeout(SOON).is_err(), "round {round}: accepted while it is another's");
+            point.restore().unwrap();
+            point.restore().unwrap();
+            assert_eq!(accepted.recv_timeout(SOON), Ok(b'b'), "round {round}");
+        }
+        drop(accepted);
+        connect(b'c');
+        thread.join().unwrap();
+    }
+}

@@ -186,7 +186,7 @@ pub use crate::{
         stop::{GraceExpired, Stop},
     },
     dispatch::{
-        build::RequestBuilder,
+        builder::RequestBuilder,
         limits::Limits,
         middleware::{ErrorInfo, Next},
         request::{Client, Request},

@@ -421,11 +421,15 @@ fn sigusr1_tells_who_is_doing_what() {
     for expected in [
         "state: serving, up for ",
         if common::engine::NATIVE { "1 receiver waiting" } else { "1 listener waiting" },
-        if common::engine::NATIVE { "member receiver-1: running for " } else { "member monitor: running for " },
+        if common::engine::NATIVE {
+            "state: members: workers, signals, receiver-1"
+        } else {
+            "state: members: workers, signals, monitor"
+        },
         "2 busy, 1 idle, 0 closing",
         "state: 1 worker of at most 1, 1 busy; 1 of at most 1 queued; 2 requests in flight",
-        " at worker-1",
-        " at no worker (queued, or inline)",
+        ", worker-1",
+        ", no worker (queued, or inline)",
     ] {
         assert!(said.contains(expected), "no {expected:?} in:\n{said}");
     }

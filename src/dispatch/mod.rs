@@ -7,7 +7,7 @@
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
 mod body;
-pub(crate) mod build;
+pub(crate) mod builder;
 mod extensions;
 mod handle;
 pub(crate) mod limits;

@@ -5,6 +5,7 @@ pub(crate) mod automatic;
 pub(crate) mod body;
 #[cfg(feature = "files")]
 pub(crate) mod conditional;
+mod constructors;
 pub(crate) mod date;
 pub(crate) mod encode;
 pub(crate) mod error;
@@ -12,7 +13,6 @@ pub(crate) mod events;
 pub(crate) mod fault;
 pub(crate) mod forwarded;
 pub(crate) mod head;
-mod make;
 #[cfg(feature = "serde")]
 pub(crate) mod pairs;
 pub(crate) mod request_id;

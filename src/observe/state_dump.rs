@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::crew::member::MemberState;
 use crate::engine::ConnCensus;
 use crate::lifecycle::phase::Phase;
 use crate::observe::ServiceState;
@@ -24,14 +25,9 @@ impl StateDump {
     pub(crate) fn log(&self) {
         // Lines without a lock come first: a dump that blocks on a lock has then said which part is stuck.
         log::info!("state: {}, up for {}", self.phase(), human_duration(self.state.began.elapsed()));
-        log::info!("state: threads: {}", threads());
-        for member in self.state.members.snapshot() {
-            let since = human_duration(member.since.elapsed());
-            match member.exit {
-                None => log::info!("state: member {}: running for {since}", member.name),
-                Some(exit) => log::info!("state: member {}: {exit}", member.name),
-            }
-        }
+        log::info!("state: {}", threads());
+        let members: Vec<String> = self.state.members.snapshot().into_iter().map(in_words).collect();
+        log::info!("state: members: {}", members.join(", "));
         self.log_connections();
         self.log_requests();
     }
@@ -71,15 +67,10 @@ impl StateDump {
         let requests = self.state.requests();
         for Located { request, worker } in requests.iter().take(MAX_LISTED) {
             let at = match worker {
-                Some(number) => format!("at worker-{number}"),
-                None => "at no worker (queued, or inline)".to_owned(),
+                Some(number) => format!("worker-{number}"),
+                None => "no worker (queued, or inline)".to_owned(),
             };
-            let behind = match request.pipelined {
-                0 => String::new(),
-                n => format!(", {n} pipelined behind it"),
-            };
-            let (line, peer) = (&request.request_line, request.peer);
-            log::info!("state: {line} from {peer} for {} {at}{behind}", human_duration(request.since.elapsed()));
+            log::info!("state: {request}, {at}");
         }
         if requests.len() > MAX_LISTED {
             log::info!("state: and {} more", pluralize(requests.len() - MAX_LISTED, "request"));
@@ -87,11 +78,22 @@ impl StateDump {
     }
 }
 
+/// `workers`, `migrate finished`, or `consumer (2 restarts)`.
+fn in_words(member: MemberState) -> String {
+    let name = member.name;
+    match (member.exit, member.restarts) {
+        (Some(exit), _) => format!("{name} {exit}"),
+        (None, Some(restarts)) => format!("{name} ({} restarts)", restarts.count()),
+        (None, None) => name,
+    }
+}
+
+/// `10 threads: 1 allout waiting, 9 connection waiting`
 fn threads() -> String {
     let kinds = thread_census();
     let total: usize = kinds.values().sum();
     let kinds: Vec<_> = kinds.iter().map(|((name, state), count)| format!("{count} {name} {state}")).collect();
-    format!("{total}: {}", kinds.join(", "))
+    format!("{}: {}", pluralize(total, "thread"), kinds.join(", "))
 }
 
 /// Number of threads by name and state. Names that differ by a number only, as in a pool, count as one.

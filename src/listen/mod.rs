@@ -5,22 +5,22 @@
 //! inherited by its children.
 
 mod address;
+mod inherited;
 mod unix;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 pub(crate) use address::Address;
+use inherited::{validate, warn_of_changes};
 use unix::SocketFile;
 pub use unix::UnixSocket;
 
 use crate::sys::fd::take_passed;
-use crate::sys::min_ttl::set_min_ttl_filter;
-use crate::sys::sigio::set_sigio;
 
 /// Length of the accept queue: connections that the kernel completes while the engine is busy. The kernel takes
 /// `net.core.somaxconn` if that is less (4096 since Linux 5.4).
@@ -140,26 +140,6 @@ pub(crate) fn open_inherited(
     Ok(sockets)
 }
 
-/// The sockets of the image before this one are kept, whatever the options say by now: opening another one could fail, when
-/// there is nothing left to go back to.
-fn warn_of_changes(wanted: &Wanted<'_>, sockets: &[ListenSocket]) {
-    let main = wanted.main.iter().map(|address| (*address, Role::Main));
-    let wanted: Vec<_> = main.chain(wanted.admin.map(|address| (address, Role::Admin))).collect();
-    let is = |wanted: &(SocketAddr, Role), (address, role): &(SocketAddr, Role)| {
-        wanted.1 == *role && wanted.0.ip() == address.ip() && [0, address.port()].contains(&wanted.0.port())
-    };
-    let own = sockets.iter().filter(|socket| !socket.outlives_us);
-    let kept: Vec<_> = own.filter_map(|socket| Some((socket.listener.local_addr().ok()?, socket.role))).collect();
-    let is_gone = kept.iter().any(|kept| !wanted.iter().any(|wanted| is(wanted, kept)));
-    let missing: Vec<_> = wanted.iter().filter(|wanted| !kept.iter().any(|kept| is(wanted, kept))).collect();
-    // All of the service manager's: the options were not used before, either.
-    if !kept.is_empty() && (is_gone || !missing.is_empty()) {
-        let new: Vec<_> = missing.iter().map(|(address, _)| address.to_string()).collect();
-        let new = if new.is_empty() { "fewer of them".to_owned() } else { new.join(", ") };
-        log::warn!("the addresses stay what they were: {new} takes a restart");
-    }
-}
-
 /// Opens new sockets, the main ones first.
 ///
 /// # Errors
@@ -253,38 +233,6 @@ fn take_inherited(fd: RawFd, receive_buffer: Option<usize>) -> Result<TcpListene
     validate(descriptor, receive_buffer)
 }
 
-/// Turns an inherited descriptor into a listening socket, or returns the reason why it is none.
-fn validate(descriptor: OwnedFd, receive_buffer: Option<usize>) -> Result<TcpListener, String> {
-    let socket = Socket::from(descriptor);
-    let Ok(domain) = socket.domain() else { return Err("is no socket".to_owned()) };
-    if domain != Domain::IPV4 && domain != Domain::IPV6 && domain != Domain::UNIX {
-        return Err("is of another family than TCP over IPv4 or IPv6, and no Unix socket".to_owned());
-    }
-    let is_stream = domain == Domain::UNIX && socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
-    let is_tcp = socket.r#type().is_ok_and(|kind| kind == Type::STREAM)
-        && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::TCP));
-    if !is_tcp && !is_stream {
-        return Err("is no TCP socket".to_owned());
-    }
-    if !socket.is_listener().unwrap_or(false) {
-        return Err("does not listen (Accept=yes passes one connection each)".to_owned());
-    }
-    reset_options(&socket, receive_buffer).map_err(|error| format!("cannot be set up: {error}"))?;
-    Ok(socket.into())
-}
-
-/// Resets options that a previous holder may have set, and options that would end `accept`.
-fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<()> {
-    if socket.domain()? == Domain::UNIX {
-        return socket.set_nonblocking(false);
-    }
-    set_min_ttl_filter(socket, false)?;
-    set_sigio(socket, None)?;
-    socket.set_nonblocking(false)?;
-    socket.set_read_timeout(None)?;
-    receive_buffer.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
-}
-
 fn bind(address: SocketAddr, only_v6: bool, receive_buffer: Option<usize>) -> Result<TcpListener, ListenError> {
     let listen = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -308,50 +256,6 @@ fn bind(address: SocketAddr, only_v6: bool, receive_buffer: Option<usize>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::min_ttl::has_min_ttl_filter;
-    use std::net::{TcpStream, UdpSocket};
-    use std::time::Duration;
-
-    fn refused(descriptor: impl Into<OwnedFd>) -> String {
-        validate(descriptor.into(), None).expect_err("it is of the wrong kind")
-    }
-
-    #[test]
-    fn only_a_listening_tcp_socket_is_adopted() {
-        let path = std::env::temp_dir().join(format!("allout-socket-test-{}", std::process::id()));
-        let unix = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert!(refused(unix).contains("no TCP socket"));
-        assert!(refused(UdpSocket::bind("127.0.0.1:0").unwrap()).contains("no TCP socket"));
-        assert!(refused(std::fs::File::open("/dev/null").unwrap()).contains("no socket"));
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(address).unwrap();
-            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            assert!(refused(client).contains("does not listen"));
-            validate(listener.into(), None).unwrap();
-        }
-    }
-
-    #[test]
-    fn what_a_former_holder_left_on_the_socket_is_undone() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(address).unwrap();
-            set_min_ttl_filter(&listener, true).unwrap();
-            set_sigio(&listener, Some(rustix::thread::gettid())).unwrap();
-            listener.set_nonblocking(true).unwrap();
-            SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-
-            let adopted = validate(listener.into(), None).unwrap();
-            assert!(!has_min_ttl_filter(&adopted));
-            let flags = rustix::fs::fcntl_getfl(&adopted).unwrap();
-            let unwanted = u32::try_from(libc::O_ASYNC | libc::O_NONBLOCK).unwrap();
-            assert_eq!(flags.bits() & unwanted, 0);
-            assert_eq!(SockRef::from(&adopted).read_timeout().unwrap(), None);
-            TcpStream::connect_timeout(&adopted.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
-            adopted.accept().unwrap();
-        }
-    }
-
     #[test]
     fn passed_sockets_are_chosen_by_name() {
         let passed = |names: &[&str]| (3..).zip(names.iter().map(|&name| name.to_owned())).collect::<Vec<_>>();

@@ -95,6 +95,16 @@ pub(crate) fn set_window_clamp(socket: impl AsFd, bytes: usize) -> io::Result<()
     sockopt::set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
+/// Lets the kernel choose the receive buffer again after it was set (`SO_BUF_LOCK`, include/uapi/asm-generic/socket.h).
+///
+/// # Errors
+///
+/// The kernel is older than 5.14.
+pub(crate) fn release_receive_buffer(socket: impl AsFd) -> io::Result<()> {
+    const SO_BUF_LOCK: libc::c_int = 72;
+    sockopt::set(socket.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK, 0)
+}
+
 /// Bytes that have arrived and that were not read (`FIONREAD`); zero if the kernel does not say.
 pub(crate) fn unread_bytes(socket: impl AsFd) -> u64 {
     rustix::io::ioctl_fionread(socket).unwrap_or(0)

@@ -11,6 +11,7 @@
 //! | [Forms with files](#forms-with-files) | `multipart/form-data`, by `form-net` |
 //! | [Events](#events) | server-sent events that end in a drain |
 //! | [Timing and metrics](#timing-and-metrics) | metrics of the service's own |
+//! | [`with_state`](crate::with_state) | handlers that share a database |
 //! | [Tests](#tests) | without a socket |
 //! | [Behind a proxy](#behind-a-proxy) | nginx, HAProxy, Caddy |
 //! | [Deploys](#deploys) | systemd, Kubernetes, re-exec |

@@ -192,33 +192,15 @@ fn a_body_that_will_not_be_read_is_a_413(engine: &str) {
     assert_clean_stop(server);
 }
 
-mod tiny_http {
-    const ENGINE: &str = "tiny-http";
-
-    tests! {
-        #[ignore = "11 of 18: with a half-close behind it, or with a trailer, it is a 400"]
-        a_chunked_body_that_is_whole_is_answered;
-        a_whole_request_with_a_half_close_behind_it_is_answered;
-        #[ignore = "5 of 12: lines that begin with a space, and \\x0b and \\x0c as if they were spaces"]
-        what_cannot_be_framed_is_a_400_and_the_end;
-        no_continue_is_sent_where_there_is_no_body;
-        #[ignore = "417: tiny_http would send 100 Continue"]
-        an_expectation_in_http_1_0_is_ignored;
-        options_of_the_server_itself_are_answered;
-        a_body_that_will_not_be_read_is_a_413;
-    }
-}
-
-mod native {
-    const ENGINE: &str = "native";
-
-    tests! {
-        a_chunked_body_that_is_whole_is_answered;
-        a_whole_request_with_a_half_close_behind_it_is_answered;
-        what_cannot_be_framed_is_a_400_and_the_end;
-        no_continue_is_sent_where_there_is_no_body;
-        an_expectation_in_http_1_0_is_ignored;
-        options_of_the_server_itself_are_answered;
-        a_body_that_will_not_be_read_is_a_413;
-    }
+tests_of_both_engines! {
+    #[tiny_http = "11 of 18: with a half-close behind it, or with a trailer, it is a 400"]
+    a_chunked_body_that_is_whole_is_answered;
+    a_whole_request_with_a_half_close_behind_it_is_answered;
+    #[tiny_http = "5 of 12: lines that begin with a space, and \\x0b and \\x0c as if they were spaces"]
+    what_cannot_be_framed_is_a_400_and_the_end;
+    no_continue_is_sent_where_there_is_no_body;
+    #[tiny_http = "417: tiny_http would send 100 Continue"]
+    an_expectation_in_http_1_0_is_ignored;
+    options_of_the_server_itself_are_answered;
+    a_body_that_will_not_be_read_is_a_413;
 }

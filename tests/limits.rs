@@ -518,45 +518,28 @@ fn a_clean_stop_logs_no_error_of_the_engine(engine: &str) {
     assert!(loud.is_empty(), "{loud:?}");
 }
 
-mod tiny_http {
+tests_of_both_engines! {
+    clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
+    clients_of_http_2_do_not_use_up_the_descriptors;
+    #[tiny_http = "on cores that are busy with other work 4 of 8 unoptimized runs exceed 2 s or 96 MiB"]
+    clients_with_the_highest_ttl_that_pipeline_are_bounded;
+    pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;
+    pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight;
+    with_few_descriptors_it_refuses_to_start_or_serves;
+    with_little_address_space_it_refuses_to_start_or_serves;
+    no_announced_length_that_a_handler_reads_ends_the_process;
+    #[tiny_http = "new connections end sooner than the monitor looks; of kept ones 8 of 10 are counted"]
+    what_cannot_be_parsed_is_counted_and_said;
+    durations_without_an_end_are_no_panic;
+    #[cfg(feature = "json")]
+    deep_and_many_are_bounded;
+    a_clean_stop_logs_no_error_of_the_engine;
+}
+
+mod tiny_http_alone {
     const ENGINE: &str = "tiny-http";
 
     tests! {
-        clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
         what_clients_of_http_2_leak_is_counted_and_said;
-        clients_of_http_2_do_not_use_up_the_descriptors;
-        #[ignore = "on cores that are busy with other work 4 of 8 unoptimized runs exceed 2 s or 96 MiB"]
-        clients_with_the_highest_ttl_that_pipeline_are_bounded;
-        pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;
-        pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight;
-        with_few_descriptors_it_refuses_to_start_or_serves;
-        with_little_address_space_it_refuses_to_start_or_serves;
-        no_announced_length_that_a_handler_reads_ends_the_process;
-        #[ignore = "new connections end sooner than the monitor looks; of kept ones 8 of 10 are counted"]
-        what_cannot_be_parsed_is_counted_and_said;
-        durations_without_an_end_are_no_panic;
-        #[cfg(feature = "json")]
-        deep_and_many_are_bounded;
-        a_clean_stop_logs_no_error_of_the_engine;
-    }
-}
-
-mod native {
-    const ENGINE: &str = "native";
-
-    tests! {
-        clients_that_connect_ask_and_reset_for_seconds_do_no_harm;
-        clients_of_http_2_do_not_use_up_the_descriptors;
-        clients_with_the_highest_ttl_that_pipeline_are_bounded;
-        pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop;
-        pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight;
-        with_few_descriptors_it_refuses_to_start_or_serves;
-        with_little_address_space_it_refuses_to_start_or_serves;
-        no_announced_length_that_a_handler_reads_ends_the_process;
-        what_cannot_be_parsed_is_counted_and_said;
-        durations_without_an_end_are_no_panic;
-        #[cfg(feature = "json")]
-        deep_and_many_are_bounded;
-        a_clean_stop_logs_no_error_of_the_engine;
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::discard::discard;
 use super::{BodyState, Peer};
 use crate::http::body::Body;
 use crate::http::encode::Sent;
@@ -145,17 +146,7 @@ impl Exchange {
     }
 
     pub(crate) fn consume_body(&mut self) -> bool {
-        let mut buffer = [0; 8 * 1024];
-        let mut discarded = 0;
-        while discarded <= MAX_DISCARD {
-            match self.read_body(&mut buffer) {
-                Ok(0) => return true,
-                Ok(n) => discarded += n as u64,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        false
+        discard(MAX_DISCARD, |into| self.read_body(into)).unwrap_or(false)
     }
 
     /// Keeps the response for the one that made the request, as a client gets it.

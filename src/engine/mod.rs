@@ -6,6 +6,7 @@
 //! An engine is made ([`Engine::new`]), then starts to receive ([`Engine::start`]); its threads are spawned by the crew
 //! ([`Engine::threads`]), which joins them before [`Engine::finish`].
 
+mod discard;
 mod engines;
 mod exchange;
 pub(crate) mod gate;

@@ -112,6 +112,9 @@ impl Response {
 
     /// 200, with a file, from its present position to its present end.
     ///
+    /// A path that does not exist is an error of `File::open`, and that a 500 in a handler: where a client names the file,
+    /// answer 404, or serve it by `Files` (feature `files`).
+    ///
     /// A file that is not a regular one, or that says that it is empty (as those in `/proc` do), is read to its end.
     ///
     /// With the feature `files` a regular file that is sent from its beginning has `Last-Modified` and an `ETag` (of its

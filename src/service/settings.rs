@@ -14,7 +14,7 @@ use crate::service::error::StartError;
 
 /// # Settings
 ///
-/// Each sets the field of [`Config`] with its name, which says the default and its reason.
+/// Each sets the field of [`Config`] with its name, which has the reason of the default.
 impl Service {
     /// An address to listen on: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`; of the addresses of a name, the first. The first
     /// call replaces the addresses of the configuration, each further call adds one.
@@ -111,7 +111,7 @@ impl Service {
         None
     }
 
-    /// Most workers at once.
+    /// Most workers at once. Default 2048.
     ///
     /// ```
     /// let service = allout::Service::new().workers(64);
@@ -120,7 +120,7 @@ impl Service {
         self.set(|config| config.workers = most)
     }
 
-    /// Requests that may wait for a worker.
+    /// Requests that may wait for a worker; beyond it, 503 at once. Default 1024.
     ///
     /// ```
     /// let service = allout::Service::new().queue(100);
@@ -129,7 +129,7 @@ impl Service {
         self.set(|config| config.queue = most)
     }
 
-    /// Open connections for each listening socket.
+    /// Open connections for each listening socket. Default 4096, or what the limits of the process allow.
     ///
     /// ```
     /// let service = allout::Service::new().max_connections(500);
@@ -138,7 +138,7 @@ impl Service {
         self.set(|config| config.max_connections = most)
     }
 
-    /// Longest time for a drain.
+    /// Longest time for a drain. Default 30 s.
     ///
     /// ```
     /// let service = allout::Service::new().grace(std::time::Duration::from_secs(10));
@@ -147,7 +147,7 @@ impl Service {
         self.set(|config| config.grace = grace)
     }
 
-    /// Time to serve on when a drain has begun.
+    /// Time to serve on when a drain has begun. Default 0 s.
     ///
     /// ```
     /// let service = allout::Service::new().drain_delay(std::time::Duration::from_secs(5));
@@ -156,7 +156,7 @@ impl Service {
         self.set(|config| config.drain_delay = delay)
     }
 
-    /// Minimum keep-alive in a drain.
+    /// Minimum keep-alive in a drain. Default 50 ms.
     ///
     /// ```
     /// let service = allout::Service::new().keepalive_min(std::time::Duration::from_millis(200));
@@ -165,7 +165,7 @@ impl Service {
         self.set(|config| config.keepalive_min = keepalive_min)
     }
 
-    /// Time for a connection to complete its first, or next, head.
+    /// Time for a connection to complete its first, or next, head. Default 30 s.
     ///
     /// ```
     /// let service = allout::Service::new().idle_timeout(std::time::Duration::from_secs(75));
@@ -174,7 +174,7 @@ impl Service {
         self.set(|config| config.idle_timeout = timeout)
     }
 
-    /// Time for a handler, and for a body that makes no progress.
+    /// Time for a handler, and for a body that makes no progress. Default 60 s.
     ///
     /// ```
     /// let service = allout::Service::new().request_timeout(std::time::Duration::from_secs(10));
@@ -197,7 +197,7 @@ impl Service {
         self.set(|config| config.max_head = Some(bytes))
     }
 
-    /// Default limit of a request body, in bytes.
+    /// Largest request body, in bytes, where a route has no limit of its own. Default 1 MiB.
     ///
     /// ```
     /// let service = allout::Service::new().max_body(10 << 20);

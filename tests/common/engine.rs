@@ -17,18 +17,18 @@ macro_rules! tests {
     };
 }
 
-/// The [`tests`] of these names for each engine.
+/// The [`tests`] of these names for each engine. With `#[tiny_http = "reason"]` one is ignored for `tiny_http`.
 #[allow(unused_macros, reason = "shared by several test programs, each of which uses its own part")]
 macro_rules! tests_of_both_engines {
-    ($($name:ident;)*) => {
+    ($($(#[tiny_http = $reason:literal])? $(#[cfg($condition:meta)])? $name:ident;)*) => {
         mod tiny_http {
             const ENGINE: &str = "tiny-http";
-            tests! { $($name;)* }
+            tests! { $($(#[ignore = $reason])? $(#[cfg($condition)])? $name;)* }
         }
 
         mod native {
             const ENGINE: &str = "native";
-            tests! { $($name;)* }
+            tests! { $($(#[cfg($condition)])? $name;)* }
         }
     };
 }

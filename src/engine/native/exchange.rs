@@ -11,6 +11,7 @@ use super::connection::{After, Answer, Connection, Inbox, Socket};
 use super::parse::Headers;
 use super::read;
 use super::write::{BlockingWriter, OutboxWriter};
+use crate::engine::discard::discard;
 use crate::engine::progress::Budget;
 use crate::engine::{BodyState, CloseReason, Peer};
 use crate::http::encode::{self, ResponseContext, SendError, Sent};
@@ -107,16 +108,7 @@ impl Exchange {
         if state.truncated || held_back || (closing && !state.buffered) || state.remaining.is_some_and(|n| n > limit) {
             return false;
         }
-        let mut buffer = [0; 8 * 1024];
-        let mut discarded = 0;
-        while discarded <= limit {
-            match self.read_body(&mut buffer) {
-                Ok(0) => return true,
-                Ok(count) => discarded += count as u64,
-                Err(_) => return false,
-            }
-        }
-        false
+        discard(limit, |into| self.read_body(into)).unwrap_or(false)
     }
 
     /// Sends a response, and gives the connection back to its receiver.

@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::quirks::{self, Quirks};
 use super::unread_body;
 use crate::clock::saturating_add;
+use crate::engine::discard::discard;
 use crate::engine::progress::Budget;
 use crate::engine::{BodyState, CloseReason, Peer};
 use crate::http::head::{Framing, Rejection, RequestHead};
@@ -198,17 +199,7 @@ impl Exchange {
         if self.remaining().is_some_and(|remaining| remaining > limit) {
             return false;
         }
-        let mut buffer = [0; 8 * 1024];
-        let mut discarded = 0;
-        while discarded <= limit {
-            match self.read_body(&mut buffer) {
-                Ok(0) => return true,
-                Ok(n) => discarded += n as u64,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return self.is_body_consumed(),
-            }
-        }
-        false
+        discard(limit, |into| self.read_body(into)).unwrap_or_else(|_| self.is_body_consumed())
     }
 
     fn has_header(&self, name: &str) -> bool {

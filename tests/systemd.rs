@@ -13,7 +13,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -629,18 +629,24 @@ fn reloads_are_not_noticed() {
     }
 }
 
-/// The last package that `src/packaging/build.sh deb` has built.
-fn package() -> Option<PathBuf> {
+/// The last package of this kind that `src/packaging/build.sh` has built.
+fn package(kind: &str) -> Option<PathBuf> {
     let made = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/target/packaging")).ok()?;
-    made.filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|is| is == "deb"))
-        .max()
+    made.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|is| is == kind)).max()
+}
+
+/// Copies a file from outside: the machine has a /tmp of its own, where the checkout may be.
+#[track_caller]
+fn put(machine: &Machine, file: &Path, to: &str) {
+    let file = File::open(file).expect("it was there");
+    let copied = machine.command(&format!("cat > {to}")).stdin(file).status().expect("nsenter starts");
+    assert!(copied.success(), "{to} cannot be written: {copied}");
 }
 
 #[test]
 #[ignore = "needs root, systemd, dpkg and a package: src/packaging/build.sh deb"]
 fn a_package_is_installed_started_upgraded_and_removed() {
-    let Some(package) = package() else {
+    let Some(package) = package("deb") else {
         eprintln!("not run: no package");
         return;
     };
@@ -649,10 +655,7 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     machine.run("mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates && touch /var/lib/dpkg/status");
     // Images for containers have one that keeps packages from starting anything.
     machine.run("rm -f /usr/sbin/policy-rc.d");
-    // From outside: the machine has a /tmp of its own, where the checkout may be.
-    let package = fs::File::open(package).expect("it was there");
-    let put = machine.command("cat > /tmp/allout.deb").stdin(package).status().expect("nsenter starts");
-    assert!(put.success(), "the package cannot be copied: {put}");
+    put(&machine, &package, "/tmp/allout.deb");
     machine.run("dpkg -i /tmp/allout.deb");
     assert_eq!(machine.show("ActiveState,UnitFileState"), "ActiveState=inactive UnitFileState=disabled");
     machine.run("echo ALLOUT_GRACE=12s >> /etc/default/allout");
@@ -684,4 +687,36 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     machine.run("dpkg -P allout");
     machine
         .run("test ! -e /etc/default/allout && test ! -e /etc/systemd/system/multi-user.target.wants/allout.service");
+}
+
+#[test]
+#[ignore = "needs root, systemd, rpm and a package: src/packaging/build.sh rpm"]
+fn a_package_of_rpm_is_installed_started_upgraded_and_removed() {
+    let package = package("rpm").filter(|_| Command::new("rpm").arg("--version").output().is_ok());
+    let Some(package) = package else {
+        eprintln!("not run: no package, or no rpm");
+        return;
+    };
+    let machine = Machine::boot();
+    put(&machine, &package, "/tmp/allout.rpm");
+    // There is no other package in its database, and so nothing that the scripts' /bin/sh could come from.
+    let rpm = |words: &str| machine.run(&format!("rpm --dbpath /var/lib/rpm --nodeps {words}"));
+    rpm("-i /tmp/allout.rpm");
+    assert_eq!(rpm("-V allout"), "");
+    assert_eq!(machine.show("ActiveState,UnitFileState"), "ActiveState=inactive UnitFileState=disabled");
+    machine.run("echo ALLOUT_GRACE=12s >> /etc/default/allout && systemctl enable --now allout");
+    assert_eq!(get("/").status, 200);
+    let before = machine.show("MainPID");
+
+    // To its scripts, the same once more is an upgrade.
+    rpm("-U --replacepkgs /tmp/allout.rpm");
+    wait_until(LIMIT, "the re-exec", || machine.said("info").contains("re-executing"));
+    machine.wait_for("MainPID,ActiveState", &format!("{before} ActiveState=active"));
+    assert_eq!(get("/").status, 200);
+    machine.run("grep -q ALLOUT_GRACE=12s /etc/default/allout");
+
+    rpm("-e allout");
+    wait_until(LIMIT, "the port to be closed", || Connection::open(HERE, LIMIT).is_err());
+    machine.run("test ! -e /usr/bin/allout && test -e /etc/default/allout.rpmsave");
+    machine.run("test ! -e /etc/systemd/system/multi-user.target.wants/allout.service");
 }

@@ -52,6 +52,9 @@ fn run() -> ExitCode {
     for warning in args::unknown_variables(&variables) {
         log::warn!("{warning}");
     }
+    for warning in args.unused() {
+        log::warn!("{warning}");
+    }
     match (service::service(&args), args.check) {
         (Ok(service), None) => service.run().into(),
         (Ok(service), Some(check)) => checked(service, check),

@@ -111,6 +111,19 @@ impl Args {
         Some(format!("--{name} {address} is served by --{other} {same} already"))
     }
 
+    /// Warnings about options that have no effect beside the others.
+    pub fn unused(&self) -> Vec<&'static str> {
+        let mut unused = Vec::new();
+        if self.receivers != 0 && self.engine.name() != "native" {
+            unused.push("--receivers has no effect: it is for the native engine");
+        }
+        let is_default = self.unix_mode == Mode(0o600) && self.unix_owner.is_none();
+        if !is_default && self.unix_paths().is_empty() {
+            unused.push("--unix-mode and --unix-owner have no effect: no --listen is a Unix socket");
+        }
+        unused
+    }
+
     /// The internet addresses of `--listen`.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let inet = |listen: &Listen| if let Listen::Inet(address) = listen { Some(*address) } else { None };

@@ -167,6 +167,18 @@ fn a_slip_gets_a_suggestion() {
 }
 
 #[test]
+fn options_without_effect_are_told() {
+    let unused = |line: &[&str]| read(line).unwrap().unused().join(" ");
+    assert!(unused(&["--unix-mode", "660"]).contains("--unix-mode"));
+    assert!(unused(&["--unix-owner", ":0"]).contains("--unix-owner"));
+    assert_eq!(unused(&["--unix-mode", "660", "--listen", "unix:/run/a.sock", "--engine", "native"]), "");
+    assert_eq!(unused(&["--receivers", "2", "--engine", "native"]), "");
+    if cfg!(feature = "tiny-http") {
+        assert!(unused(&["--receivers", "2", "--engine", "tiny-http"]).contains("--receivers"));
+    }
+}
+
+#[test]
 fn contradictions_are_refused() {
     assert!(rejection(&["--no-shutdown", "--shutdown-token", "x"]).contains("--no-shutdown leaves out"));
     assert!(rejection(&["--no-shutdown", "--shutdown-token-file", "x"]).contains("--no-shutdown leaves out"));

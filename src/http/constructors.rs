@@ -118,7 +118,7 @@ impl Response {
     /// A file that is not a regular one, or that says that it is empty (as those in `/proc` do), is read to its end.
     ///
     /// With the feature `files` a regular file that is sent from its beginning has `Last-Modified` and an `ETag` (of its
-    /// time and length), and requests for it are [conditional](Response::conditional), for ranges as well.
+    /// time and length), and requests for it are conditional (`Response::conditional`), for ranges as well.
     ///
     /// ```
     /// let response = allout::Response::file(std::fs::File::open("Cargo.toml")?)?;

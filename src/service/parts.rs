@@ -346,7 +346,7 @@ fn announce(config: &Config, listening: &[(Address, Role)], capacity: &Capacity)
     );
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "tiny-http"))]
 mod tests {
     use super::*;
 

@@ -285,6 +285,19 @@ fn a_body_of_any_size_is_sent_back_as_it_arrives() {
 }
 
 #[test]
+fn a_client_that_stops_sending_what_is_sent_back_holds_its_worker_for_the_request_timeout() {
+    let running = start(Service::new().request_timeout(Duration::from_millis(500)).workers(1).post("/", echo));
+    let body = [&b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"[..], &[b'x'; 3000]].concat();
+    let mut client = TcpStream::connect(running.address()).unwrap();
+    client.write_all(&body).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut response = Vec::new();
+    let _ = client.read_to_end(&mut response); // a reset, or the end: less than was announced
+    assert!(response.len() < 4000, "{}", response.len());
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
 fn what_was_sent_so_far_is_sent_back_before_the_rest_and_a_broken_body_is_seen() {
     let running = start(Service::new().post("/", echo));
     let head = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 20000\r\n\r\n";

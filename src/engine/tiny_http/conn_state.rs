@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::pipeline::Pipeline;
@@ -80,9 +80,10 @@ pub(super) struct Inner {
     pub(super) claimed: bool,
     /// The body of the request in flight did not come in time.
     pub(super) body_expired: bool,
-    /// When a request was dropped without a response: nothing on this connection is answered any more, since a later
-    /// response would pass for that of the dropped request.
-    sealed: Option<Instant>,
+    /// A request was dropped without a response: nothing on this connection is answered any more, since a later response
+    /// would pass for that of the dropped request. Shared with its successor.
+    pub(super) sealed: Arc<AtomicBool>,
+    sealed_at: Option<Instant>,
     /// The latest batch of requests during whose admission the socket was seen open.
     open_in_batch: u64,
 }
@@ -102,7 +103,8 @@ impl Inner {
             throttles: 0,
             claimed: false,
             body_expired: false,
-            sealed: None,
+            sealed: Arc::default(),
+            sealed_at: None,
             open_in_batch: 0,
         }
     }
@@ -128,18 +130,19 @@ impl Inner {
     }
 
     pub(super) fn seal(&mut self) {
-        self.sealed.get_or_insert_with(Instant::now);
+        self.sealed_at.get_or_insert_with(Instant::now);
+        self.sealed.store(true, Ordering::Release);
     }
 
     pub(super) fn is_sealed(&self) -> bool {
-        self.sealed.is_some()
+        self.sealed_at.is_some()
     }
 
     /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
     /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
     /// found that connection.
     pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
-        self.busy || self.sealed.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
+        self.busy || self.sealed_at.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
     }
 
     pub(super) fn is_throttled(&self) -> bool {

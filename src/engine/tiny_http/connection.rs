@@ -2,8 +2,8 @@
 
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use socket2::SockRef;
@@ -17,6 +17,13 @@ use crate::sys::tcp::{tcp_info, unread_bytes};
 /// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
 const MAX_UNACKED_RESPONSES: u8 = 8;
 
+/// An earlier connection of the same peer. A request in flight keeps it; without one nothing does.
+#[derive(Debug)]
+struct Predecessor {
+    connection: Weak<Connection>,
+    sealed: Arc<AtomicBool>,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -25,7 +32,7 @@ pub(crate) struct Connection {
     /// An earlier connection of the same peer on which a request was in flight when this one was found. Which of the two
     /// a request came from is not known for certain, so none of this one is answered where blocking is not allowed until
     /// the other is done: its write could wait for the other's.
-    predecessor: Option<Arc<Connection>>,
+    predecessor: Option<Predecessor>,
     /// Bytes of all requests that were received, as far as can be told, and of bodies that were read. Beyond it is what
     /// `tiny_http` has read ahead.
     bytes_parsed: AtomicU64,
@@ -38,9 +45,13 @@ impl Connection {
     pub(super) fn new(
         peer: SocketAddr,
         socket: Option<Arc<OwnedFd>>,
-        predecessor: Option<Arc<Connection>>,
+        predecessor: Option<&Arc<Connection>>,
     ) -> Connection {
         let now = Instant::now();
+        let predecessor = predecessor.map(|earlier| Predecessor {
+            connection: Arc::downgrade(earlier),
+            sealed: Arc::clone(&earlier.state().sealed),
+        });
         Connection {
             peer,
             opened: now,
@@ -63,8 +74,8 @@ impl Connection {
     /// Whether an earlier connection of the same peer still has a request in flight, or has dropped one unanswered.
     pub(super) fn has_busy_predecessor(&self) -> bool {
         self.predecessor.as_ref().is_some_and(|earlier| {
-            let state = earlier.state();
-            state.busy || state.is_sealed()
+            earlier.connection.upgrade().is_some_and(|earlier| earlier.state().busy)
+                || earlier.sealed.load(Ordering::Acquire)
         })
     }
 
@@ -252,12 +263,14 @@ impl Connection {
         }
     }
 
-    /// Sets what the request in flight is doing, until its response is claimed.
+    /// Sets what the request in flight is doing. Once its response is claimed it has no deadline but that of its body, which
+    /// may be the response's.
     pub(super) fn set_activity(&self, activity: Activity) {
         let mut state = self.state();
-        if !state.claimed {
-            state.activity = activity;
-        }
+        state.activity = match activity {
+            Activity::Handling { .. } if state.claimed => Activity::Writing,
+            activity => activity,
+        };
     }
 
     /// Claims the response to the request in flight: true for the first caller, which alone may write it.

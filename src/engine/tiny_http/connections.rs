@@ -201,8 +201,8 @@ impl ConnectionTable {
         let mut by_peer = lock(&self.by_peer);
         {
             let mut state = connection.state();
+            state.socket = None; // another thread may still hold the connection
             if state.outlives_socket(None) {
-                state.socket = None;
                 return;
             }
         }
@@ -259,7 +259,7 @@ impl ConnectionTable {
             predecessor = state.busy.then(|| Arc::clone(former));
         }
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessor));
+        let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessor.as_ref()));
         if sealed {
             connection.seal();
             self.count_close(CloseReason::Ambiguous);

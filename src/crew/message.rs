@@ -36,7 +36,7 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Stops all members. The first message is the cause; later calls do nothing.
+    /// Stops all members, with `reason` as the [cause](crate::Cause), unless there is another one already.
     ///
     /// ```
     /// let mut crew = allout::Crew::new();

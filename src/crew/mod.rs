@@ -2,8 +2,8 @@
 //! knows nothing of HTTP.
 //!
 //! A *member* is a named thread that reports its exit to the crew's one channel, also when it panics. The first message
-//! in that channel (an exit, or a [`Command`](message::Command)) is the [`Cause`] of the stop that follows: the thread that runs the crew
-//! then tells every member to stop and waits for each exit until the grace period is over.
+//! in that channel (an exit, or a [`Command`](message::Command)) is the [`Cause`] of the stop that follows: the thread that
+//! runs the crew then tells every member to stop and waits for each exit until the grace period is over.
 //!
 //! # Who sends, who receives, what may block
 //!
@@ -96,7 +96,7 @@ impl Crew {
         Crew { sender, receiver, members: MemberTable::default(), signals: None, stop: Stop::new(), grace: GRACE }
     }
 
-    /// Sets the grace period: how long members have to stop, from the first message on.
+    /// Sets the grace period: the time that members have to stop, from the cause on. Default 30 s.
     ///
     /// ```
     /// let crew = allout::Crew::new().grace(std::time::Duration::from_secs(5));
@@ -221,7 +221,8 @@ impl Crew {
         }
     }
 
-    /// Waits for the first message, stops all members, and returns how it went.
+    /// Waits for a cause to stop (a signal, a [`Stopper`], or the end of a member), stops all members, and returns how it
+    /// went.
     ///
     /// A crew without members returns at once. [`Outcome`] converts into an exit code.
     pub fn run(mut self) -> Outcome {

@@ -16,7 +16,7 @@ const EXIT_ABANDONED: u8 = 3;
 /// Added to the number of the signal that forced the exit, as shells report it.
 const EXIT_SIGNAL: i32 = 128;
 
-/// Why a crew stopped: its first message.
+/// Why a crew or a service stopped: the first signal, request or exit of a member that ended it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -101,15 +101,15 @@ fn signal_name(number: i32) -> String {
 #[must_use = "an outcome says whether something failed or was abandoned; turn it into an ExitCode"]
 #[non_exhaustive]
 pub struct Outcome {
-    /// The first message: why it stopped.
+    /// Why it stopped.
     pub cause: Cause,
     /// Work still running at the end of the grace period: a request (method, path, peer, age) or a member's name.
     pub abandoned: Vec<String>,
-    /// Members that failed or panicked after the first message.
+    /// Members and hooks that failed or panicked after the cause.
     pub failures: Vec<String>,
     /// The second stop signal, if it forced the exit.
     pub forced_by: Option<i32>,
-    /// Time from the first message to the end.
+    /// Time from the cause to the end.
     pub duration: Duration,
 }
 

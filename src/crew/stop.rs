@@ -41,12 +41,12 @@ impl Latch {
     }
 }
 
-/// Tells members and handlers how far a stop has come.
+/// The stages of a stop, for members and handlers.
 ///
-/// It has three stages. *Draining* begins with the first message: a handler that could go on without end, such as one that
-/// streams, should come to an end. *Stopping* begins when members are told to return, which in a service is after the last
-/// request. *Grace expires* shortly before the grace period ends: the last moment to answer. Clones are cheap and show the
-/// same stages.
+/// *Draining* begins with the [cause](crate::Cause) of the stop: a signal, `/shutdown`, the end of a member. A handler that
+/// could go on without end, such as one that streams, should come to an end then. *Stopping* begins when members are told to
+/// return, which in a service is after the last request. *Grace expires* shortly before the grace period ends: the last
+/// moment to answer. Clones are cheap and show the same stages.
 #[derive(Clone, Debug)]
 pub struct Stop {
     stages: Arc<Stages>,
@@ -112,7 +112,7 @@ impl Stop {
         self.stages.expired.release();
     }
 
-    /// True from the first message on.
+    /// True once there is a cause to stop.
     pub fn is_draining(&self) -> bool {
         self.stages.draining.is_released()
     }
@@ -141,7 +141,7 @@ impl Stop {
         self.stages.stopping.wait(limit)
     }
 
-    /// Waits for the first message, or until `limit` is over. True if it has come.
+    /// Waits for a cause to stop, or until `limit` is over. True if there is one.
     pub(crate) fn wait_draining(&self, limit: Duration) -> bool {
         self.stages.draining.wait(limit)
     }
@@ -207,7 +207,7 @@ impl Stop {
         &self.stages.stopping.released
     }
 
-    /// As [`stopping`](Stop::stopping), for the first message.
+    /// As [`stopping`](Stop::stopping), for the moment at which there is a cause to stop.
     pub fn draining(&self) -> &Receiver<Infallible> {
         &self.stages.draining.released
     }

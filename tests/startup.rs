@@ -253,6 +253,13 @@ fn a_healthcheck_exits_with_0_or_1() {
     let addr = server.addr.to_string();
     assert_eq!(check(&[&format!("http://{addr}/healthz")], &[]), (Some(0), String::new()));
     assert_eq!(check(&[], &[("ALLOUT_LISTEN", &addr)]), (Some(0), String::new()));
+    let file = std::env::temp_dir().join(format!("allout-healthcheck-{}", std::process::id()));
+    std::fs::write(&file, format!("ALLOUT_LISTEN={addr}\n")).expect("it can be written");
+    let variables = [("ALLOUT_ENV_FILE", &*file.display().to_string()), ("ALLOUT_LISTEN", "127.0.0.1:1")];
+    assert_eq!(check(&[], &variables), (Some(0), String::new()));
+    std::fs::remove_file(&file).expect("it is there");
+    let (code, said) = check(&[], &variables);
+    assert!(code == Some(1) && said.contains("No such file"), "{said}");
     let (code, said) = check(&["ftp://x"], &[]);
     assert!(code == Some(1) && said.contains("expected http://"), "{said}");
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -180,7 +180,8 @@ fn three_commands_lead_from_the_binary_to_the_service() {
 #[ignore = "needs root and systemd"]
 fn the_unit_of_a_unix_socket_starts_reloads_and_stops() {
     let machine = Machine::boot();
-    let unit = "allout --systemd-unit --engine native --listen unix:/run/allout/a.sock --unix-mode 0666";
+    let unit = "allout --systemd-unit --engine native --listen unix:/run/allout/a.sock --unix-mode 0666 \
+                --access-log /var/log/allout/access.log";
     machine.run(&format!("{unit} > /etc/systemd/system/allout.service"));
     machine.run("systemctl start allout");
     machine.run("allout healthcheck unix:/run/allout/a.sock");
@@ -189,6 +190,7 @@ fn the_unit_of_a_unix_socket_starts_reloads_and_stops() {
     machine.run("systemctl stop allout");
     assert_eq!(machine.show(ENDED), ENDED_WELL);
     assert_eq!(machine.said("warning"), "");
+    assert_eq!(machine.run("grep -c 'GET /healthz' /var/log/allout/access.log"), "2");
 }
 
 #[test]

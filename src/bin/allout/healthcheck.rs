@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::env_file::Variables;
+
 const USAGE: &str = "\
 Usage: allout healthcheck [URL]
 
@@ -25,7 +27,14 @@ const MAX_STATUS_LINE: usize = 256;
 pub fn run() -> ExitCode {
     let words: Vec<_> = env::args_os().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
     let url = match &words[..] {
-        [] => default_url(|name| env::var(name).ok()),
+        // As the service reads them: a file before the environment.
+        [] => match Variables::of_command_line(&[]) {
+            Ok(files) => {
+                let of_file = |name: &str| files.get(name).map(|variable| variable.value.clone());
+                default_url(|name| of_file(name).or_else(|| env::var(name).ok()))
+            }
+            Err(why) => return failed(&why),
+        },
         [word] if !word.starts_with('-') => word.clone(),
         [word] if word == "--help" || word == "-h" => {
             let _ = writeln!(io::stdout(), "{USAGE}");
@@ -38,11 +47,13 @@ pub fn run() -> ExitCode {
     };
     match check(&url) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            let _ = writeln!(io::stderr(), "allout: {url}: {why}"); // closed or full: the exit code says it
-            ExitCode::FAILURE
-        }
+        Err(why) => failed(&format!("{url}: {why}")),
     }
+}
+
+fn failed(why: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "allout: {why}"); // closed or full: the exit code says it
+    ExitCode::FAILURE
 }
 
 /// The health route where the variables say that the service listens.

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::args::{self, Args, Mode, Owner, Unit};
+use crate::args::{self, AccessLog, Args, Mode, Owner, Unit};
 use templates::{HEAD, LOW_PORT_OF_USER, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
 
 /// Contents of a unit besides the path of the binary.
@@ -27,6 +27,8 @@ pub struct Options {
     pub unix: Vec<PathBuf>,
     /// They get another owner.
     pub changes_owner: bool,
+    /// File of the access log.
+    pub access_log: Option<PathBuf>,
     /// File with the shutdown token, which becomes a credential: the user of the service could not read it.
     pub token_file: Option<PathBuf>,
 }
@@ -47,13 +49,16 @@ impl Options {
             let all = ips.iter().map(host).collect::<Vec<_>>().join(",");
             let _ = writeln!(lines, "Environment={LISTEN}={all}"); // writing to a String cannot fail
         }
-        for directory in self.unix.iter().filter_map(|path| path.parent()) {
-            // A folder of its own in /run is made and given to the service's user; another must be there, and be writable.
-            let (name, place) = match directory.strip_prefix("/run") {
-                Ok(own) if own.components().count() == 1 => ("RuntimeDirectory", own),
+        let sockets = self.unix.iter().map(|path| (path, "/run", "RuntimeDirectory"));
+        let log = self.access_log.iter().map(|path| (path, "/var/log", "LogsDirectory"));
+        for (path, place, name) in sockets.chain(log) {
+            let Some(directory) = path.parent() else { continue };
+            // A folder of its own in that place is made and given to the service's user; another must be there, and writable.
+            let (name, directory) = match directory.strip_prefix(place) {
+                Ok(own) if own.components().count() == 1 => (name, own),
                 _ => ("ReadWritePaths", directory),
             };
-            let _ = writeln!(lines, "{name}={}", quote(place.as_os_str().as_bytes()));
+            let _ = writeln!(lines, "{name}={}", quote(directory.as_os_str().as_bytes()));
         }
         if self.changes_owner && !self.unix.is_empty() {
             lines.push_str(
@@ -98,6 +103,10 @@ pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
         addresses: args.addresses().into_iter().chain(args.admin_listen).collect(),
         unix: args.unix_paths(),
         changes_owner: args.unix_owner.is_some(),
+        access_log: match &args.access_log {
+            AccessLog::File(path) => Some(path.clone()),
+            AccessLog::On | AccessLog::Off => None,
+        },
         token_file: args.shutdown_token_file.clone(),
     };
     let text = match unit {

@@ -33,6 +33,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
     let options = Options {
         unix: Vec::new(),
         changes_owner: false,
+        access_log: Some("/var/log/allout/access.log".into()),
         variables: vec![("ALLOUT_LISTEN".into(), "0.0.0.0:80".into()), ("ALLOUT_GRACE".into(), "1m 30s".into())],
         addresses: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
         token_file: Some("/etc/allout/token".into()),
@@ -45,6 +46,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
         "LoadCredential=shutdown-token:/etc/allout/token",
         "Environment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token",
         "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+        "LogsDirectory=allout",
     ] {
         assert!(unit.contains(&format!("\n{line}\n")), "{line}: {unit}");
     }

@@ -17,7 +17,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -510,7 +510,7 @@ pub fn listening(pid: u32) -> Option<SocketAddr> {
         })
         .collect();
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    table.lines().skip(1).find_map(|line| {
+    let found = table.lines().skip(1).filter_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
         // 0A: the socket listens.
         if words.get(3) != Some(&"0A") || !inodes.iter().any(|inode| words.get(9) == Some(&inode.as_str())) {
@@ -519,5 +519,8 @@ pub fn listening(pid: u32) -> Option<SocketAddr> {
         let (ip, port) = words.get(1)?.split_once(':')?;
         let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
         Some((ip, u16::from_str_radix(port, 16).ok()?).into())
-    })
+    });
+    // A socket for the program alone answers no other.
+    let answers = |addr: &SocketAddr| TcpStream::connect_timeout(addr, Duration::from_millis(500)).is_ok();
+    found.collect::<Vec<_>>().into_iter().find(answers)
 }

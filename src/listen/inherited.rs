@@ -19,6 +19,10 @@ const BOUNDED_BUFFER: usize = 8 * 1024;
 /// twice as much.
 const DEFAULT_BUFFER: usize = 64 * 1024;
 
+/// Length of the accept queue of a socket that was passed: as many as the kernel's default allows (`net.core.somaxconn`), and
+/// as the printed unit of the socket asks for. An engine may have left a shorter one.
+const BACKLOG: i32 = 4096;
+
 /// The sockets of the image before this one are kept, whatever the options say by now: opening another one could fail, when
 /// there is nothing left to go back to.
 pub(super) fn warn_of_changes(wanted: &Wanted<'_>, sockets: &[ListenSocket]) {
@@ -84,6 +88,7 @@ fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<(
     }
     set_min_ttl_filter(socket, false)?;
     set_sigio(socket, None)?;
+    socket.listen(BACKLOG)?; // may be called again, listen(2)
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(None)?;
     match receive_buffer {
@@ -135,6 +140,7 @@ mod tests {
             listener.set_nonblocking(true).unwrap();
             SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             SockRef::from(&listener).set_recv_buffer_size(BOUNDED_BUFFER / 2).unwrap();
+            SockRef::from(&listener).listen(0).unwrap();
 
             let adopted = validate(listener.into(), None).unwrap();
             assert!(!has_min_ttl_filter(&adopted));
@@ -142,7 +148,9 @@ mod tests {
             let unwanted = u32::try_from(libc::O_ASYNC | libc::O_NONBLOCK).unwrap();
             assert_eq!(flags.bits() & unwanted, 0);
             assert_eq!(SockRef::from(&adopted).read_timeout().unwrap(), None);
-            TcpStream::connect_timeout(&adopted.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+            for _ in 0..4 {
+                TcpStream::connect_timeout(&adopted.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+            }
             let (accepted, _) = adopted.accept().unwrap();
             assert!(SockRef::from(&accepted).recv_buffer_size().unwrap() >= DEFAULT_BUFFER);
         }

@@ -130,7 +130,8 @@
 //!   apart. A client that resets a connection and comes back from the same port may be closed without an answer.
 //! * `tiny_http` answers some heads by itself (400, 417), without a log line. A fourth word of a request line is ignored.
 //! * A client that reads slowly holds its worker for as long as each write makes progress within the request timeout.
-//! * A crowd may exceed the most connections by 128; before Linux 6.2, or without /proc, by a thousand.
+//! * A crowd may exceed the most connections by as many (at least 128, at most 1,024); by a thousand before Linux 6.2, or
+//!   without /proc. The process listens on a second, private port.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.

@@ -4,7 +4,8 @@
 //!
 //! * in a hand-over, which leaves the listening socket, with its queue, to its next holder;
 //! * by the [brake](AcceptBrake), when more connections are open than may be. The monitor releases it at its next tick, and
-//!   closes the gate if too many are left. So a crowd exceeds the limit by the kernel's queue, [`BACKLOG`], at most.
+//!   closes the gate if too many are left. So a crowd exceeds the limit by the kernel's queue, [`BACKLOG`], at most: tiny_http
+//!   accepts all of it at once.
 
 use std::io::{self, Read as _};
 use std::net::{Shutdown, TcpListener};
@@ -22,9 +23,9 @@ use crate::sys::limits::fd_pressure_at;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::tcp_info;
 
-/// Connections that the kernel queues for tiny_http, which accepts them at once: those that may be accepted beyond the
-/// limit. As many as the standard library's listeners have.
-pub(super) const BACKLOG: i32 = 128;
+/// Least and most connections that the kernel queues; as many as may be open, in between. The least is that of the standard
+/// library's listeners. Where the queue is full, the kernel drops the SYNs of all clients, so that they wait for a second.
+const BACKLOG: [usize; 2] = [128, 1024];
 
 /// Descriptors that tiny_http has of a connection: one for reading, one for writing.
 const FDS_PER_CONNECTION: u64 = 2;
@@ -51,7 +52,7 @@ impl AcceptPoint {
     /// The system refuses a socket.
     pub(super) fn new(gate: Arc<AcceptGate>, max_connections: usize, wake: Arc<OwnedFd>) -> io::Result<AcceptPoint> {
         let listener = gate.listener();
-        SockRef::from(&**listener).listen(BACKLOG)?; // may be called again, listen(2)
+        set_backlog(listener, max_connections)?;
         let private = TcpListener::bind((loopback_addr(gate.inet()).ip(), 0))?;
         let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
         let brake = Arc::new(AcceptBrake::new(Arc::clone(listener), private, wake)?);
@@ -104,6 +105,7 @@ impl AcceptPoint {
         let mut handed_over = lock(&self.handed_over);
         self.brake.apply()?;
         *handed_over = true;
+        set_backlog(self.gate.listener(), usize::MAX)?; // for its next holder
         self.gate.knock()
     }
 
@@ -119,6 +121,7 @@ impl AcceptPoint {
         if !std::mem::take(&mut *handed_over) {
             return Ok(());
         }
+        set_backlog(self.gate.listener(), usize::try_from(self.max_connections).unwrap_or(usize::MAX))?;
         self.brake.release()?;
         self.knock_private()
     }
@@ -155,6 +158,12 @@ impl AcceptPoint {
         own.set_read_timeout(Some(limit))?;
         (&own).read(&mut [0]).map(|_| ())
     }
+}
+
+/// Sets how many connections the kernel queues, which may be done again (listen(2)).
+fn set_backlog(listener: &TcpListener, most: usize) -> io::Result<()> {
+    let [least, greatest] = BACKLOG;
+    SockRef::from(listener).listen(i32::try_from(most.clamp(least, greatest)).unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]

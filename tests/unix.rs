@@ -92,6 +92,21 @@ fn the_other_engine_refuses_a_unix_socket_and_names_the_one_that_can() {
 }
 
 #[test]
+fn after_a_re_exec_the_file_of_another_process_stays_as_well() {
+    let path = path("another");
+    let mut server = start(&path, &[]);
+    fs::remove_file(&path).expect("it is there");
+    let second = start(&path, &[]);
+    server.signal(Signal::HUP);
+    wait_until(LIMIT, "the next image", || server.log().matches("listening on ").count() == 2);
+    server.signal(Signal::TERM);
+    server.assert_exit(0, LIMIT);
+    assert!(ask(&path, "/livez").expect("the other is served still").starts_with("HTTP/1.1 200"));
+    drop(second);
+    fs::remove_file(&path).expect("it was killed");
+}
+
+#[test]
 fn a_reload_for_an_engine_that_cannot_serve_the_sockets_that_are_kept_changes_nothing() {
     let path = path("reload");
     let options = path.with_extension("env");

@@ -52,7 +52,7 @@ pub(crate) struct ListenSocket {
     pub(crate) listener: TcpListener,
     pub(crate) role: Role,
     /// The file of a Unix socket, if it is ours to remove.
-    pub(crate) _file: Option<SocketFile>,
+    pub(crate) file: Option<SocketFile>,
     /// It belongs to a service manager and outlives this process: it must not be shut down, and must be left as a new
     /// instance expects it.
     pub(crate) outlives_us: bool,
@@ -61,10 +61,14 @@ pub(crate) struct ListenSocket {
 /// The suffix of [`ListenSocket::label`] if the socket [outlives us](ListenSocket::outlives_us).
 const OUTLIVES_US: &str = "+";
 
+/// In [`ListenSocket::label`], before the identity of the file of a Unix socket.
+const FILE: char = '@';
+
 impl ListenSocket {
     /// The label of the socket for the next image, as [`open_inherited`] takes it.
     pub(crate) fn label(&self) -> String {
-        format!("{}{}", self.role.fd_name(), if self.outlives_us { OUTLIVES_US } else { "" })
+        let file = self.file.as_ref().map(|file| format!("{FILE}{}", file.id_text())).unwrap_or_default();
+        format!("{}{file}{}", self.role.fd_name(), if self.outlives_us { OUTLIVES_US } else { "" })
     }
 }
 
@@ -121,8 +125,8 @@ pub(crate) fn open_inherited(
         if from_manager {
             log::info!("the service manager passed a socket: descriptor {fd} ({name})");
         }
-        let file = if outlives_us { None } else { own_file(&listener) };
-        sockets.push(ListenSocket { listener, role, _file: file, outlives_us });
+        let file = if outlives_us { None } else { own_file(&listener, &name) };
+        sockets.push(ListenSocket { listener, role, file, outlives_us });
     }
     let has = |role: Role| sockets.iter().any(|socket| socket.role == role);
     let (main, admin) = (!has(Role::Main), !has(Role::Admin));
@@ -153,16 +157,11 @@ pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError
         let has_v4_socket = wanted.main.iter().any(|other| other.is_ipv4() && other.port() == address.port());
         let only_v6 = address.is_ipv6() && has_v4_socket;
         let listener = bind(address, only_v6, wanted.receive_buffer)?;
-        Ok(ListenSocket { listener, role, _file: None, outlives_us: false })
+        Ok(ListenSocket { listener, role, file: None, outlives_us: false })
     };
     let open_unix = |wanted: &UnixSocket| {
         let opened = wanted.bind(BACKLOG).map_err(|error| ListenError::Unix(wanted.path().to_owned(), error));
-        opened.map(|(listener, file)| ListenSocket {
-            listener,
-            role: Role::Main,
-            _file: Some(file),
-            outlives_us: false,
-        })
+        opened.map(|(listener, file)| ListenSocket { listener, role: Role::Main, file: Some(file), outlives_us: false })
     };
     // The admin socket is the last.
     let mut sockets = all.map(open_one).collect::<Result<Vec<_>, _>>()?;
@@ -181,13 +180,14 @@ pub(crate) fn adopt(listener: TcpListener, receive_buffer: Option<usize>) -> Res
     let longer = SockRef::from(&listener).listen(BACKLOG).map_err(|error| error.to_string());
     let listener = longer.and_then(|()| validate(listener.into(), receive_buffer));
     let listener = listener.map_err(|why| ListenError::Inherited(format!("the program's own {why}")))?;
-    Ok(ListenSocket { listener, role: Role::Main, _file: None, outlives_us: false })
+    Ok(ListenSocket { listener, role: Role::Main, file: None, outlives_us: false })
 }
 
-/// The file of a socket that the image before this one has left, if it is a Unix socket.
-fn own_file(listener: &TcpListener) -> Option<SocketFile> {
+/// The file of a socket that the image before this one has left with this label, if it is a Unix socket. Another process may
+/// have put its own in the place of the file by now.
+fn own_file(listener: &TcpListener, label: &str) -> Option<SocketFile> {
     match Address::of(listener) {
-        Ok(Address::Unix(path)) => SocketFile::at(&path).ok(),
+        Ok(Address::Unix(path)) => SocketFile::with_id(&path, label.split_once(FILE)?.1),
         _ => None,
     }
 }

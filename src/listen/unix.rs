@@ -141,6 +141,19 @@ impl SocketFile {
     }
 }
 
+impl SocketFile {
+    /// The file that was at this path when it had this [identity](SocketFile::id_text).
+    pub(super) fn with_id(path: &Path, text: &str) -> Option<SocketFile> {
+        let (device, inode) = text.split_once('.')?;
+        Some(SocketFile { path: path.to_owned(), id: (device.parse().ok()?, inode.parse().ok()?) })
+    }
+
+    /// Its device and inode, as text.
+    pub(super) fn id_text(&self) -> String {
+        format!("{}.{}", self.id.0, self.id.1)
+    }
+}
+
 fn id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }

@@ -186,6 +186,8 @@ fn the_unit_of_a_unix_socket_starts_reloads_and_stops() {
     machine.run("systemctl start allout");
     machine.run("allout healthcheck unix:/run/allout/a.sock");
     machine.run("systemctl reload allout");
+    // While it drains before the re-exec it answers 503.
+    wait_until(LIMIT, "the re-exec", || machine.said("info").matches("listening on unix:").count() == 2);
     machine.run("allout healthcheck unix:/run/allout/a.sock");
     machine.run("systemctl stop allout");
     assert_eq!(machine.show(ENDED), ENDED_WELL);

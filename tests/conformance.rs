@@ -370,3 +370,37 @@ fn ends_of_connections() {
     let wire = read_until(&mut stream, Duration::from_secs(5), |bytes| bytes.windows(4).any(|w| w == b"\r\n\r\n"));
     assert_eq!(wire.status(), 413, "{}", wire.summary());
 }
+
+#[test]
+fn framing_of_chunks_that_never_ends_is_answered_and_bounded() {
+    let server = start();
+    let before = server.resident();
+    for (what, begin, again, status) in [
+        ("an extension's name", "1;", "a", 400),
+        ("an extension's value", "1;a=", "b", 400),
+        ("a quoted extension", "1;a=\"", "\\\"", 400),
+        ("extensions", "1", ";a", 400),
+        ("white space", "1", " ", 400),
+        ("extensions of many chunks", "", "1;aaaaaaaa\r\nx\r\n", 400),
+        ("a trailer's name", "0\r\n", "a", 400),
+        ("a trailer's value", "0\r\na: ", "b", 400),
+        ("trailers", "0\r\n", "a: b\r\n", 400),
+        ("chunks of a byte", "", "1\r\nx\r\n", 413),
+    ] {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{begin}");
+        let mut stream = send(server.addr, head);
+        let piece = again.repeat(16 * 1024);
+        // At most 64 MiB, which no limit is as large as.
+        let ended = (0..64 * 1024 * 1024 / piece.len()).any(|_| {
+            stream.set_nonblocking(true).expect("it is a socket");
+            let has_answer = stream.peek(&mut [0]).is_ok();
+            stream.set_nonblocking(false).expect("it is a socket");
+            has_answer || stream.write_all(piece.as_bytes()).is_err()
+        });
+        assert!(ended, "{what}: nothing ends it");
+        let wire = read_until(&mut stream, LIMIT, |bytes| bytes.windows(4).any(|part| part == b"\r\n\r\n"));
+        assert_eq!(wire.status(), status, "{what}: {}", wire.summary());
+    }
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 4 * 1024, "{grown} KiB");
+}

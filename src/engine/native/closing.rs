@@ -53,7 +53,7 @@ impl Receiver {
         if rustix::net::shutdown(connection.socket.fd(), Shutdown::Write).is_err() {
             return self.close(slot, connection, None); // the client has left
         }
-        self.set_interest(slot, Interest::Read);
+        self.set_interest(slot, Interest::Discard);
         connection.sent = 0;
         let entry = self.slots.get(slot);
         entry.since = self.now;

@@ -228,6 +228,11 @@ impl Inbox {
         }
     }
 
+    /// Whether more may have arrived than was received.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() == self.bytes.capacity()
+    }
+
     /// Makes room for a whole head, at most, beside what is in use.
     fn make_room(&mut self) {
         if self.start > 0 && self.valid.is_none() {

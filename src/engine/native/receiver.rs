@@ -3,6 +3,11 @@
 //! It never blocks but in `epoll_wait`, and sleeps there without a timeout if it has no connection. Interest in a socket
 //! changes only where something would be reported again and again in vain, so that a request that is answered at once
 //! costs three system calls: one of `epoll_wait`, shared with others, one to receive, one to send.
+//!
+//! Input is reported once, when it arrives (`EPOLLET`): the kernel does not look at the socket once more in the next
+//! `epoll_wait`, as it does where input is reported for as long as there is some (0.4 of 6.1 µs of CPU a request in a server
+//! of 70 lines, on busy cores). What follows from it is in [`Interest`]: where not all was received that was reported, the
+//! interest is set again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,6 +37,10 @@ const RETAINED_INBOXES: usize = 64;
 pub(super) const LISTENER: u64 = u64::MAX;
 /// Key of the mailbox's events.
 const WAKE: u64 = u64::MAX - 1;
+
+/// What is reported beside the last bytes of a client.
+const END_OF_INPUT: epoll::EventFlags =
+    epoll::EventFlags::RDHUP.union(epoll::EventFlags::HUP).union(epoll::EventFlags::ERR);
 
 /// Time that a client has to read the last response and to close (RFC 9112, section 9.6).
 pub(super) const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -153,7 +162,7 @@ impl Receiver {
                 match event.data.u64() {
                     LISTENER => accept = true,
                     WAKE => {}
-                    key => self.on_event(key),
+                    key => self.on_event(key, event.flags),
                 }
             }
             self.serve_ready();
@@ -210,11 +219,19 @@ impl Receiver {
         self.enforce_limit();
     }
 
-    fn on_event(&mut self, key: u64) {
+    fn on_event(&mut self, key: u64, flags: epoll::EventFlags) {
         let Some(slot) = self.slots.find(key) else { return };
-        match self.slots.get(slot).state {
-            State::Free | State::Ready(_) => {}
-            State::Idle(_) => self.receive(slot),
+        let entry = self.slots.get(slot);
+        match entry.state {
+            State::Free => {}
+            State::Ready(_) => entry.interest.make_stale(),
+            State::Idle(_) => {
+                // The end of the stream is received after the bytes before it.
+                if flags.intersects(END_OF_INPUT) {
+                    entry.interest.make_stale();
+                }
+                self.receive(slot);
+            }
             // What has arrived is for the worker, or for later: it must not be reported again and again.
             State::Busy => self.set_interest(slot, Interest::Nothing),
             State::Writing(_) => self.flush(slot),
@@ -227,6 +244,9 @@ impl Receiver {
         let State::Idle(mut connection) = self.take_state(slot) else { return };
         let mut inbox = connection.inbox.take().or_else(|| self.inboxes.pop()).unwrap_or_default();
         let received = inbox.receive(&connection.socket);
+        if inbox.is_full() {
+            self.slots.get(slot).interest.make_stale();
+        }
         connection.inbox = Some(inbox);
         match received {
             Ok(1..) => self.serve(slot, connection),
@@ -261,8 +281,9 @@ impl Receiver {
         }
         let Some(socket) = &entry.socket else { return };
         let flags = match interest {
-            Interest::Unregistered => return,
-            Interest::Read => epoll::EventFlags::IN,
+            Interest::Unregistered | Interest::Stale => return,
+            Interest::Read => epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
+            Interest::Discard => epoll::EventFlags::IN,
             Interest::Write => epoll::EventFlags::OUT,
             Interest::Nothing => epoll::EventFlags::ET,
         };

@@ -49,12 +49,25 @@ pub(super) enum State {
 pub(super) enum Interest {
     /// It is not in the set.
     Unregistered,
-    /// Input, for as long as there is some.
+    /// Input when some arrives, and the end of it.
     Read,
+    /// As [`Read`](Self::Read), but some has been reported and not received: only setting the interest again reports it.
+    Stale,
+    /// Input, for as long as there is some.
+    Discard,
     /// Room for output, for as long as there is some.
     Write,
     /// Nothing but a reset, once.
     Nothing,
+}
+
+impl Interest {
+    /// Not all that was reported is received.
+    pub(super) fn make_stale(&mut self) {
+        if *self == Interest::Read {
+            *self = Interest::Stale;
+        }
+    }
 }
 
 /// Queues of slots whose time is the same for all, so that their order is that in which they came.

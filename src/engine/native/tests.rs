@@ -1,5 +1,6 @@
 //! The engine over real sockets, without routes and workers: what is served is decided by the target.
 
+mod edges;
 mod kept;
 mod partial_heads;
 

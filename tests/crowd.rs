@@ -5,10 +5,9 @@
 
 mod common;
 
-use common::{Allout, LIMIT, Serving, Speak as _, http::Connection, with_limit};
+use common::{Allout, LIMIT, Serving, Speak as _, alone, http::Connection, with_limit};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +34,7 @@ fn p99(server: &Serving) -> Duration {
 
 #[test]
 fn a_crowd_within_the_limit_on_descriptors_is_held_and_delays_no_others() {
+    let _alone = alone();
     let limit = getrlimit(Resource::Nofile);
     if limit.maximum.is_some_and(|maximum| maximum < DESCRIPTORS) {
         eprintln!("not tried: this program may open {:?} descriptors, and needs {DESCRIPTORS}", limit.maximum);
@@ -84,33 +84,29 @@ fn connect_at_once(server: &Serving) -> Socket {
 
 /// Threads of the server while a crowd arrives and stays, at their most; the clients speak, or are silent.
 fn most_threads_in_a_crowd(server: &Serving, speak: bool) -> u64 {
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let sampler = scope.spawn(|| {
-            let mut most = 0;
-            while !over.load(Ordering::Relaxed) {
-                most = most.max(server.threads());
-                thread::sleep(Duration::from_millis(1)); // samples
-            }
-            most
-        });
-        let mut crowd: Vec<_> = (0..BEYOND).map(|_| connect_at_once(server)).collect();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(2) {
-            for socket in crowd.iter_mut().filter(|_| speak) {
+    let (mut crowd, mut most) = (Vec::new(), 0);
+    while crowd.len() < BEYOND {
+        crowd.extend((0..10).map(|_| connect_at_once(server)));
+        most = most.max(server.threads());
+    }
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        for sockets in crowd.chunks_mut(BEYOND / 10) {
+            for socket in sockets.iter_mut().filter(|_| speak) {
                 // Fails until it is accepted, and once it is closed.
                 let _ = socket.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
                 let _ = socket.recv(&mut [std::mem::MaybeUninit::uninit(); 1024]);
             }
+            most = most.max(server.threads());
         }
-        drop(crowd);
-        over.store(true, Ordering::Relaxed);
-        sampler.join().expect("it samples")
-    })
+        thread::sleep(Duration::from_millis(1)); // samples, where the clients are silent
+    }
+    most
 }
 
 #[test]
 fn a_crowd_makes_no_more_threads_than_the_limit_on_connections_allows() {
+    let _alone = alone(); // together the two crowds need more descriptors than one program may have
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
     let most = MOST.to_string();

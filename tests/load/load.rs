@@ -33,6 +33,7 @@ usage: load PID ADDR PATH CLIENTS [OPTIONS]
   --after DUR          after how long (500ms)
   --for DUR            how long all of it lasts at most (5s)
   --retry              go on when the port refuses: for servers that restart
+  --full-ttl           send packets with a TTL of 255, as some systems do
   --connect-limit DUR  a connection that takes longer counts as waiting (3s)
   --response-limit DUR a response that takes longer is lost (30s)
 ";
@@ -99,11 +100,13 @@ fn run(plan: Plan) -> std::io::Result<u64> {
 fn parse(arguments: Vec<String>) -> Result<Plan, String> {
     let mut positional = Vec::new();
     let mut options = Vec::new();
-    let mut retry = false;
+    let (mut retry, mut full_ttl) = (false, false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         if argument == "--retry" {
             retry = true;
+        } else if argument == "--full-ttl" {
+            full_ttl = true;
         } else if argument.starts_with("--") {
             let (name, value) = match argument.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -129,7 +132,7 @@ fn parse(arguments: Vec<String>) -> Result<Plan, String> {
         .ok_or_else(|| format!("no address: {addr}"))?;
     let clients = clients.parse().map_err(|_| format!("no number of clients: {clients}"))?;
     let mut plan = Plan {
-        load: Load { path, retry, ..Load::new(addr, clients) },
+        load: Load { path, retry, full_ttl, ..Load::new(addr, clients) },
         pid,
         signal: Some(Signal::TERM),
         after: Duration::from_millis(500),

@@ -43,7 +43,7 @@ struct BodyProgress {
 impl Exchange {
     pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>, raw: tiny_http::Request) -> Exchange {
         let (head, quirks, rejection) = match quirks::validate_request(&raw) {
-            // Its reader allocates the whole rest where the body ends early.
+            // Dropping the request would allocate the whole length.
             Ok((head, quirks)) if matches!(head.framing, Framing::Length(length) if !unread_body::is_allocatable(length)) => {
                 (head, quirks, Some(Rejection { status: 413, reason: "the body is too large" }))
             }

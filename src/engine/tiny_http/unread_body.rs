@@ -2,15 +2,11 @@
 //!
 //! `tiny_http` reads a body to its end when the request is dropped, into a buffer as large as the rest of
 //! the body (`util/equal_reader.rs`). The read ends at once if the read side of the socket is shut down; the buffer is never
-//! touched then, and freed at once. A length that the allocator refuses ends the process, and whether it will cannot be
-//! asked beforehand: other threads allocate in between. So beyond [`ALWAYS_ALLOCATABLE`] a request is dropped in one of two
-//! ways:
+//! touched then, and freed at once. A length that the allocator refuses would end the process: such a request is rejected
+//! before its body is read, and dropped here in one of two ways:
 //!
 //! * Above `isize::MAX` the allocation is a panic, which is caught.
-//! * Below, the count of bytes left is set to 0 before the drop.
-//!
-//! A body that ends early while a handler reads it is dropped by `tiny_http` itself: a length that the allocator refuses is
-//! rejected with the head, and what other threads allocate until then can still end the process where address space is short.
+//! * Below, the count of bytes left is set to 0 before the drop. Only lengths that no real client sends get here.
 
 #![allow(unsafe_code)] // denied everywhere else; see `zero_remaining`
 
@@ -95,7 +91,7 @@ fn discard_prepared(raw: tiny_http::Request, body_left: Option<u64>) {
 /// Drops a request of which `left` bytes of the body were announced and not read, without an answer. Its socket is shut
 /// down, at least for reading.
 pub(crate) fn discard(request: tiny_http::Request, left: u64) {
-    if left <= ALWAYS_ALLOCATABLE || !drains_on_drop(&request) {
+    if is_allocatable(left) || !drains_on_drop(&request) {
         drop(request.into_writer()); // as above
     } else if isize::try_from(left).is_err() {
         server::without_panic_message(|| {
@@ -104,17 +100,16 @@ pub(crate) fn discard(request: tiny_http::Request, left: u64) {
             let _ = catch_unwind(AssertUnwindSafe(|| drop(request)));
         });
     } else {
-        discard_large(request, left);
+        discard_oversized(request, left);
     }
 }
 
 /// Limits the line about bodies that cannot be dropped: any client can cause it.
 static LEAKED: LazyLock<RateLimit> = LazyLock::new(RateLimit::default);
 
-fn discard_large(mut request: tiny_http::Request, left: u64) {
+fn discard_oversized(mut request: tiny_http::Request, left: u64) {
     match usize::try_from(left) {
         Ok(left) if zero_remaining(&mut request, left) => drop(request.into_writer()),
-        _ if is_allocatable(left) => drop(request.into_writer()),
         _ => {
             // A thread and two descriptors are lost: better than the process.
             if let Some(omitted) = LEAKED.allow() {

@@ -134,6 +134,8 @@
 //! * A client that reads slowly holds its worker for as long as each write makes progress within the request timeout.
 //! * A crowd may exceed the most connections by as many (at least 128, at most 1,024); by a thousand before Linux 6.2, or
 //!   without /proc. The process listens on a second, private port.
+//! * A body that breaks off is dropped with an allocation of its whole rest: where address space is short, that can end the
+//!   process.
 //! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
 //!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.

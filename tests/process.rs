@@ -21,6 +21,12 @@ fn pid_of(number: u32) -> Option<Pid> {
     i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
+/// The process that `unshare --fork` has started, and that is process 1 within.
+fn only_child(unshare: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+    children.trim().parse().ok()
+}
+
 /// The program as a shell starts it: `$0` is the program, and stands in `line` with its redirections.
 struct Shell {
     child: Child,
@@ -107,12 +113,8 @@ fn as_process_1_it_reacts_to_signals_and_ends_with_the_right_code() {
         let mut command = Command::new("unshare");
         command.args(["--fork", "--kill-child", "--pid", "--mount-proc", env!("CARGO_BIN_EXE_allout")]);
         command.args(["--listen", "127.0.0.1:0"]);
-        let first = |unshare: u32| {
-            let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
-            children.trim().parse::<u32>().ok()
-        };
-        let mut shell = Shell::start(command, first);
-        let pid = first(shell.child.id()).and_then(pid_of).expect("it runs");
+        let mut shell = Shell::start(command, only_child);
+        let pid = only_child(shell.child.id()).and_then(pid_of).expect("it runs");
         shell.answers();
         for harmless in [Signal::PIPE, Signal::USR1] {
             kill_process(pid, harmless).expect("it can be signalled");
@@ -146,12 +148,8 @@ fn as_process_1_it_waits_for_orphans() {
     let mut command = Command::new("unshare");
     command.args(["--fork", "--kill-child", "--pid", "--mount-proc", env!("CARGO_BIN_EXE_allout")]);
     command.args(["--listen", "127.0.0.1:0"]);
-    let first = |unshare: u32| {
-        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
-        children.trim().parse::<u32>().ok()
-    };
-    let mut shell = Shell::start(command, first);
-    let pid = first(shell.child.id()).expect("it runs");
+    let mut shell = Shell::start(command, only_child);
+    let pid = only_child(shell.child.id()).expect("it runs");
     // Each shell ends at once, and its ten children are orphans then; they end when they read the end of a pipe.
     for _ in 0..5 {
         let mut orphans = Command::new("nsenter");
@@ -180,12 +178,8 @@ fn as_process_1_it_reexecutes_without_a_single_device() {
     command.args(["--fork", "--kill-child", "--pid", "--mount-proc", "sh", "-c"]);
     command.args([r#"mount -t tmpfs tmpfs /dev && exec "$0" --listen 127.0.0.1:0"#, env!("CARGO_BIN_EXE_allout")]);
     command.stderr(Stdio::piped());
-    let first = |unshare: u32| {
-        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
-        children.trim().parse::<u32>().ok()
-    };
-    let mut shell = Shell::start(command, first);
-    let pid = first(shell.child.id()).and_then(pid_of).expect("it runs");
+    let mut shell = Shell::start(command, only_child);
+    let pid = only_child(shell.child.id()).and_then(pid_of).expect("it runs");
     shell.answers();
     let mut log = BufReader::new(shell.child.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
     for _ in 0..2 {

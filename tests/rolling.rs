@@ -1,4 +1,4 @@
-//! A rolling restart behind a load balancer, with the configuration that the README shows: the client sees no error.
+//! A rolling restart behind a load balancer, with the configuration in `rolling/`: the client sees no error.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 

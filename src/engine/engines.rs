@@ -7,19 +7,19 @@ use super::{ConnCensus, ConnStats, Ending, Engine, InFlight};
 
 /// All engines of a service: sums of what each of them knows. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Engines(Arc<[Engine]>);
+pub(crate) struct Engines(Arc<[Arc<dyn Engine>]>);
 
 impl Engines {
-    pub(crate) fn new(engines: Vec<Engine>) -> Engines {
+    pub(crate) fn new(engines: Vec<Arc<dyn Engine>>) -> Engines {
         Engines(engines.into())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Engine> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn Engine>> {
         self.0.iter()
     }
 
     pub(crate) fn announce_close(&self) {
-        self.iter().for_each(Engine::announce_close);
+        self.iter().for_each(|engine| engine.stop_state().announce_close());
     }
 
     /// `ending` is asked for each engine by its number.
@@ -35,39 +35,39 @@ impl Engines {
     }
 
     pub(crate) fn resume_accepting(&self) {
-        self.iter().for_each(Engine::resume_accepting);
+        self.iter().for_each(|engine| engine.resume_accepting());
     }
 
     pub(crate) fn is_quiescent(&self) -> bool {
-        self.iter().all(Engine::is_quiescent)
+        self.iter().all(|engine| engine.is_quiescent())
     }
 
     pub(crate) fn has_requests_older_than_drain(&self) -> bool {
-        self.iter().any(Engine::has_requests_older_than_drain)
+        self.iter().any(|engine| engine.has_requests_older_than_drain())
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.iter().map(Engine::in_flight).sum()
+        self.iter().map(|engine| engine.in_flight()).sum()
     }
 
     pub(crate) fn pipelined(&self) -> usize {
-        self.iter().map(Engine::pipelined).sum()
+        self.iter().map(|engine| engine.pipelined()).sum()
     }
 
     pub(crate) fn connections(&self) -> usize {
-        self.iter().map(Engine::connections).sum()
+        self.iter().map(|engine| engine.connections()).sum()
     }
 
     pub(crate) fn accept_queue_len(&self) -> u32 {
-        self.iter().map(Engine::accept_queue_len).sum()
+        self.iter().map(|engine| engine.gate().accept_queue_len()).sum()
     }
 
     pub(crate) fn is_gate_closed(&self) -> bool {
-        self.iter().any(Engine::is_gate_closed)
+        self.iter().any(|engine| engine.gate().is_closed())
     }
 
     pub(crate) fn census(&self) -> ConnCensus {
-        self.iter().map(Engine::census).fold(ConnCensus::default(), |sum, census| ConnCensus {
+        self.iter().map(|engine| engine.census()).fold(ConnCensus::default(), |sum, census| ConnCensus {
             busy: sum.busy + census.busy,
             idle: sum.idle + census.idle,
             closing: sum.closing + census.closing,
@@ -77,7 +77,7 @@ impl Engines {
 
     /// Every request in flight, oldest first.
     pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
-        let mut all: Vec<InFlight> = self.iter().flat_map(Engine::requests_in_flight).collect();
+        let mut all: Vec<InFlight> = self.iter().flat_map(|engine| engine.requests_in_flight()).collect();
         all.sort_by_key(|request| request.since);
         all
     }

@@ -3,7 +3,7 @@
 //! The rest of the crate sees [`Engine`] and [`Exchange`], and never what is behind them. An engine knows nothing of
 //! routes, members or the lifecycle.
 //!
-//! An engine is made ([`Engine::new`]), then starts to receive ([`Engine::start`]); its threads are spawned by the crew
+//! An engine is made ([`EngineKind::engine`]), then starts to receive ([`Engine::start`]); its threads are spawned by the crew
 //! ([`Engine::threads`]), which joins them before [`Engine::finish`].
 
 mod discard;
@@ -22,7 +22,7 @@ pub(crate) mod tiny_http;
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ pub(crate) use crate::listen::Address;
 use crate::text::human_duration;
 pub(crate) use engines::Engines;
 pub(crate) use exchange::{BodyState, Client, Exchange};
+use gate::AcceptGate;
 pub(crate) use memory::ResponseSlot;
 pub use peer::Peer;
 #[cfg(feature = "metrics")]
@@ -178,170 +179,91 @@ pub(crate) struct ConnCensus {
     pub(crate) aborted: usize,
 }
 
-/// An engine on one listening socket; a handle that is cheap to clone.
-#[derive(Clone)]
-pub(crate) enum Engine {
-    #[cfg(feature = "tiny-http")]
-    TinyHttp(Arc<tiny_http::Engine>),
-    Native(Arc<native::Engine>),
-}
-
-macro_rules! delegate {
-    ($self:ident, $engine:ident => $call:expr) => {
-        match $self {
-            #[cfg(feature = "tiny-http")]
-            Engine::TinyHttp($engine) => $call,
-            Engine::Native($engine) => $call,
-        }
-    };
-}
-
-impl Engine {
-    /// An engine that does not receive yet.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor is left, or the socket refuses an option.
-    pub(crate) fn new(
-        kind: EngineKind,
-        listener: &TcpListener,
-        settings: Settings,
-        events: Events,
-    ) -> io::Result<Engine> {
-        Ok(match kind {
-            #[cfg(feature = "tiny-http")]
-            EngineKind::TinyHttp => Engine::TinyHttp(Arc::new(tiny_http::Engine::new(listener, settings, events)?)),
-            #[cfg(not(feature = "tiny-http"))]
-            EngineKind::TinyHttp => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "built without the feature tiny-http"));
-            }
-            EngineKind::Native => Engine::Native(Arc::new(native::Engine::new(listener, settings, events)?)),
-        })
-    }
+/// An engine on one listening socket. Requests do not go through here: each is an [`Exchange`], whose calls are static.
+pub(crate) trait Engine: Send + Sync {
+    fn kind(&self) -> EngineKind;
 
     /// Receives requests from here on; `serve` is called once the [threads](Engine::threads) run.
     ///
     /// # Errors
     ///
     /// No descriptor or no thread is left.
-    pub(crate) fn start(&self, serve: &Arc<Serve>) -> io::Result<()> {
-        match self {
-            #[cfg(feature = "tiny-http")]
-            Engine::TinyHttp(engine) => engine.start(Arc::clone(serve)),
-            Engine::Native(engine) => engine.start(serve),
-        }
-    }
+    fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()>;
 
-    /// Its name in the log.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            #[cfg(feature = "tiny-http")]
-            Engine::TinyHttp(_) => EngineKind::TinyHttp.name(),
-            Engine::Native(_) => EngineKind::Native.name(),
-        }
-    }
+    /// The threads of a started engine, once.
+    fn threads(self: Arc<Self>) -> Vec<EngineThread>;
 
-    /// The threads of a started engine.
-    pub(crate) fn threads(&self) -> Vec<EngineThread> {
-        delegate!(self, engine => engine.threads())
-    }
+    /// The gate in front of the listening socket.
+    fn gate(&self) -> &AcceptGate;
 
-    /// Address on which it listens.
-    pub(crate) fn address(&self) -> &Address {
-        delegate!(self, engine => engine.gate().address())
-    }
-
-    /// The drain begins: every response says `Connection: close` where nothing follows.
-    pub(crate) fn announce_close(&self) {
-        delegate!(self, engine => engine.stop_state().announce_close());
-    }
+    /// Progress of a stop. It announces that every response says `Connection: close` where nothing follows.
+    fn stop_state(&self) -> &StopState;
 
     /// Stops accepting, and begins to close connections that have nothing left to say.
-    pub(crate) fn stop_accepting(&self, ending: Ending) {
-        delegate!(self, engine => engine.stop_accepting(ending));
-    }
+    fn stop_accepting(&self, ending: Ending);
 
     /// Lets no new connection in any more, whatever its packets are like, after [`Ending::Filter`] has had its time: see
     /// [`gate`]. Where the kernel cannot, accepting ends, and what it queues is lost.
-    pub(crate) fn seal(&self) {
-        delegate!(self, engine => engine.seal());
-    }
+    fn seal(&self);
 
     /// Resumes accepting after [`Ending::HandOver`], the connections queued meanwhile included.
-    pub(crate) fn resume_accepting(&self) {
-        delegate!(self, engine => engine.resume_accepting());
-    }
+    fn resume_accepting(&self);
 
     /// Whether accepting has stopped and no connection is left, so that no request can be lost.
-    pub(crate) fn is_quiescent(&self) -> bool {
-        delegate!(self, engine => engine.is_quiescent())
-    }
+    fn is_quiescent(&self) -> bool;
 
     /// Whether a request is in flight that was before the drain began, or before accepting was last resumed.
-    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
-        delegate!(self, engine => engine.has_requests_older_than_drain())
-    }
+    fn has_requests_older_than_drain(&self) -> bool;
 
     /// Requests that are being answered, without those that are pipelined behind them.
-    pub(crate) fn in_flight(&self) -> usize {
-        delegate!(self, engine => engine.in_flight())
-    }
+    fn in_flight(&self) -> usize;
 
-    /// Requests that wait behind another one of their connection.
-    pub(crate) fn pipelined(&self) -> usize {
-        delegate!(self, engine => engine.pipelined())
+    /// Requests that wait behind another one of their connection, where they are received before their turn.
+    fn pipelined(&self) -> usize {
+        0
     }
 
     /// Open connections, as far as they are known.
-    pub(crate) fn connections(&self) -> usize {
-        delegate!(self, engine => engine.connections())
-    }
+    fn connections(&self) -> usize;
 
     /// Open connections by state.
-    pub(crate) fn census(&self) -> ConnCensus {
-        delegate!(self, engine => engine.census())
-    }
+    fn census(&self) -> ConnCensus;
 
-    /// Every request in flight, oldest first.
-    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
-        delegate!(self, engine => engine.requests_in_flight())
-    }
+    /// Every request in flight, in any order.
+    fn requests_in_flight(&self) -> Vec<InFlight>;
 
-    pub(crate) fn stats(&self) -> &ConnStats {
-        delegate!(self, engine => engine.stats())
-    }
+    fn stats(&self) -> &ConnStats;
 
-    /// Connections that the kernel holds and that were not accepted yet.
-    pub(crate) fn accept_queue_len(&self) -> u32 {
-        delegate!(self, engine => engine.gate().accept_queue_len())
-    }
+    /// Passes of the thread that watches connections, so far: it changes while that thread lives.
+    fn ticks(&self) -> u64;
 
-    /// Whether the kernel drops new SYNs.
-    pub(crate) fn is_gate_closed(&self) -> bool {
-        delegate!(self, engine => engine.gate().is_closed())
-    }
+    /// Has the thread that watches connections make a pass soon.
+    fn wake(&self);
 
-    /// A connection to this engine as a client has it, for a check from within.
+    /// Releases the listening socket, once all threads were joined; `socket_is_shared` if it outlives this process.
+    fn finish(&self, socket_is_shared: bool);
+}
+
+impl EngineKind {
+    /// An engine that does not receive yet.
     ///
     /// # Errors
     ///
-    /// There was none within `limit`.
-    pub(crate) fn connect_self(&self, limit: Duration) -> io::Result<TcpStream> {
-        delegate!(self, engine => engine.gate().connect_self(limit))
-    }
-
-    /// Passes of the thread that watches connections, so far: it changes while that thread lives.
-    pub(crate) fn ticks(&self) -> u64 {
-        delegate!(self, engine => engine.ticks())
-    }
-
-    /// Has the thread that watches connections make a pass soon.
-    pub(crate) fn wake(&self) {
-        delegate!(self, engine => engine.wake());
-    }
-
-    /// Releases the listening socket, once all threads were joined; `socket_is_shared` if it outlives this process.
-    pub(crate) fn finish(&self, socket_is_shared: bool) {
-        delegate!(self, engine => engine.finish(socket_is_shared));
+    /// No descriptor is left, the socket refuses an option, or the build lacks the engine.
+    pub(crate) fn engine(
+        self,
+        listener: &TcpListener,
+        settings: Settings,
+        events: Events,
+    ) -> io::Result<Arc<dyn Engine>> {
+        Ok(match self {
+            #[cfg(feature = "tiny-http")]
+            EngineKind::TinyHttp => Arc::new(tiny_http::TinyHttpEngine::new(listener, settings, events)?),
+            #[cfg(not(feature = "tiny-http"))]
+            EngineKind::TinyHttp => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "built without the feature tiny-http"));
+            }
+            EngineKind::Native => Arc::new(native::NativeEngine::new(listener, settings, events)?),
+        })
     }
 }

@@ -21,7 +21,7 @@ use crate::crew::outcome::Cause;
 use crate::crew::pool::Pool;
 use crate::crew::signals::SignalSource;
 use crate::dispatch::{Dispatch, Job};
-use crate::engine::{Address, Engine, EngineKind, Engines, Events, Exchange, Serve, Settings};
+use crate::engine::{Address, EngineKind, Engines, Events, Exchange, Serve, Settings};
 use crate::http::automatic::HeaderLines;
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::phase::Lifecycle;
@@ -55,8 +55,11 @@ impl Service {
         let capacity = Capacity::new(&config, sockets.len(), limits);
         let settings = settings(&config, capacity.connections, self.automatic);
         let engines = new_engines(config.engine, &sockets, settings, &stopper)?;
-        let listening: Vec<_> =
-            engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address().clone(), socket.role)).collect();
+        let listening: Vec<_> = engines
+            .iter()
+            .zip(&sockets)
+            .map(|(engine, socket)| (engine.gate().address().clone(), socket.role))
+            .collect();
         let pool = new_pool(capacity.workers, config.queue, &mut crew);
         let connections = settings.max_connections * sockets.len();
         let state = new_state(&crew, engines.clone(), &pool, config.queue, connections);
@@ -173,7 +176,7 @@ fn new_engines(
     settings: Settings,
     stopper: &Stopper,
 ) -> Result<Engines, StartError> {
-    let engine = |socket: &ListenSocket| Engine::new(kind, &socket.listener, settings, events(stopper));
+    let engine = |socket: &ListenSocket| kind.engine(&socket.listener, settings, events(stopper));
     let engines: io::Result<Vec<_>> = sockets.iter().map(engine).collect();
     Ok(Engines::new(engines.map_err(system("the listening socket"))?))
 }
@@ -302,13 +305,13 @@ fn start_engines(
     };
     for (engine, (_, role)) in engines.iter().zip(listening) {
         let dispatch = admin.filter(|_| *role == Role::Admin).unwrap_or(service);
-        engine.start(&serve(dispatch)).map_err(system(engine.name()))?;
+        Arc::clone(engine).start(&serve(dispatch)).map_err(system(engine.kind().name()))?;
     }
     // Each thread receives one message of this one, and then runs. If this one returns early, they end instead.
     let (go, gate) = unbounded::<()>();
     let mut slots = Vec::new();
     for (index, engine) in engines.iter().enumerate() {
-        for thread in engine.threads() {
+        for thread in Arc::clone(engine).threads() {
             let name = if index == 0 { thread.name.to_owned() } else { format!("{}-{}", thread.name, index + 1) };
             let (gate, run) = (gate.clone(), thread.run);
             let run = move || if gate.recv().is_ok() { run() } else { Ok(()) };

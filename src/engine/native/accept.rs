@@ -141,7 +141,7 @@ impl Receiver {
         }
         // A drain closes a Unix socket's gate by `shutdown`: from then on the socket is readable without end, `accept` says
         // EAGAIN, and no connection is queued any more (`unix_stream_connect`, net/unix/af_unix.c).
-        if matches!(self.engine.gate().address(), Address::Unix(_)) {
+        if matches!(self.engine.gate.address(), Address::Unix(_)) {
             self.leave_listener(true);
         }
     }

@@ -105,7 +105,9 @@ use receiver::Receiver;
 
 use crate::engine::gate::AcceptGate;
 use crate::engine::socket::set_connection_defaults;
-use crate::engine::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Serve, Settings, StopState};
+use crate::engine::{
+    ConnCensus, ConnStats, Ending, Engine, EngineKind, EngineThread, Events, InFlight, Serve, Settings, StopState,
+};
 use crate::sync::{RateLimit, lock};
 
 /// Names of the receivers' threads; there are at most as many receivers.
@@ -119,7 +121,7 @@ const NAMES: [&str; 16] = [
 const MIN_DESCRIPTORS: usize = 4;
 
 /// The engine.
-pub(crate) struct Engine {
+pub(crate) struct NativeEngine {
     common: Arc<Common>,
     gate: AcceptGate,
     mailboxes: Vec<Arc<Home>>,
@@ -127,13 +129,13 @@ pub(crate) struct Engine {
     receivers: Mutex<Vec<Receiver>>,
 }
 
-impl Engine {
+impl NativeEngine {
     /// An engine that does not receive yet.
     ///
     /// # Errors
     ///
     /// No descriptor is left, or the socket refuses an option.
-    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<NativeEngine> {
         set_connection_defaults(listener)?;
         let own: OwnedFd = listener.try_clone()?.into();
         rustix::io::ioctl_fionbio(&own, true)?;
@@ -153,141 +155,17 @@ impl Engine {
         });
         let mailboxes: io::Result<Vec<_>> =
             (0..receiver_count(settings.receivers)).map(|_| Home::new(Arc::clone(&common)).map(Arc::new)).collect();
-        Ok(Engine { common, gate: AcceptGate::new(listener)?, mailboxes: mailboxes?, receivers: Mutex::default() })
-    }
-
-    /// Makes the receivers.
-    ///
-    /// # Errors
-    ///
-    /// Too few descriptors are left to serve anyone.
-    pub(crate) fn start(self: &Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
-        let receiver = |mailbox: &Arc<Home>| Receiver::new(Arc::clone(self), Arc::clone(mailbox), Arc::clone(serve));
-        let receivers: io::Result<Vec<_>> = self.mailboxes.iter().map(receiver).collect();
-        *lock(&self.receivers) = receivers?;
-        let spare: io::Result<Vec<OwnedFd>> = (0..MIN_DESCRIPTORS).map(|_| self.common.listener.try_clone()).collect();
-        spare.map(drop)
-    }
-
-    /// The receivers' threads, once.
-    pub(crate) fn threads(self: &Arc<Self>) -> Vec<EngineThread> {
-        let receivers = std::mem::take(&mut *lock(&self.receivers));
-        let thread = |(receiver, name): (Receiver, &'static str)| {
-            let engine = Arc::clone(self);
-            EngineThread {
-                name,
-                run: Box::new(move || receiver.run()),
-                interrupt: Box::new(move || engine.interrupt()),
-            }
-        };
-        receivers.into_iter().zip(NAMES).map(thread).collect()
+        Ok(NativeEngine {
+            common,
+            gate: AcceptGate::new(listener)?,
+            mailboxes: mailboxes?,
+            receivers: Mutex::default(),
+        })
     }
 
     fn interrupt(&self) {
         self.common.interrupted.store(true, Ordering::Release);
         self.wake();
-    }
-
-    pub(crate) fn gate(&self) -> &AcceptGate {
-        &self.gate
-    }
-
-    pub(crate) fn stop_state(&self) -> &StopState {
-        &self.common.stop_state
-    }
-
-    pub(crate) fn stop_accepting(&self, ending: Ending) {
-        self.common.stop_state.stop_accepting();
-        self.common.handed_over.store(ending == Ending::HandOver, Ordering::SeqCst);
-        if ending == Ending::Filter {
-            self.common.gate_closed.store(true, Ordering::Release);
-            if let Err(error) = self.gate.settle(true) {
-                log::warn!("cannot stop accepting ({error}): some new connections may be reset");
-            }
-        }
-        self.common.stop_state.accepting_stopped();
-        self.wake();
-    }
-
-    pub(crate) fn seal(&self) {
-        if let Err(error) = self.gate.seal() {
-            log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
-            self.common.handed_over.store(true, Ordering::SeqCst);
-        }
-        self.common.stop_state.restart_proof();
-        self.wake();
-    }
-
-    pub(crate) fn resume_accepting(&self) {
-        self.common.stop_state.resume_accepting();
-        self.wake();
-    }
-
-    pub(crate) fn is_quiescent(&self) -> bool {
-        let Some((number, _)) = self.common.stop() else { return false };
-        self.mailboxes.iter().all(|mailbox| mailbox.settled.load(Ordering::SeqCst) == number)
-            && self.mailboxes.iter().all(|mailbox| mailbox.open.load(Ordering::SeqCst) == 0)
-    }
-
-    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
-        let predates = |since| self.common.stop_state.predates_drain(since);
-        // In this order, in which a request goes from its receiver to a worker.
-        self.mailboxes.iter().any(|mailbox| {
-            mailbox.answering_since().is_some_and(predates) || mailbox.flights().iter().any(|one| predates(one.since))
-        })
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
-        self.mailboxes.iter().map(|mailbox| mailbox.in_flight()).sum()
-    }
-
-    /// Requests behind another one of their connection: they are not parsed before their turn.
-    #[allow(clippy::unused_self, reason = "the waist asks every engine")]
-    pub(crate) fn pipelined(&self) -> usize {
-        0
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.common.open.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn census(&self) -> ConnCensus {
-        let (busy, open) = (self.in_flight(), self.connections());
-        let closing: usize = self.mailboxes.iter().map(|mailbox| mailbox.lingering.load(Ordering::Relaxed)).sum();
-        ConnCensus { busy, idle: open.saturating_sub(busy + closing), closing, aborted: 0 }
-    }
-
-    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
-        let flights = self.mailboxes.iter().flat_map(|mailbox| mailbox.flights());
-        let mut flights: Vec<_> = flights
-            .map(|flight| InFlight {
-                request_line: flight.request_line,
-                peer: flight.peer,
-                since: flight.since,
-                pipelined: 0,
-            })
-            .collect();
-        flights.sort_by_key(|flight| flight.since);
-        flights
-    }
-
-    pub(crate) fn stats(&self) -> &ConnStats {
-        &self.common.stats
-    }
-
-    /// Turns of the loop that every receiver has made: it stands still if one of them does.
-    pub(crate) fn ticks(&self) -> u64 {
-        self.mailboxes.iter().map(|mailbox| mailbox.ticks.load(Ordering::Relaxed)).min().unwrap_or(0)
-    }
-
-    pub(crate) fn wake(&self) {
-        self.mailboxes.iter().for_each(|mailbox| mailbox.notify());
-    }
-
-    /// Drops receivers that no thread has taken: they hold the engine, and with it the listening socket, which is closed
-    /// with the engine.
-    pub(crate) fn finish(&self, _socket_is_shared: bool) {
-        lock(&self.receivers).clear();
     }
 
     /// A receiver with so many connections fewer than this one that it should get the next, if there is one.
@@ -331,6 +209,127 @@ impl Engine {
         {
             self.wake();
         }
+    }
+}
+
+impl Engine for NativeEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Native
+    }
+
+    /// Makes the receivers. Too few descriptors to serve anyone are an error.
+    fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
+        let receiver = |mailbox: &Arc<Home>| Receiver::new(Arc::clone(&self), Arc::clone(mailbox), Arc::clone(serve));
+        let receivers: io::Result<Vec<_>> = self.mailboxes.iter().map(receiver).collect();
+        *lock(&self.receivers) = receivers?;
+        let spare: io::Result<Vec<OwnedFd>> = (0..MIN_DESCRIPTORS).map(|_| self.common.listener.try_clone()).collect();
+        spare.map(drop)
+    }
+
+    fn threads(self: Arc<Self>) -> Vec<EngineThread> {
+        let receivers = std::mem::take(&mut *lock(&self.receivers));
+        let thread = |(receiver, name): (Receiver, &'static str)| {
+            let engine = Arc::clone(&self);
+            EngineThread {
+                name,
+                run: Box::new(move || receiver.run()),
+                interrupt: Box::new(move || engine.interrupt()),
+            }
+        };
+        receivers.into_iter().zip(NAMES).map(thread).collect()
+    }
+
+    fn gate(&self) -> &AcceptGate {
+        &self.gate
+    }
+
+    fn stop_state(&self) -> &StopState {
+        &self.common.stop_state
+    }
+
+    fn stop_accepting(&self, ending: Ending) {
+        self.common.stop_state.stop_accepting();
+        self.common.handed_over.store(ending == Ending::HandOver, Ordering::SeqCst);
+        if ending == Ending::Filter {
+            self.common.gate_closed.store(true, Ordering::Release);
+            if let Err(error) = self.gate.settle(true) {
+                log::warn!("cannot stop accepting ({error}): some new connections may be reset");
+            }
+        }
+        self.common.stop_state.accepting_stopped();
+        self.wake();
+    }
+
+    fn seal(&self) {
+        if let Err(error) = self.gate.seal() {
+            log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
+            self.common.handed_over.store(true, Ordering::SeqCst);
+        }
+        self.common.stop_state.restart_proof();
+        self.wake();
+    }
+
+    fn resume_accepting(&self) {
+        self.common.stop_state.resume_accepting();
+        self.wake();
+    }
+
+    fn is_quiescent(&self) -> bool {
+        let Some((number, _)) = self.common.stop() else { return false };
+        self.mailboxes.iter().all(|mailbox| mailbox.settled.load(Ordering::SeqCst) == number)
+            && self.mailboxes.iter().all(|mailbox| mailbox.open.load(Ordering::SeqCst) == 0)
+    }
+
+    fn has_requests_older_than_drain(&self) -> bool {
+        let predates = |since| self.common.stop_state.predates_drain(since);
+        // In this order, in which a request goes from its receiver to a worker.
+        self.mailboxes.iter().any(|mailbox| {
+            mailbox.answering_since().is_some_and(predates) || mailbox.flights().iter().any(|one| predates(one.since))
+        })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.mailboxes.iter().map(|mailbox| mailbox.in_flight()).sum()
+    }
+
+    fn connections(&self) -> usize {
+        self.common.open.load(Ordering::Relaxed)
+    }
+
+    fn census(&self) -> ConnCensus {
+        let (busy, open) = (self.in_flight(), self.connections());
+        let closing: usize = self.mailboxes.iter().map(|mailbox| mailbox.lingering.load(Ordering::Relaxed)).sum();
+        ConnCensus { busy, idle: open.saturating_sub(busy + closing), closing, aborted: 0 }
+    }
+
+    fn requests_in_flight(&self) -> Vec<InFlight> {
+        let flights = self.mailboxes.iter().flat_map(|mailbox| mailbox.flights());
+        let in_flight = |one: mailbox::Flight| InFlight {
+            request_line: one.request_line,
+            peer: one.peer,
+            since: one.since,
+            pipelined: 0, // they are not parsed before their turn
+        };
+        flights.map(in_flight).collect()
+    }
+
+    fn stats(&self) -> &ConnStats {
+        &self.common.stats
+    }
+
+    /// Turns of the loop that every receiver has made: it stands still if one of them does.
+    fn ticks(&self) -> u64 {
+        self.mailboxes.iter().map(|mailbox| mailbox.ticks.load(Ordering::Relaxed)).min().unwrap_or(0)
+    }
+
+    fn wake(&self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.notify());
+    }
+
+    /// Drops receivers that no thread has taken: they hold the engine, and with it the listening socket, which is closed
+    /// with the engine.
+    fn finish(&self, _socket_is_shared: bool) {
+        lock(&self.receivers).clear();
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
-use super::Engine;
+use super::NativeEngine;
 use super::common::Common;
 use super::connection::{Home, Inbox, Socket};
 use super::long_heads::LongHeads;
@@ -81,7 +81,7 @@ impl Drop for EndGuard {
 
 /// The state of a receiver's thread.
 pub(super) struct Receiver {
-    pub(super) engine: Arc<Engine>,
+    pub(super) engine: Arc<NativeEngine>,
     pub(super) common: Arc<Common>,
     pub(super) mailbox: Arc<Home>,
     pub(super) serve: Arc<Serve>,
@@ -107,7 +107,7 @@ impl Receiver {
     /// # Errors
     ///
     /// No descriptor is left.
-    pub(super) fn new(engine: Arc<Engine>, mailbox: Arc<Home>, serve: Arc<Serve>) -> io::Result<Receiver> {
+    pub(super) fn new(engine: Arc<NativeEngine>, mailbox: Arc<Home>, serve: Arc<Serve>) -> io::Result<Receiver> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &mailbox.wake, epoll::EventData::new_u64(WAKE), edge)?;

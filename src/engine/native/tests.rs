@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Engine;
-use crate::engine::{CloseReason, Ending, Events, Exchange, Serve, Settings};
+use super::NativeEngine;
+use crate::engine::{CloseReason, Ending, Engine as _, Events, Exchange, Serve, Settings};
 use crate::http::automatic::HeaderLines;
 use crate::http::response::Response;
 use crate::sync::lock;
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// An engine with its threads.
 struct Server {
-    engine: Arc<Engine>,
+    engine: Arc<NativeEngine>,
     address: SocketAddr,
     threads: Vec<JoinHandle<()>>,
 }
@@ -93,10 +93,10 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let events = Events { changed: Box::new(|| {}), leaking: Box::new(|_, _| {}) };
-        let engine = Arc::new(Engine::new(&listener, settings, events).unwrap());
+        let engine = Arc::new(NativeEngine::new(&listener, settings, events).unwrap());
         let serve: Arc<Serve> = Arc::new(serve);
-        engine.start(&serve).unwrap();
-        let threads = engine.threads().into_iter().map(|thread| {
+        Arc::clone(&engine).start(&serve).unwrap();
+        let threads = Arc::clone(&engine).threads().into_iter().map(|thread| {
             thread::Builder::new().name(thread.name.to_owned()).spawn(move || (thread.run)().unwrap()).unwrap()
         });
         let threads = threads.collect();
@@ -340,7 +340,7 @@ fn a_handover_leaves_the_queue_to_the_next_holder() {
 fn connections_send_at_once_and_find_out_that_a_client_is_gone() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let events = Events { changed: Box::new(|| {}), leaking: Box::new(|_, _| {}) };
-    let _engine = Engine::new(&listener, settings(), events).unwrap();
+    let _engine = NativeEngine::new(&listener, settings(), events).unwrap();
     let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (connection, _) = listener.accept().unwrap();
     let connection = socket2::SockRef::from(&connection);

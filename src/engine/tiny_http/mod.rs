@@ -45,7 +45,9 @@ use std::sync::{Arc, OnceLock};
 pub(crate) use exchange::{Client, Exchange, Headers};
 
 use super::gate::AcceptGate;
-use super::{ConnCensus, ConnStats, Ending, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState};
+use super::{
+    ConnCensus, ConnStats, Ending, Engine, EngineKind, EngineThread, Events, InFlight, Peer, Serve, Settings, StopState,
+};
 use conn_state::ConnState;
 use connection::Connection;
 use connections::ConnectionTable;
@@ -71,14 +73,14 @@ impl Shared {
 }
 
 /// `tiny_http` on one listening socket.
-pub(crate) struct Engine {
+pub(crate) struct TinyHttpEngine {
     shared: Arc<Shared>,
     gate: Arc<AcceptGate>,
     receive: OnceLock<Arc<ReceiveLoop>>,
 }
 
-impl Engine {
-    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<Engine> {
+impl TinyHttpEngine {
+    pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<TinyHttpEngine> {
         socket::prepare(listener, settings.request_timeout)?;
         let gate = Arc::new(AcceptGate::new(listener)?);
         let connections = Arc::new(ConnectionTable::new(settings.request_timeout));
@@ -91,11 +93,17 @@ impl Engine {
             Arc::new(events),
         )?);
         let shared = Arc::new(Shared { connections, monitor, stop_state, settings });
-        Ok(Engine { shared, gate, receive: OnceLock::new() })
+        Ok(TinyHttpEngine { shared, gate, receive: OnceLock::new() })
+    }
+}
+
+impl Engine for TinyHttpEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::TinyHttp
     }
 
-    pub(crate) fn start(&self, serve: Arc<Serve>) -> io::Result<()> {
-        let receive = ReceiveLoop::start(Arc::clone(&self.shared), Arc::clone(&self.gate), serve)?;
+    fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
+        let receive = ReceiveLoop::start(Arc::clone(&self.shared), Arc::clone(&self.gate), Arc::clone(serve))?;
         let receive = Arc::new(receive);
         // The receive loop holds the monitor: held in turn, neither would ever be dropped.
         let on_stalled = Arc::downgrade(&receive);
@@ -108,16 +116,13 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn threads(&self) -> Vec<EngineThread> {
-        let mut threads = Vec::with_capacity(2);
-        {
-            let (run, interrupt) = (Arc::clone(&self.shared.monitor), Arc::clone(&self.shared.monitor));
-            threads.push(EngineThread {
-                name: "monitor",
-                run: Box::new(move || run.run()),
-                interrupt: Box::new(move || interrupt.stop()),
-            });
-        }
+    fn threads(self: Arc<Self>) -> Vec<EngineThread> {
+        let (run, interrupt) = (Arc::clone(&self.shared.monitor), Arc::clone(&self.shared.monitor));
+        let mut threads = vec![EngineThread {
+            name: "monitor",
+            run: Box::new(move || run.run()),
+            interrupt: Box::new(move || interrupt.stop()),
+        }];
         if let Some(receive) = self.receive.get() {
             let (run, interrupt) = (Arc::clone(receive), Arc::clone(receive));
             threads.push(EngineThread {
@@ -129,15 +134,15 @@ impl Engine {
         threads
     }
 
-    pub(crate) fn gate(&self) -> &AcceptGate {
+    fn gate(&self) -> &AcceptGate {
         &self.gate
     }
 
-    pub(crate) fn stop_state(&self) -> &StopState {
+    fn stop_state(&self) -> &StopState {
         &self.shared.stop_state
     }
 
-    pub(crate) fn stop_accepting(&self, ending: Ending) {
+    fn stop_accepting(&self, ending: Ending) {
         self.shared.stop_state.stop_accepting();
         let result = match ending {
             Ending::Filter => self.gate.settle(true),
@@ -154,7 +159,7 @@ impl Engine {
         self.shared.monitor.wake();
     }
 
-    pub(crate) fn seal(&self) {
+    fn seal(&self) {
         if let Err(error) = self.gate.seal() {
             log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
             if let Some(Err(error)) = self.receive.get().map(|receive| receive.hand_over()) {
@@ -165,7 +170,7 @@ impl Engine {
         self.shared.monitor.wake();
     }
 
-    pub(crate) fn resume_accepting(&self) {
+    fn resume_accepting(&self) {
         self.shared.stop_state.resume_accepting();
         self.gate.unsettle();
         if let Some(receive) = self.receive.get() {
@@ -174,27 +179,27 @@ impl Engine {
         self.shared.monitor.wake();
     }
 
-    pub(crate) fn is_quiescent(&self) -> bool {
+    fn is_quiescent(&self) -> bool {
         self.shared.monitor.is_quiescent()
     }
 
-    pub(crate) fn has_requests_older_than_drain(&self) -> bool {
+    fn has_requests_older_than_drain(&self) -> bool {
         self.shared.connections.has_requests_older_than_drain(&self.shared.stop_state)
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
+    fn in_flight(&self) -> usize {
         self.shared.connections.in_flight()
     }
 
-    pub(crate) fn pipelined(&self) -> usize {
+    fn pipelined(&self) -> usize {
         self.shared.connections.pipelined()
     }
 
-    pub(crate) fn connections(&self) -> usize {
+    fn connections(&self) -> usize {
         self.shared.connections.connections()
     }
 
-    pub(crate) fn census(&self) -> ConnCensus {
+    fn census(&self) -> ConnCensus {
         let mut census = ConnCensus::default();
         for connection in self.shared.connections.all() {
             let snapshot = connection.snapshot();
@@ -208,39 +213,32 @@ impl Engine {
         census
     }
 
-    pub(crate) fn requests_in_flight(&self) -> Vec<InFlight> {
-        let mut busy: Vec<InFlight> = self
-            .shared
-            .connections
-            .all()
-            .into_iter()
-            .filter_map(|connection| {
-                let snapshot = connection.snapshot();
-                snapshot.busy.then(|| InFlight {
-                    request_line: connection.request_line(),
-                    peer: Peer::Inet(connection.peer),
-                    since: snapshot.since,
-                    pipelined: snapshot.pipelined,
-                })
+    fn requests_in_flight(&self) -> Vec<InFlight> {
+        let in_flight = |connection: Arc<Connection>| {
+            let snapshot = connection.snapshot();
+            snapshot.busy.then(|| InFlight {
+                request_line: connection.request_line(),
+                peer: Peer::Inet(connection.peer),
+                since: snapshot.since,
+                pipelined: snapshot.pipelined,
             })
-            .collect();
-        busy.sort_by_key(|request| request.since);
-        busy
+        };
+        self.shared.connections.all().into_iter().filter_map(in_flight).collect()
     }
 
-    pub(crate) fn stats(&self) -> &ConnStats {
+    fn stats(&self) -> &ConnStats {
         &self.shared.connections.counts
     }
 
-    pub(crate) fn ticks(&self) -> u64 {
+    fn ticks(&self) -> u64 {
         self.shared.monitor.ticks()
     }
 
-    pub(crate) fn wake(&self) {
+    fn wake(&self) {
         self.shared.monitor.wake();
     }
 
-    pub(crate) fn finish(&self, socket_is_shared: bool) {
+    fn finish(&self, socket_is_shared: bool) {
         if let Some(receive) = self.receive.get() {
             receive.finish(socket_is_shared);
         }

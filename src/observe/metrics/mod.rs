@@ -204,20 +204,22 @@ impl Metrics {
 
     /// Each listening socket for itself: the label is its address.
     fn collect_listeners(&self, families: &mut Families) {
-        let mut add = |kind: MetricType, name: &str, help: &str, value: &dyn Fn(&Engine) -> f64| {
-            let sample = |engine: &Engine| (vec![label("listener", &engine.address().to_string())], value(engine));
+        let mut add = |kind: MetricType, name: &str, help: &str, value: &dyn Fn(&dyn Engine) -> f64| {
+            let sample = |engine: &Arc<dyn Engine>| {
+                (vec![label("listener", &engine.gate().address().to_string())], value(&**engine))
+            };
             families.add(kind, name, help, self.state.engines.iter().map(sample));
         };
         let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
         let help = "Open connections, by listening address.";
         add(gauge, "allout_listener_connections_open", help, &|engine| as_f64(engine.connections()));
         let help = "Connections opened, by listening address.";
-        let opened = |engine: &Engine| load(&engine.stats().opened);
+        let opened = |engine: &dyn Engine| load(&engine.stats().opened);
         add(counter, "allout_listener_connections_opened_total", help, &opened);
         let help = "Requests whose response is not written yet, by listening address.";
         add(gauge, "allout_listener_requests_in_flight", help, &|engine| as_f64(engine.in_flight()));
         let help = "Connections that wait in the kernel to be accepted, by listening address.";
-        add(gauge, "allout_listener_accept_queue_length", help, &|engine| f64::from(engine.accept_queue_len()));
+        add(gauge, "allout_listener_accept_queue_length", help, &|engine| f64::from(engine.gate().accept_queue_len()));
     }
 }
 

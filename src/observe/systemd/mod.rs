@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use crate::engine::{Engine, Engines};
+use crate::engine::Engines;
 use crate::lifecycle::phase::{Lifecycle, Phase};
 use crate::observe::WorkerPool;
 use crate::observe::systemd::notify::NotifySocket;
@@ -160,14 +160,15 @@ impl SystemdNotifier {
     }
 
     fn addresses(&self) -> String {
-        let all: Vec<_> = self.engines.iter().map(|engine| engine.address().url()).collect();
+        let all: Vec<_> = self.engines.iter().map(|engine| engine.gate().address().url()).collect();
         all.join(", ")
     }
 
     fn serving(&self, with_numbers: bool) -> String {
         let connections = || format!(", {}", pluralize(self.engines.connections(), "connection"));
         let numbers = if with_numbers { connections() } else { String::new() };
-        let (version, engine) = (env!("CARGO_PKG_VERSION"), self.engines.iter().next().map_or("no", Engine::name));
+        let (version, engine) =
+            (env!("CARGO_PKG_VERSION"), self.engines.iter().next().map_or("no", |engine| engine.kind().name()));
         format!("serving on {}{numbers}; allout {version}, {engine} engine", self.addresses())
     }
 

@@ -72,17 +72,17 @@ impl Checks {
 
     /// A request for `/livez` is answered within `limit`.
     pub(super) fn check_http(&self, limit: Duration) -> Result<(), String> {
-        self.engines.iter().try_for_each(|engine| self.check_engine(engine, limit))
+        self.engines.iter().try_for_each(|engine| self.check_engine(&**engine, limit))
     }
 
-    fn check_engine(&self, engine: &Engine, limit: Duration) -> Result<(), String> {
+    fn check_engine(&self, engine: &dyn Engine, limit: Duration) -> Result<(), String> {
         let deadline = Instant::now() + limit;
-        let stream = match engine.connect_self(limit.min(CONNECT_TIMEOUT)) {
+        let stream = match engine.gate().connect_self(limit.min(CONNECT_TIMEOUT)) {
             Ok(stream) => stream,
             // No SYN-ACK although the accept queue is not full: a firewall rule (`IPAddressDeny=`) blocks us. This check
             // is skipped; the others still apply.
             Err(error)
-                if (error.kind() == ErrorKind::TimedOut && engine.accept_queue_len() == 0)
+                if (error.kind() == ErrorKind::TimedOut && engine.gate().accept_queue_len() == 0)
                     || error.kind() == ErrorKind::PermissionDenied =>
             {
                 if self.unreachable.is_first() {
@@ -90,7 +90,7 @@ impl Checks {
                 }
                 return Ok(());
             }
-            Err(error) => return Err(format!("cannot connect to {}: {error}", engine.address().url())),
+            Err(error) => return Err(format!("cannot connect to {}: {error}", engine.gate().address().url())),
         };
         match self.get_livez(stream, engine, deadline) {
             Some(status) if status < 500 => Ok(()), // 404 if the service has no /livez
@@ -99,9 +99,9 @@ impl Checks {
         }
     }
 
-    fn get_livez(&self, mut stream: TcpStream, engine: &Engine, deadline: Instant) -> Option<u16> {
+    fn get_livez(&self, mut stream: TcpStream, engine: &dyn Engine, deadline: Instant) -> Option<u16> {
         let mut request = String::new();
-        let host = engine.address().host();
+        let host = engine.gate().address().host();
         write!(request, "GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
         stream.write_all(request.as_bytes()).ok()?;
         stream.set_read_timeout(Some(READ_SLICE)).ok()?;

@@ -1,10 +1,8 @@
 //! The systemd units: what `--systemd-unit` prints.
 //!
-//! The service is given nothing that it does not use. Options that are given beside `--systemd-unit` become variables of
-//! the unit, which `/etc/default/allout` overrides; what they need of the system, such as a port
-//! below 1024, is allowed.
-
-mod templates;
+//! They are the units of the packages, with what differs put in: [`SERVICE`] and [`SOCKET`]. The service is given nothing
+//! that it does not use. Options that are given beside `--systemd-unit` become variables of the unit, which
+//! `/etc/default/allout` overrides; what they need of the system, such as a port below 1024, is allowed.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,7 +12,49 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::args::{self, AccessLog, Args, Mode, Owner, Unit};
-use templates::{HEAD, LOW_PORT_OF_USER, LOW_PORT_USER, SERVICE, SOCKET, TEMPLATE_HEAD, TOKEN, USER, USER_SERVICE};
+
+/// The service, for the manager of the system, and where the packages have the binary.
+const SERVICE: &str = include_str!("../../../packaging/allout.service");
+
+/// The sockets that start it: those of the default address.
+const SOCKET: &str = include_str!("../../../packaging/allout.socket");
+
+/// The binary in [`SERVICE`].
+const BINARY: &str = "/usr/bin/allout";
+
+/// Variable of the addresses.
+const LISTEN: &str = "ALLOUT_LISTEN";
+
+/// The line of [`SERVICE`] with the file of options.
+const ENV_FILE: &str = "Environment=ALLOUT_ENV_FILE=-/etc/default/allout\n";
+
+/// The beginning of a template.
+const TEMPLATE_HEAD: &str = "\
+# Printed by allout --systemd-unit=template. Install as /etc/systemd/system/allout@.service. The instance is the port:
+#   systemctl enable --now allout@8081 allout@8082
+# Options go into /etc/default/allout, for all instances, and /etc/default/allout-8081, a line each: ALLOUT_GRACE=10s";
+
+/// The beginning of a service of a user's own manager.
+const USER_HEAD: &str = "\
+# Printed by allout --systemd-unit=user. Install as ~/.config/systemd/user/allout.service:
+#   systemctl --user enable --now allout; loginctl enable-linger   # serves without an open session, too
+# Options go into ~/.config/allout.env, a line each: ALLOUT_GRACE=10s";
+
+/// One directive of each paragraph of [`SERVICE`] that takes privileges, which the manager of a user does not have.
+const PRIVILEGED: [&str; 5] =
+    ["LimitNOFILE=", "IPAddressDeny=", "DynamicUser=", "ProtectSystem=", "ProtectKernelTunables="];
+
+/// For ports below 1024, in place of the user without any privilege.
+const LOW_PORT_USER: &str = "\
+# A user of its own with the one privilege that a port below 1024 takes. PrivateUsers= would take that away.
+DynamicUser=yes
+CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+AmbientCapabilities=CAP_NET_BIND_SERVICE";
+
+/// For ports below 1024 in the unit of a user.
+const LOW_PORT_OF_USER: &str = "\
+# CAUTION: a user may use ports below 1024 only from net.ipv4.ip_unprivileged_port_start= on (sysctl.d).
+";
 
 /// Contents of a unit besides the path of the binary.
 #[derive(Debug, Default)]
@@ -78,13 +118,8 @@ impl Options {
         lines
     }
 
-    fn token(&self) -> String {
-        let Some(path) = &self.token_file else { return TOKEN.to_owned() };
-        let source = [b"shutdown-token:", path.as_os_str().as_bytes()].concat();
-        format!(
-            "LoadCredential={}\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token\n",
-            String::from_utf8_lossy(&source).replace('%', "%%")
-        )
+    fn has_low_port(&self) -> bool {
+        self.addresses.iter().any(|address| (1..1024).contains(&address.port()))
     }
 }
 
@@ -120,9 +155,6 @@ pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }
 
-/// Variable of the addresses.
-const LISTEN: &str = "ALLOUT_LISTEN";
-
 /// The unit for the service, running this binary; a template for an instance by port, if `template`.
 fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
     // DynamicUser could not enter these, and ProtectHome and PrivateTmp hide them.
@@ -136,18 +168,22 @@ fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
     } else {
         ""
     };
-    let has_low_port = options.addresses.iter().any(|address| (1..1024).contains(&address.port()));
-    let (head, instance, file) =
-        if template { (TEMPLATE_HEAD, " on port %i", ",-/etc/default/allout-%i") } else { (HEAD, "", "") };
-    SERVICE
-        .replace("@HEAD@", head)
-        .replace("@INSTANCE@", instance)
-        .replace("@INSTANCEFILE@", file)
-        .replace("@OPTIONS@", &options.lines(template))
-        .replace("@TOKEN@", &options.token())
-        .replace("@USER@", if has_low_port { LOW_PORT_USER } else { USER })
-        .replace("@NOTE@", note)
-        .replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
+    let mut unit = SERVICE.to_owned();
+    if template {
+        let file = ENV_FILE.replace('\n', ",-/etc/default/allout-%i\n");
+        unit = with_paragraph(&unit, "# Printed", TEMPLATE_HEAD).replace(ENV_FILE, &file);
+        unit = unit.replace(" service: one out,", " service on port %i: one out,");
+    }
+    if let Some(path) = &options.token_file {
+        let source = [b"shutdown-token:", path.as_os_str().as_bytes()].concat();
+        let source = String::from_utf8_lossy(&source).replace('%', "%%");
+        let credential = format!("LoadCredential={source}\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=%d/shutdown-token");
+        unit = with_paragraph(&unit, "# A token", &credential);
+    }
+    if options.has_low_port() {
+        unit = with_paragraph(&unit, "# A user", LOW_PORT_USER);
+    }
+    with_binary(&unit, binary, note, &options.lines(template))
 }
 
 /// The unit for the manager of a user.
@@ -157,22 +193,35 @@ fn user_unit(binary: &Path, options: &Options) -> String {
         let variable = [b"ALLOUT_SHUTDOWN_TOKEN_FILE=", path.as_os_str().as_bytes()].concat();
         let _ = writeln!(lines, "Environment={}", quote(&variable)); // writing to a String cannot fail
     }
-    let has_low_port = options.addresses.iter().any(|address| (1..1024).contains(&address.port()));
-    USER_SERVICE
-        .replace("@OPTIONS@", &lines)
-        .replace("@NOTE@", if has_low_port { LOW_PORT_OF_USER } else { "" })
-        .replace("@BINARY@", &quote(binary.as_os_str().as_bytes()))
+    let is_for_user = |paragraph: &&str| {
+        let privileged = PRIVILEGED.iter().any(|directive| paragraph.contains(directive));
+        !privileged && paragraph.lines().any(|line| !line.starts_with('#'))
+    };
+    let paragraphs = SERVICE.split("\n\n").filter(is_for_user);
+    let unit = [USER_HEAD].into_iter().chain(paragraphs).collect::<Vec<_>>().join("\n\n");
+    let unit = unit
+        .replace("After=network.target\n", "")
+        .replace(ENV_FILE, "Environment=\"ALLOUT_ENV_FILE=-%E/allout.env\"\n")
+        .replace("multi-user.target\n", "default.target\n");
+    with_binary(&unit, binary, if options.has_low_port() { LOW_PORT_OF_USER } else { "" }, &lines)
+}
+
+/// The unit with another paragraph in place of the one that begins with `start`.
+fn with_paragraph(unit: &str, start: &str, other: &str) -> String {
+    let paragraphs = unit.split("\n\n").map(|paragraph| if paragraph.starts_with(start) { other } else { paragraph });
+    paragraphs.collect::<Vec<_>>().join("\n\n")
+}
+
+/// The unit for this binary, with a note before it and further lines. They come last: they may contain anything.
+fn with_binary(unit: &str, binary: &Path, note: &str, lines: &str) -> String {
+    let unit = unit.replace(BINARY, &quote(binary.as_os_str().as_bytes()));
+    unit.replace("\nExecStart=", &format!("\n{note}ExecStart="))
+        .replace("\nNotifyAccess=main\n", &format!("\nNotifyAccess=main\n{lines}"))
 }
 
 /// The unit for the sockets that start the service.
 fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], mode: Mode, owner: Option<Owner>) -> String {
     let is_local = listen.iter().all(|address| address.ip().is_loopback());
-    // The rules of the service do not apply to sockets that it did not make.
-    let who = if is_local {
-        "# Connections from this machine only.\nIPAddressDeny=any\nIPAddressAllow=localhost\n"
-    } else {
-        "# To let only some in: IPAddressDeny=any, and IPAddressAllow= with their networks.\n"
-    };
     // An address of an interface that may come up later than the socket.
     let is_specific = |ip: IpAddr| !ip.is_loopback() && !ip.is_unspecified();
     let freebind = if listen.iter().any(|address| is_specific(address.ip())) { "FreeBind=yes\n" } else { "" };
@@ -195,7 +244,13 @@ fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], mode: Mode, owner: Optio
             let _ = id.map(|id| writeln!(streams, "{name}={id}"));
         }
     }
-    SOCKET.replace("@LISTEN@", &streams).replace("@FREEBIND@", freebind).replace("@WHO@", who)
+    let mut unit = SOCKET.to_owned();
+    if !is_local {
+        // The rules of the service do not apply to sockets that it did not make.
+        let anyone = "# To let only some in: IPAddressDeny=any, and IPAddressAllow= with their networks.";
+        unit = with_paragraph(&unit, "# Connections", anyone);
+    }
+    unit.replace("ListenStream=127.0.0.1:8088\n", &(streams + freebind))
 }
 
 /// A word of a command line as systemd reads it: quoted where it must be, bytes that are not plain as `\xNN`, and no

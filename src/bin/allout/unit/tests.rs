@@ -12,14 +12,9 @@ fn the_binary_is_quoted_where_it_must_be() {
     ] {
         let unit = service_unit(Path::new(path), &Options::default(), false);
         assert!(unit.contains(&format!("\nExecStart={quoted}\n")), "{path}: {unit}");
-        assert!(!has_placeholder(&unit), "{unit}");
+        assert!(!unit.contains(BINARY), "{unit}");
     }
     assert_eq!(quote(b"/\xff"), "\"/\\xff\"");
-}
-
-/// Filters of system calls begin with `@` as well, in lower case.
-fn has_placeholder(unit: &str) -> bool {
-    unit.split('@').skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
 }
 
 #[test]
@@ -39,7 +34,6 @@ fn options_become_variables_and_what_they_need_is_allowed() {
         token_file: Some("/etc/allout/token".into()),
     };
     let unit = service_unit(binary, &options, false);
-    assert!(!has_placeholder(&unit), "{unit}");
     for line in [
         "Environment=ALLOUT_LISTEN=0.0.0.0:80",
         "Environment=\"ALLOUT_GRACE=1m 30s\"",
@@ -54,7 +48,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
     assert!(unit.contains("\nEnvironment=ALLOUT_ENV_FILE=-/etc/default/allout\n"), "{unit}");
 
     let unit = service_unit(binary, &options, true);
-    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n") && !has_placeholder(&unit), "{unit}");
+    assert!(unit.contains("\nEnvironment=ALLOUT_LISTEN=0.0.0.0:%i\n"), "{unit}");
     assert!(unit.contains("=-/etc/default/allout,-/etc/default/allout-%i\n"), "{unit}");
     let addresses = ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|address| address.parse().unwrap()).to_vec();
     let unit = service_unit(binary, &Options { addresses, ..Options::default() }, true);
@@ -63,7 +57,7 @@ fn options_become_variables_and_what_they_need_is_allowed() {
 
     let unit = user_unit(binary, &options);
     assert!(unit.contains("ip_unprivileged_port_start"), "{unit}");
-    assert!(unit.contains("\nWantedBy=default.target\n") && !has_placeholder(&unit), "{unit}");
+    assert!(unit.contains("\nWantedBy=default.target\n"), "{unit}");
     assert!(unit.contains("\nEnvironment=ALLOUT_SHUTDOWN_TOKEN_FILE=/etc/allout/token\n"), "{unit}");
     assert!(!unit.contains("DynamicUser") && !unit.contains("IPAddress"), "{unit}");
 }
@@ -87,17 +81,44 @@ fn the_socket_admits_those_who_can_reach_its_address() {
     assert!(!all.contains("\nIPAddressDeny") && !all.contains("FreeBind"), "{all}");
     let one = socket_unit(&[SocketAddr::from(([192, 0, 2, 1], 80))]);
     assert!(one.contains("\nFreeBind=yes\n") && !one.contains("BindIPv6Only"), "{one}");
-    for unit in [local, all, one] {
-        assert!(!unit.contains('@'), "{unit}");
-    }
 }
 
 #[test]
 fn packages_contain_the_units_that_are_printed() {
-    let unit = service_unit(Path::new("/usr/bin/allout"), &Options::default(), false);
-    assert_eq!(include_str!("../../../packaging/allout.service"), unit);
+    let unit = service_unit(Path::new(BINARY), &Options::default(), false);
+    assert_eq!(unit, SERVICE);
     let unit = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))], &[], Mode(0), None);
-    assert_eq!(include_str!("../../../packaging/allout.socket"), unit);
+    assert_eq!(unit, SOCKET);
+}
+
+/// What is replaced in the units is in them.
+#[test]
+fn a_template_a_token_a_port_and_a_user_each_change_the_unit() {
+    let binary = Path::new(BINARY);
+    let template = service_unit(binary, &Options::default(), true);
+    assert!(template.starts_with(TEMPLATE_HEAD), "{template}");
+    assert!(template.contains("\nDescription=allout HTTP service on port %i: one out, all out\n"), "{template}");
+    let unit = user_unit(binary, &Options::default());
+    assert!(
+        unit.starts_with(USER_HEAD) && unit.contains("\nEnvironment=\"ALLOUT_ENV_FILE=-%E/allout.env\"\n"),
+        "{unit}"
+    );
+    assert!(!unit.contains("/etc/") && !unit.contains("network.target"), "{unit}");
+    for privileged in PRIVILEGED {
+        assert!(SERVICE.contains(privileged) && !unit.contains(privileged), "{privileged}: {unit}");
+    }
+    for (options, paragraph) in [
+        (Options { token_file: Some("/a".into()), ..Options::default() }, "# A token"),
+        (
+            Options { addresses: vec![SocketAddr::from(([127, 0, 0, 1], 80))], ..Options::default() },
+            "without any privilege",
+        ),
+    ] {
+        assert!(
+            SERVICE.contains(paragraph) && !service_unit(binary, &options, false).contains(paragraph),
+            "{paragraph}"
+        );
+    }
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn assert_all(rows: &[(&str, &str, Expect)]) {
 fn request_lines() {
     let long_target = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(9000));
     let good_target = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(8000));
+    let longer_method = format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(1000));
     let long_method = format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(20_000));
     assert_all(&[
         ("9112 2.2: empty lines before it are ignored", "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
@@ -81,6 +82,7 @@ fn request_lines() {
         ("9112 3.1: a method is a token", "GE@T / HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9112 3.1: a method has a case", "get /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(405)),
         ("9112 3.1: an unknown method", "BREW /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(405)),
+        ("9112 3: a method longer than any", &longer_method, Closes(501)),
         ("9112 3.1: a method without an end", &long_method, Closes(400)),
         ("9112 3: at least 8000 bytes", &good_target, Keeps(200)),
         ("9112 3.2: a target that is too long", &long_target, Closes(414)),
@@ -90,12 +92,20 @@ fn request_lines() {
         ("9112 3.2: a byte above 0x7F", "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9112 3.2: a fragment", "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("3986 3.3: a backslash", "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
+        ("3986 3.4: a bar", "GET /?a=b|c HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
+        ("3986 3.4: brackets, which clients send", "GET /?a[]=b HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
+        ("3986 2.1: percent and two digits", "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
+        ("3986 2.1: percent and two digits", "GET /?user=100% HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
+        ("3986 2.1: percent and two digits", "GET /%00%fF HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
         ("9112 3.2: two UTF-8 bytes for a slash", "GET /\u{c0}\u{af} HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9112 3.2.1: origin form", "GET /a?b=c HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
         ("9112 3.2.1: a path begins with a slash", "GET a HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9112 3.2.2: absolute form", "GET http://a/b HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
         ("9112 3.2.2: absolute form, another Host", "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", Keeps(200)),
         ("9112 3.2.2: absolute form without a Host", "GET http://b/ HTTP/1.1\r\n\r\n", Closes(400)),
+        ("9110 7.4: no secured connection", "GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n", Closes(421)),
+        ("9112 3.2.2: another scheme", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
+        ("9110 4.2.1: an empty host", "GET http:///b HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9110 4.2.4: no user information", "GET http://u:p@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Closes(400)),
         ("9112 3.2.3: authority form is for CONNECT", "GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Closes(400)),
         ("9110 9.3.6: CONNECT", "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", Closes(501)),
@@ -191,6 +201,9 @@ fn framing_of_bodies() {
         ("9110 8.6: a fraction", "Content-Length: 5.0", "hello", Closes(400)),
         ("9110 8.6: a space within", "Content-Length: 1 5", "hello", Closes(400)),
         ("9110 8.6: nothing", "Content-Length:", "", Closes(400)),
+        ("9110 15.5.14: more than 63 bits", "Content-Length: 9223372036854775808", "", Closes(413)),
+        ("9110 15.5.14: all of 64 bits", "Content-Length: 18446744073709551615", "", Closes(413)),
+        ("9110 8.6: more than 64 bits", "Content-Length: 18446744073709551616", "", Closes(400)),
         ("9110 8.6: more than 64 bits", "Content-Length: 99999999999999999999", "", Closes(400)),
         ("9112 6.3: lengths that differ", "Content-Length: 5\r\nContent-Length: 6", "hello!", Closes(400)),
         ("9112 6.3: a list that differs", "Content-Length: 5, 6", "hello!", Closes(400)),

@@ -117,7 +117,7 @@ fn names_and_reasons_are_text_and_never_markup() {
         .listen("127.0.0.1:0")
         .with_status_route()
         .check(Check::new(MARKUP, || Err(MARKUP)))
-        .get("/<b>'x'", |_| "odd")
+        .get("/odd/{<b>'x'}", |_| "odd")
         .get("/wait/{what}", |request: &mut Request| request.sleep(LIMIT).map(|()| "late"))
         .one_shot("<i>done</i>", |_| ())
         .restarted_member("consumer", Restart::new().times(1).backoff(Duration::ZERO, Duration::ZERO), {
@@ -132,9 +132,9 @@ fn names_and_reasons_are_text_and_never_markup() {
         .start()
         .expect("it starts");
     let addr = running.address();
-    assert_eq!(get(addr, "/<b>'x'", "").status, 200);
+    assert_eq!(get(addr, "/odd/1", "").status, 200);
     let mut waiting = Connection::open(addr, LIMIT).expect("it listens");
-    waiting.request("GET", "/wait/<script>");
+    waiting.request("GET", "/wait/&'x'");
     let checked = |state: &Value| state["checks"][0]["reason"] == MARKUP;
     let restarted = |state: &Value| {
         let members = state["members"].as_array().expect("a list");
@@ -152,7 +152,7 @@ fn names_and_reasons_are_text_and_never_markup() {
     assert_eq!(page.matches(escaped).count(), 2, "{page}");
     let shown = [
         "Serving, not ready",
-        "<td>GET /wait/&lt;script&gt;</td>",
+        "<td>GET /wait/&amp;&#39;x&#39;</td>",
         "<td>&lt;i&gt;done&lt;/i&gt;</td><td>finished</td>",
     ];
     for part in shown {

@@ -12,6 +12,8 @@ use super::head::{Framing, Rejection, RequestHead, Version};
 
 /// Most bytes of a request target. RFC 9112, section 3, recommends to support at least 8,000 for the whole line.
 pub(crate) const MAX_TARGET: usize = 8 * 1024;
+/// Most bytes of a method. The longest of those that are registered has 17 (RFC 9110, section 16.1).
+const MAX_METHOD: usize = 64;
 /// Most bytes of one header line, its name, colon and line break included. nginx and Go take about as much.
 pub(crate) const MAX_HEADER_LINE: usize = 16 * 1024;
 /// Most bytes of all header lines together.
@@ -72,9 +74,19 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
 }
 
 /// The bytes of a token.
-const TOKEN: [bool; 256] = {
+const TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
+/// The bytes of a path or query that are not percent-encoded (RFC 3986, sections 3.3 and 3.4), and brackets: that is
+/// all but `"`, `#`, `%`, `<`, `>`, `\`, `^`, `` ` ``, `{`, `|` and `}`. RFC 3986 has brackets around IP addresses alone, but
+/// clients send them in queries as they are (`a[]=1`), as the URL Standard says.
+const PATH: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/?[]");
+
+/// The bytes of `reg-name` and `IPv4address` that are not percent-encoded (RFC 3986, section 3.2.2), without the comma,
+/// which would make a list of it.
+const HOST: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+;=");
+
+const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
-    let others = b"!#$%&'*+-.^_`|~";
     let mut byte = 0_u8;
     while byte.is_ascii() {
         table[byte as usize] = byte.is_ascii_alphanumeric();
@@ -86,7 +98,24 @@ const TOKEN: [bool; 256] = {
         at += 1;
     }
     table
-};
+}
+
+/// The first byte that is neither one of `allowed` nor, with its percent sign, one of a percent-encoded one (RFC 3986,
+/// section 2.1).
+fn find_not_encoded(mut text: &[u8], allowed: &[bool; 256]) -> Option<u8> {
+    while let Some(at) = text.iter().position(|byte| !allowed[usize::from(*byte)]) {
+        text = match &text[at..] {
+            [b'%', a, b, rest @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
+            other => return other.first().copied(),
+        };
+    }
+    None
+}
+
+/// True if a path has no byte that must be percent-encoded in it, and no broken percent-encoding.
+pub(crate) fn is_encoded_path(path: &str) -> bool {
+    find_not_encoded(path.as_bytes(), &PATH).is_none()
+}
 
 /// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
 /// may not.
@@ -107,6 +136,10 @@ fn check_method(method: &str) -> Result<(), Rejection> {
     if !is_token(method.as_bytes()) {
         return Err(bad_request("the method is no token"));
     }
+    // RFC 9112, section 3: a method that is longer than any that is implemented.
+    if method.len() > MAX_METHOD {
+        return Err(Rejection { status: 501, reason: "the method is too long" });
+    }
     // The target of CONNECT is no path, and this server makes no tunnels.
     if method == "CONNECT" {
         return Err(Rejection { status: 501, reason: "CONNECT is not supported" });
@@ -118,21 +151,25 @@ fn check_target(method: &str, target: &str) -> Result<(), Rejection> {
     if target.len() > MAX_TARGET {
         return Err(Rejection { status: 414, reason: "the target is too long" });
     }
-    if !target.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(bad_request("the target holds a character other than visible ASCII"));
-    }
-    // RFC 3986, section 3.3: neither is part of a path, and recipients disagree on what they mean in one.
-    let path = target.split('?').next().unwrap_or_default();
-    if target.contains('#') || path.contains('\\') {
-        return Err(bad_request("the target holds a fragment or a backslash"));
+    // RFC 9112, section 3.2: not corrected, because recipients disagree on what such bytes mean.
+    if let Some(byte) = find_not_encoded(target.as_bytes(), &PATH) {
+        return Err(bad_request(match byte {
+            b'!'..=b'~' => "the target holds what must be percent-encoded",
+            _ => "the target holds a character other than visible ASCII",
+        }));
     }
     match target.as_bytes() {
         [b'/', ..] => Ok(()),
         // RFC 9112, section 3.2.4: asterisk form, for OPTIONS only.
         b"*" if method == "OPTIONS" => Ok(()),
-        // RFC 9112, section 3.2.2: absolute form must be accepted.
-        _ if absolute_path(target).is_some() => Ok(()),
-        _ => Err(bad_request("the target is no path")),
+        bytes => match split_absolute(target) {
+            None => Err(bad_request("the target is no path")),
+            // RFC 9112, section 3.2.2: absolute form must be accepted.
+            Some(_) if bytes[..5].eq_ignore_ascii_case(b"http:") => Ok(()),
+            // RFC 9110, section 7.4: it must be rejected, because no connection here is secured. A gateway that ends TLS
+            // sends origin form (RFC 9112, section 3.2.1).
+            Some(_) => Err(Rejection { status: 421, reason: "https is not served here" }),
+        },
     }
 }
 
@@ -167,7 +204,7 @@ fn check_host(host: &[u8]) -> Result<(), Rejection> {
         (is_ip_literal(&rest[..end]), &rest[end + 1..])
     } else {
         let (name, port) = host.split_at(split(b':', host).unwrap_or(host.len()));
-        (is_registered_name(name), port)
+        (!name.is_empty() && find_not_encoded(name, &HOST).is_none(), port)
     };
     let is_port = match port {
         [] => true,
@@ -175,19 +212,6 @@ fn check_host(host: &[u8]) -> Result<(), Rejection> {
         _ => false,
     };
     if is_name && is_port { Ok(()) } else { Err(rejected) }
-}
-
-/// `reg-name` or `IPv4address` (RFC 3986, section 3.2.2), not empty, and without the comma, which would make a list of it.
-fn is_registered_name(mut name: &[u8]) -> bool {
-    let is_empty = name.is_empty();
-    while let [first, rest @ ..] = name {
-        name = match (first, rest) {
-            (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
-            _ if first.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(first) => rest,
-            _ => return false,
-        };
-    }
-    !is_empty
 }
 
 /// What brackets may hold: `IPv6address` or `IPvFuture` (RFC 3986, section 3.2.2). A zone is no part of what a client sends

@@ -17,22 +17,33 @@ use crate::sys::tcp::{tcp_info, unread_bytes};
 /// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
 const MAX_UNACKED_RESPONSES: u8 = 8;
 
-/// An earlier connection of the same peer. A request in flight keeps it; without one nothing does.
-#[derive(Debug)]
+/// An earlier connection of the same peer on which a request was in flight when this one was found. The request keeps it;
+/// without one nothing does.
+#[derive(Clone, Debug)]
 struct Predecessor {
     connection: Weak<Connection>,
     sealed: Arc<AtomicBool>,
 }
+
+impl Predecessor {
+    /// Whether a request is still in flight on it, or one was dropped unanswered.
+    fn is_in_the_way(&self) -> bool {
+        self.connection.upgrade().is_some_and(|earlier| earlier.state().busy) || self.sealed.load(Ordering::Acquire)
+    }
+}
+
+/// Those of a connection. A client may come back from its port several times while the first request is in flight.
+#[derive(Debug, Default)]
+pub(super) struct Predecessors(Vec<Predecessor>);
 
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     pub(crate) opened: Instant,
-    /// An earlier connection of the same peer on which a request was in flight when this one was found. Which of the two
-    /// a request came from is not known for certain, so none of this one is answered where blocking is not allowed until
-    /// the other is done: its write could wait for the other's.
-    predecessor: Option<Predecessor>,
+    /// Which of them and this one a request came from is not known for certain, so none of this one is answered where
+    /// blocking is not allowed until the others are done: its write could wait for theirs.
+    predecessors: Predecessors,
     /// Bytes of all requests that were received, as far as can be told, and of bodies that were read. Beyond it is what
     /// `tiny_http` has read ahead.
     bytes_parsed: AtomicU64,
@@ -42,20 +53,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(
-        peer: SocketAddr,
-        socket: Option<Arc<OwnedFd>>,
-        predecessor: Option<&Arc<Connection>>,
-    ) -> Connection {
+    pub(super) fn new(peer: SocketAddr, socket: Option<Arc<OwnedFd>>, predecessors: Predecessors) -> Connection {
         let now = Instant::now();
-        let predecessor = predecessor.map(|earlier| Predecessor {
-            connection: Arc::downgrade(earlier),
-            sealed: Arc::clone(&earlier.state().sealed),
-        });
         Connection {
             peer,
             opened: now,
-            predecessor,
+            predecessors,
             bytes_parsed: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             state: Mutex::new(Inner::new(socket)),
@@ -73,10 +76,17 @@ impl Connection {
 
     /// Whether an earlier connection of the same peer still has a request in flight, or has dropped one unanswered.
     pub(super) fn has_busy_predecessor(&self) -> bool {
-        self.predecessor.as_ref().is_some_and(|earlier| {
-            earlier.connection.upgrade().is_some_and(|earlier| earlier.state().busy)
-                || earlier.sealed.load(Ordering::Acquire)
-        })
+        self.predecessors.0.iter().any(Predecessor::is_in_the_way)
+    }
+
+    /// The predecessors of a connection that takes this one's place: `state` is that of this one, locked.
+    pub(super) fn to_predecessors(self: &Arc<Connection>, state: &Inner) -> Predecessors {
+        // The locks of several connections are taken from the newest to the oldest.
+        let mut all: Vec<_> = self.predecessors.0.iter().filter(|earlier| earlier.is_in_the_way()).cloned().collect();
+        if state.busy {
+            all.push(Predecessor { connection: Arc::downgrade(self), sealed: Arc::clone(&state.sealed) });
+        }
+        Predecessors(all)
     }
 
     /// Whether a newer connection of the same peer may exist: its own socket is closed, or is not known.

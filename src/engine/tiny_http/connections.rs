@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::conn_state::{BatchNumber, ConnState};
-use super::connection::Connection;
+use super::connection::{Connection, Predecessors};
 use super::discover::DiscoveredSocket;
 use super::pipeline::{Fill, PipelineTotals};
 use super::wire::estimated_wire_len;
@@ -110,15 +110,15 @@ impl ConnectionTable {
     pub(super) fn admit(&self, request: tiny_http::Request, batch: BatchNumber, certain: bool) -> Admission {
         let Some(peer) = request.remote_addr().copied() else { return Admission::Foreign(request) };
         let mut new_connection = false;
-        let connection = {
-            let mut by_peer = lock(&self.by_peer);
-            Arc::clone(by_peer.entry(peer).or_insert_with(|| {
-                new_connection = true;
-                self.counts.opened.fetch_add(1, Ordering::Relaxed);
-                Arc::new(Connection::new(peer, None, None))
-            }))
-        };
+        let mut by_peer = lock(&self.by_peer);
+        let connection = Arc::clone(by_peer.entry(peer).or_insert_with(|| {
+            new_connection = true;
+            self.counts.opened.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Connection::new(peer, None, Predecessors::default()))
+        }));
+        // Before the table is released: a successor that is found from here on sees this request in flight.
         let mut state = connection.state();
+        drop(by_peer);
         let stale = state.is_sealed()
             || !state.conn_state.accepts_requests()
             // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
@@ -224,7 +224,7 @@ impl ConnectionTable {
     pub(crate) fn attach_socket(&self, found: DiscoveredSocket) -> (Arc<Connection>, Arc<OwnedFd>) {
         let socket = Arc::new(found.socket);
         let mut by_peer = lock(&self.by_peer);
-        let mut predecessor = None;
+        let mut predecessors = Predecessors::default();
         let mut sealed = false;
         if let Some(former) = by_peer.get(&found.peer) {
             let mut state = former.state();
@@ -256,10 +256,10 @@ impl ConnectionTable {
                 }
                 return (Arc::clone(former), socket);
             }
-            predecessor = state.busy.then(|| Arc::clone(former));
+            predecessors = former.to_predecessors(&state);
         }
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessor.as_ref()));
+        let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessors));
         if sealed {
             connection.seal();
             self.count_close(CloseReason::Ambiguous);
@@ -342,5 +342,46 @@ impl ConnectionTable {
     /// Counts a connection that was closed from this side.
     pub(crate) fn count_close(&self, why: CloseReason) {
         self.counts.count_close(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// A connection of this peer, as a scan finds it, and its other end.
+    fn found(peer: SocketAddr, cookie: u64) -> (DiscoveredSocket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = listener.accept().unwrap().0.into();
+        (DiscoveredSocket { socket, peer, cookie }, client)
+    }
+
+    fn reset(client: TcpStream) {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client); // over loopback the reset has arrived when this returns
+    }
+
+    /// The request may be of the last of them: a response past `tiny_http` would overtake its own.
+    #[test]
+    fn a_request_in_flight_is_in_the_way_of_every_later_connection_of_its_peer() {
+        let table = ConnectionTable::new(Duration::from_secs(30));
+        let peer = SocketAddr::from(([127, 0, 0, 1], 7));
+        let (socket, client) = found(peer, 1);
+        table.attach_socket(socket);
+        let request = tiny_http::TestRequest::new().with_remote_addr(peer).into();
+        let Admission::Run { connection: first, .. } = table.admit(request, table.begin_batch(), false) else {
+            panic!("a request of an idle connection does not run");
+        };
+        reset(client);
+        let (socket, client) = found(peer, 2);
+        let (second, _) = table.attach_socket(socket);
+        reset(client);
+        let (socket, _client) = found(peer, 3);
+        let (third, _) = table.attach_socket(socket);
+        assert!(second.has_busy_predecessor() && third.has_busy_predecessor());
+        assert!(matches!(table.complete(&first, false), AfterResponse::Idle));
+        assert!(!second.has_busy_predecessor() && !third.has_busy_predecessor());
     }
 }

@@ -125,7 +125,8 @@ fn clients_of_http_2_do_not_use_up_the_descriptors(engine: &str) {
     println!("others: {answered} answered, {} not, in {:?}", failed.len(), began.elapsed());
     assert!(failed.is_empty(), "{} of 60 others were not answered: {failed:?}", failed.len());
     assert!(server.descriptors() < 200, "{} descriptors", server.descriptors());
-    assert_others(&server, 10);
+    // While it drains before a re-exec, it says so.
+    wait_until(OTHERS, "health after the last re-exec", || server.get("/healthz").status == 200);
     assert_clean_stop(server, Duration::from_secs(5));
 }
 
@@ -202,13 +203,13 @@ fn pipelined_requests_of_a_connection_that_was_reset_do_not_hold_up_a_stop(engin
     assert!(bad.is_empty(), "{} of 4: {bad:?}", bad.len());
 }
 
-/// In this time a client's kernel has long said that it is gone.
+/// A client's kernel says that it is gone when a packet reaches it: the server's may be repeated after 3.2 s only.
 fn pipelined_requests_of_a_connection_that_was_reset_are_not_in_flight(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
     for wait in [20, 200, 300].map(Duration::from_millis) {
         pipeline_and_reset(&server, wait);
-        wait_until(Duration::from_secs(3), "nothing to be in flight after a reset", || {
+        wait_until(Duration::from_secs(10), "nothing to be in flight after a reset", || {
             metric(&server, "allout_http_requests_in_flight ", "") < 2.0 // the one that asks
         });
     }

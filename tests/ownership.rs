@@ -100,11 +100,9 @@ fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(e
         for _ in 0..25 {
             let mut first = connect_from(source, server.addr).expect("the port is free after a reset");
             source = local(&first);
-            first.say(Tokened::new(Kind::Slow).wire());
-            if pipelined {
-                first.say(Tokened::new(Kind::Get).wire());
-            }
-            server.wait_until_read(&first);
+            let behind = if pipelined { Tokened::new(Kind::Get).wire() } else { String::new() };
+            let _ = first.send((Tokened::new(Kind::Slow).wire() + &behind).as_bytes()); // it may be closed, see below
+            server.wait_until_read_or_closed(&first);
             reset(first);
             let mut second = connect_from(source, server.addr).expect("the port is free after a reset");
             let asked = [Tokened::new(Kind::Get), Tokened::new(Kind::Get)];
@@ -122,7 +120,10 @@ fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(e
             }
         }
         println!("after {name}: {tally}");
-        tally.verdict(&format!("the connection after {name} in flight"))
+        // Where tiny_http's sockets are found in the wrong order, both connections are closed.
+        let answered = if engine == "tiny-http" { tally.own > tally.closed } else { tally.closed == 0 };
+        let few = (!answered).then(|| format!("few are answered after {name} in flight: {tally}"));
+        tally.verdict(&format!("the connection after {name} in flight")).or(few)
     }));
     assert_clean_stop(server);
 }

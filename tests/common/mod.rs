@@ -333,6 +333,14 @@ impl Serving {
         let client = connection.stream().local_addr().expect("a connected socket has an address");
         wait_until(LIMIT, &format!("the request from {client} to be read"), || unread(self.addr, client) == Some(0));
     }
+
+    /// The same for a connection that the process may close instead.
+    #[track_caller]
+    pub fn wait_until_read_or_closed(&self, connection: &Connection) {
+        let client = connection.stream().local_addr().expect("a connected socket has an address");
+        let what = format!("the request from {client} to be read, or its connection to be closed");
+        wait_until(LIMIT, &what, || unread(self.addr, client).is_none_or(|bytes| bytes == 0));
+    }
 }
 
 /// What tests say on a connection.

@@ -1,14 +1,15 @@
 //! The state of a connection, and of the request in flight on it.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::pipeline::Pipeline;
 use super::wire::write_request_line;
 use crate::clock::saturating_add;
 use crate::engine::ConnStats;
+use crate::sync::lock;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::tcp_info;
 
@@ -61,6 +62,35 @@ pub(crate) struct Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchNumber(pub(super) u64);
 
+/// When a request of a connection was last dropped without a response. From then on nothing on the connection is answered:
+/// a later response would pass for that of the dropped request. Shared with its successors.
+#[derive(Debug, Default)]
+pub(super) struct Seal(Mutex<Option<Instant>>);
+
+impl Seal {
+    /// A request was dropped.
+    pub(super) fn set(&self) {
+        *lock(&self.0) = Some(Instant::now());
+    }
+
+    /// The request was dropped on the former connection of the peer, and may be of this one.
+    pub(super) fn inherit(&self, former: &Seal) {
+        let dropped = *lock(&former.0);
+        let mut own = lock(&self.0);
+        *own = (*own).max(dropped);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
+    /// Whether a request was dropped that may be of a connection which the scan that began at `scanned` has not found: the
+    /// request kept its socket open until then.
+    pub(super) fn holds_after(&self, scanned: Option<Instant>) -> bool {
+        lock(&self.0).is_some_and(|dropped| scanned.is_none_or(|scanned| scanned <= dropped))
+    }
+}
+
 /// The part of a connection that changes, under its lock.
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -80,10 +110,7 @@ pub(super) struct Inner {
     pub(super) claimed: bool,
     /// The body of the request in flight did not come in time.
     pub(super) body_expired: bool,
-    /// A request was dropped without a response: nothing on this connection is answered any more, since a later response
-    /// would pass for that of the dropped request. Shared with its successor.
-    pub(super) sealed: Arc<AtomicBool>,
-    sealed_at: Option<Instant>,
+    pub(super) seal: Arc<Seal>,
     /// The latest batch of requests during whose admission the socket was seen open.
     open_in_batch: u64,
 }
@@ -103,8 +130,7 @@ impl Inner {
             throttles: 0,
             claimed: false,
             body_expired: false,
-            sealed: Arc::default(),
-            sealed_at: None,
+            seal: Arc::default(),
             open_in_batch: 0,
         }
     }
@@ -129,20 +155,11 @@ impl Inner {
         }
     }
 
-    pub(super) fn seal(&mut self) {
-        self.sealed_at.get_or_insert_with(Instant::now);
-        self.sealed.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_sealed(&self) -> bool {
-        self.sealed_at.is_some()
-    }
-
     /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
     /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
     /// found that connection.
     pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
-        self.busy || self.sealed_at.is_some_and(|sealed| scanned.is_none_or(|scanned| scanned <= sealed))
+        self.busy || self.seal.holds_after(scanned)
     }
 
     pub(super) fn is_throttled(&self) -> bool {
@@ -196,5 +213,26 @@ impl Inner {
     /// Whether its socket is known and the kernel has closed it: reset, or closed by both ends.
     pub(super) fn is_tcp_closed(&self) -> bool {
         self.socket.as_ref().is_some_and(|socket| tcp_info(&**socket).is_ok_and(|info| info.closed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_holds_for_sockets_that_may_have_been_open_when_the_request_was_dropped() {
+        let (seal, before) = (Seal::default(), Instant::now());
+        assert!(!seal.is_set() && !seal.holds_after(None));
+        seal.set();
+        assert!(seal.is_set() && seal.holds_after(None), "no scan has been complete");
+        assert!(seal.holds_after(Some(before)));
+        let after = Instant::now();
+        let successor = Seal::default();
+        successor.inherit(&seal);
+        assert!(!seal.holds_after(Some(after + Duration::from_nanos(1))), "the scan has found every socket of then");
+        assert!(successor.is_set() && !successor.holds_after(Some(after + Duration::from_nanos(1))));
+        successor.set();
+        assert!(successor.holds_after(Some(after)), "another request was dropped");
     }
 }

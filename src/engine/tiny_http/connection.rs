@@ -2,13 +2,13 @@
 
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use socket2::SockRef;
 
-use super::conn_state::{Activity, ConnState, Inner, Snapshot};
+use super::conn_state::{Activity, ConnState, Inner, Seal, Snapshot};
 use crate::engine::ConnStats;
 use crate::sync::lock;
 use crate::sys::tcp::{tcp_info, unread_bytes};
@@ -22,13 +22,17 @@ const MAX_UNACKED_RESPONSES: u8 = 8;
 #[derive(Clone, Debug)]
 struct Predecessor {
     connection: Weak<Connection>,
-    sealed: Arc<AtomicBool>,
+    seal: Arc<Seal>,
 }
 
 impl Predecessor {
+    fn is_busy(&self) -> bool {
+        self.connection.upgrade().is_some_and(|earlier| earlier.state().busy)
+    }
+
     /// Whether a request is still in flight on it, or one was dropped unanswered.
     fn is_in_the_way(&self) -> bool {
-        self.connection.upgrade().is_some_and(|earlier| earlier.state().busy) || self.sealed.load(Ordering::Acquire)
+        self.is_busy() || self.seal.is_set()
     }
 }
 
@@ -79,12 +83,14 @@ impl Connection {
         self.predecessors.0.iter().any(Predecessor::is_in_the_way)
     }
 
-    /// The predecessors of a connection that takes this one's place: `state` is that of this one, locked.
-    pub(super) fn to_predecessors(self: &Arc<Connection>, state: &Inner) -> Predecessors {
+    /// The predecessors of a connection that takes this one's place, and that the scan which began at `scanned` has not
+    /// found. `state` is that of this one, locked.
+    pub(super) fn to_predecessors(self: &Arc<Connection>, state: &Inner, scanned: Option<Instant>) -> Predecessors {
         // The locks of several connections are taken from the newest to the oldest.
-        let mut all: Vec<_> = self.predecessors.0.iter().filter(|earlier| earlier.is_in_the_way()).cloned().collect();
+        let in_the_way = |earlier: &&Predecessor| earlier.is_busy() || earlier.seal.holds_after(scanned);
+        let mut all: Vec<_> = self.predecessors.0.iter().filter(in_the_way).cloned().collect();
         if state.busy {
-            all.push(Predecessor { connection: Arc::downgrade(self), sealed: Arc::clone(&state.sealed) });
+            all.push(Predecessor { connection: Arc::downgrade(self), seal: Arc::clone(&state.seal) });
         }
         Predecessors(all)
     }
@@ -300,7 +306,12 @@ impl Connection {
 
     /// A request was dropped without a response.
     pub(super) fn seal(&self) {
-        self.state().seal();
+        self.state().seal.set();
+    }
+
+    /// A request was dropped that may be of this connection.
+    pub(super) fn inherit_seal(&self, former: &Seal) {
+        self.state().seal.inherit(former);
     }
 
     /// Whether the input has ended, by the client's will or by ours.

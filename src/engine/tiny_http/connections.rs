@@ -19,7 +19,7 @@
 //! * A response leaves through the writer of its own request, which `tiny_http` has tied to the right socket, or through a
 //!   socket that is proven to be the request's (see `identity`). Nothing else is ever written.
 //! * No request is dropped unanswered unless the connection is *sealed*: nothing on it is answered from then on, also on
-//!   a socket of the same peer that is found later. Otherwise a later response would pass for that of the dropped request.
+//!   a socket of the same peer that was open by then. Otherwise a later response would pass for that of the dropped request.
 //! * Two sockets of one peer that both live are both closed ([`CloseReason::Ambiguous`]).
 //! * A new socket of a peer whose former socket is closed gets an entry of its own; what was in flight on the former one
 //!   finishes there.
@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::conn_state::{BatchNumber, ConnState};
+use super::conn_state::{BatchNumber, ConnState, Seal};
 use super::connection::{Connection, Predecessors};
 use super::discover::DiscoveredSocket;
 use super::pipeline::{Fill, PipelineTotals};
@@ -119,7 +119,7 @@ impl ConnectionTable {
         // Before the table is released: a successor that is found from here on sees this request in flight.
         let mut state = connection.state();
         drop(by_peer);
-        let stale = state.is_sealed()
+        let stale = state.seal.is_set()
             || !state.conn_state.accepts_requests()
             // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
             || (state.busy && !certain && state.may_have_been_over(batch));
@@ -157,7 +157,7 @@ impl ConnectionTable {
             let mut state = connection.state();
             let rest = state.pipelined.take_all(&self.pipelined);
             if !rest.is_empty() {
-                state.seal();
+                state.seal.set();
             }
             rest
         };
@@ -220,12 +220,16 @@ impl ConnectionTable {
         });
     }
 
-    /// Attaches a socket that was found to the connection of its peer.
-    pub(crate) fn attach_socket(&self, found: DiscoveredSocket) -> (Arc<Connection>, Arc<OwnedFd>) {
+    /// Attaches a socket that was found, but not by the scan that began at `scanned`, to the connection of its peer.
+    pub(crate) fn attach_socket(
+        &self,
+        found: DiscoveredSocket,
+        scanned: Option<Instant>,
+    ) -> (Arc<Connection>, Arc<OwnedFd>) {
         let socket = Arc::new(found.socket);
         let mut by_peer = lock(&self.by_peer);
         let mut predecessors = Predecessors::default();
-        let mut sealed = false;
+        let seal = Seal::default();
         if let Some(former) = by_peer.get(&found.peer) {
             let mut state = former.state();
             let newer = match &state.socket {
@@ -241,11 +245,10 @@ impl ConnectionTable {
                     let _ = SockRef::from(&**old).shutdown(Shutdown::Both); // fails if the peer has left
                     state.conn_state = ConnState::Aborted { since: Instant::now() };
                     self.count_close(CloseReason::Ambiguous);
-                    sealed = true;
+                    seal.set();
                     true
                 }
             };
-            sealed |= state.is_sealed();
             if !newer {
                 state.socket = Some(Arc::clone(&socket));
                 let said_close = !state.busy && matches!(state.conn_state, ConnState::Closing { .. });
@@ -256,12 +259,15 @@ impl ConnectionTable {
                 }
                 return (Arc::clone(former), socket);
             }
-            predecessors = former.to_predecessors(&state);
+            if state.seal.holds_after(scanned) {
+                seal.inherit(&state.seal);
+            }
+            predecessors = former.to_predecessors(&state, scanned);
         }
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessors));
-        if sealed {
-            connection.seal();
+        if seal.is_set() {
+            connection.inherit_seal(&seal);
             self.count_close(CloseReason::Ambiguous);
             connection.abort();
         }
@@ -369,17 +375,17 @@ mod tests {
         let table = ConnectionTable::new(Duration::from_secs(30));
         let peer = SocketAddr::from(([127, 0, 0, 1], 7));
         let (socket, client) = found(peer, 1);
-        table.attach_socket(socket);
+        table.attach_socket(socket, None);
         let request = tiny_http::TestRequest::new().with_remote_addr(peer).into();
         let Admission::Run { connection: first, .. } = table.admit(request, table.begin_batch(), false) else {
             panic!("a request of an idle connection does not run");
         };
         reset(client);
         let (socket, client) = found(peer, 2);
-        let (second, _) = table.attach_socket(socket);
+        let (second, _) = table.attach_socket(socket, None);
         reset(client);
         let (socket, _client) = found(peer, 3);
-        let (third, _) = table.attach_socket(socket);
+        let (third, _) = table.attach_socket(socket, None);
         assert!(second.has_busy_predecessor() && third.has_busy_predecessor());
         assert!(matches!(table.complete(&first, false), AfterResponse::Idle));
         assert!(!second.has_busy_predecessor() && !third.has_busy_predecessor());

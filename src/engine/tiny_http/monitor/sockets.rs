@@ -89,6 +89,8 @@ struct Known {
     peers: HashMap<u64, SocketAddr>,
     /// Found, and not yet taken by the monitor's thread.
     fresh: Vec<(u64, WatchedSocket)>,
+    /// When the latest scan began that has found all sockets that were open then.
+    scanned: Option<Instant>,
 }
 
 impl Known {
@@ -124,15 +126,18 @@ impl SocketTable {
     /// Scans the table, and attaches each new socket to its connection. The scan is complete for all sockets that
     /// the monitor watched before it began.
     pub(super) fn scan(&self) -> FdScan {
-        let (own_fds, cookies) = {
+        let (own_fds, cookies, scanned) = {
             let known = lock(&self.known);
-            (known.own_fds.clone(), known.peers.keys().copied().collect::<HashSet<u64>>())
+            (known.own_fds.clone(), known.peers.keys().copied().collect::<HashSet<u64>>(), known.scanned)
         };
+        let began = Instant::now();
         let mut scan = discover::scan(
             self.gate.address().inet_or_unspecified(),
             |number| own_fds.contains(&number),
             |cookie| cookies.contains(&cookie),
         );
+        // A client that has come back from its port: the closed socket is the former one.
+        scan.found.sort_by_cached_key(|found| tcp_info(&found.socket).is_ok_and(|info| !info.closed));
         let mut known = lock(&self.known);
         for found in scan.found.drain(..) {
             if known.peers.contains_key(&found.cookie) {
@@ -145,7 +150,7 @@ impl SocketTable {
                 let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
             }
             let cookie = found.cookie;
-            let (connection, socket) = self.connections.attach_socket(found);
+            let (connection, socket) = self.connections.attach_socket(found, scanned);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             // Fails only without memory; then this socket has no events, and the timeouts still hold.
             let _ = epoll::add(&self.events, &*socket, epoll::EventData::new_u64(cookie), flags);
@@ -161,6 +166,9 @@ impl SocketTable {
                 closed_at: None,
             };
             known.fresh.push((cookie, watched));
+        }
+        if !scan.exhausted {
+            known.scanned = known.scanned.max(Some(began));
         }
         self.accept.set_other_fds(scan.others);
         self.accept.set_limit(known.own_fds.len());

@@ -267,7 +267,7 @@ fn clients_that_never_read_delay_no_others_and_are_closed_in_time() {
                 let many = GET.repeat(500);
                 while stream.write_all(many.as_bytes()).is_ok() {}
                 // Not until the client hears of it: its kernel asks a full receiver more and more seldom.
-                wait_until(LIMIT, "clients that never read to be closed", || server.descriptors() < 20);
+                wait_until(LIMIT * 3, "clients that never read to be closed", || server.descriptors() < 20);
             });
         }
         assert_others(&server, 20);

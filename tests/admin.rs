@@ -7,20 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use allout::{AutomaticHeaders, Check, Limits, Request, RequestBuilder, Service, ServiceHandle, StartError};
+use allout::{AutomaticHeaders, Check, Limits, Request, RequestBuilder, Service, StartError};
+use engine::{LIMIT, start};
 use http::Connection;
 
 #[path = "common/engine.rs"]
 mod engine;
 #[path = "load/http.rs"]
 mod http;
-
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn start(service: Service) -> ServiceHandle {
-    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
-}
 
 fn get(address: SocketAddr, path: &str, headers: &str) -> http::Response {
     let mut connection = Connection::open(address, LIMIT).unwrap_or_else(|e| panic!("connecting to {address}: {e}"));

@@ -6,9 +6,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use allout::{Request, Service, ServiceHandle};
+use allout::Request;
+use engine::{LIMIT, start};
 
 #[path = "common/engine.rs"]
 mod engine;
@@ -18,13 +19,6 @@ mod status;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/uploads.rs"]
 mod uploads;
-
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn start(service: Service) -> ServiceHandle {
-    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
-}
 
 /// Sends a request, and ends the sending side if `cut`; returns the status and the body.
 fn send(address: SocketAddr, line: &str, headers: &str, body: &[u8], cut: bool) -> (u16, Vec<u8>) {

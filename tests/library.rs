@@ -9,9 +9,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use allout::{
-    BodyError, Cause, Crew, Exit, HandlerError, Limits, Request, Response, Service, ServiceHandle, StartError, channel,
-};
+use allout::{BodyError, Cause, Crew, Exit, HandlerError, Limits, Request, Response, Service, StartError, channel};
+use engine::{LIMIT, start};
 use http::Connection;
 
 #[allow(dead_code, reason = "its main is the example's")]
@@ -31,13 +30,6 @@ mod http;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/member.rs"]
 mod member;
-
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn start(service: Service) -> ServiceHandle {
-    service.listen("127.0.0.1:0").start().expect("a service on a free port starts")
-}
 
 fn ask_with(address: SocketAddr, method: &str, path: &str, body: &str) -> http::Response {
     let mut connection = Connection::open(address, LIMIT).unwrap_or_else(|e| panic!("connecting to {address}: {e}"));

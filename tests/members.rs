@@ -3,33 +3,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use allout::{Cause, Exit, Restart, Service, ServiceHandle, StartError, Stop, channel};
+use engine::{LIMIT, get};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[path = "common/engine.rs"]
 mod engine;
 
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
 fn start(service: Service) -> Result<ServiceHandle, StartError> {
     service.engine(engine::ENGINE).listen("127.0.0.1:0").start()
-}
-
-fn get(address: SocketAddr, path: &str) -> String {
-    let mut client = TcpStream::connect(address).unwrap();
-    client.set_read_timeout(Some(LIMIT)).unwrap();
-    client.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
-    let mut response = String::new();
-    client.read_to_string(&mut response).unwrap();
-    response
 }
 
 #[test]

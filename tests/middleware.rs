@@ -3,38 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use allout::{Body, HandlerError, Request, RequestBuilder, Response, Service, ServiceHandle, channel};
+use engine::{LIMIT, exchange, get, start};
 use http::Connection;
 
 #[path = "common/engine.rs"]
 mod engine;
 #[path = "load/http.rs"]
 mod http;
-
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn start(service: Service) -> ServiceHandle {
-    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
-}
-
-/// Sends bytes, and reads the whole response up to the end of the connection.
-fn exchange(address: SocketAddr, bytes: &str) -> String {
-    let mut client = TcpStream::connect(address).unwrap();
-    client.set_read_timeout(Some(LIMIT)).unwrap();
-    client.write_all(bytes.as_bytes()).unwrap();
-    let mut response = String::new();
-    client.read_to_string(&mut response).unwrap_or_else(|error| panic!("{bytes:?}: {error}: {response}"));
-    response
-}
-
-fn get(address: SocketAddr, path: &str) -> String {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
-}
 
 /// What middleware saw.
 #[derive(Clone, Default)]

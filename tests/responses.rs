@@ -30,7 +30,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Tries of each kind.
 const TRIES: usize = 20;
 
-fn start(_engine: &str, service: Service) -> ServiceHandle {
+fn start(service: Service) -> ServiceHandle {
     logged::collect();
     // A short grace: a test that fails may leave something that never ends.
     let service = service.access_log(true).grace(Duration::from_secs(2)).listen("127.0.0.1:0");
@@ -120,7 +120,7 @@ fn a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(
     path: &str,
     manners: &[(&str, &str, &str)],
 ) {
-    let service = start(engine, broken_routes(engine::service_on(engine)));
+    let service = start(broken_routes(engine::service_on(engine)));
     let mut bad = Vec::new();
     for (manner, version, headers) in manners {
         for n in 0..TRIES {
@@ -150,7 +150,7 @@ fn a_response_to_http_1_0_whose_reader_fails_never_looks_whole(engine: &str) {
 
 fn a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whole(engine: &str) {
     let service = engine::service_on(engine).request_timeout(Duration::from_millis(300));
-    let service = start(engine, service.get("/endless", |_| Response::reader(io::repeat(b'x'), None)));
+    let service = start(service.get("/endless", |_| Response::reader(io::repeat(b'x'), None)));
     let id = format!("stalled-{engine}");
     let mut client = send(service.address(), format!("GET /endless HTTP/1.0\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n"));
     logged::wait_for("the access line", LIMIT, |line| line.target == "allout::access" && line.text.contains(&id));
@@ -162,7 +162,7 @@ fn a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whol
 
 /// Both places tell: the log an error with the route, the id and the reason; the access log that it was cut.
 fn a_response_that_was_cut_is_logged_as_cut(engine: &str) {
-    let service = start(engine, broken_routes(engine::service_on(engine)));
+    let service = start(broken_routes(engine::service_on(engine)));
     for (path, reason) in [("/fails-late", "the disk is gone"), ("/short", "length"), ("/panics", "a reader's bug")] {
         let id = format!("cut{}", path.replace('/', "-"));
         ask(service.address(), get(path, &format!("X-Request-Id: {id}\r\n{CLOSE}")), Duration::from_secs(2));
@@ -181,7 +181,7 @@ fn a_response_that_was_cut_is_logged_as_cut(engine: &str) {
 
 /// Many loggers print no fields.
 fn the_access_line_says_what_happened_in_its_message(engine: &str) {
-    let service = start(engine, engine::service_on(engine).get("/said", |_| "12 bytes, so"));
+    let service = start(engine::service_on(engine).get("/said", |_| "12 bytes, so"));
     assert_eq!(ask(service.address(), get("/said?in=words", CLOSE), LIMIT).status(), 200);
     let line = logged::wait_for("the access line", LIMIT, |line| {
         line.target == "allout::access" && line.text.contains("/said?in=words")
@@ -208,7 +208,6 @@ impl Drop for PanicsInDrop {
 
 fn a_reader_that_panics_costs_its_connection_alone(engine: &str) {
     let service = start(
-        engine,
         broken_routes(engine::service_on(engine))
             .get("/drop", |_| Response::reader(PanicsInDrop(Gives { left: 1000, then: Then::End }), None)),
     );
@@ -247,13 +246,10 @@ impl Drop for Channel {
 fn head_and_pieces_leave_as_they_come(engine: &str) {
     let (sender, messages) = channel::unbounded();
     let (dropped, is_dropped) = channel::unbounded();
-    let service = start(
-        engine,
-        engine::service_on(engine).get("/events", move |_| {
-            let (messages, dropped) = (messages.clone(), dropped.clone());
-            Response::reader(Channel { messages, dropped }, None).with_header("Content-Type", "text/event-stream")
-        }),
-    );
+    let service = start(engine::service_on(engine).get("/events", move |_| {
+        let (messages, dropped) = (messages.clone(), dropped.clone());
+        Response::reader(Channel { messages, dropped }, None).with_header("Content-Type", "text/event-stream")
+    }));
     let mut client = send(service.address(), get("/events", ""));
     let head = read_until(&mut client, AT_ONCE, |bytes| bytes.ends_with(b"\r\n\r\n"));
     assert!(head.status() == 200 && head.bytes.ends_with(b"\r\n\r\n"), "the head came not at once: {}", head.summary());
@@ -274,13 +270,10 @@ fn head_and_pieces_leave_as_they_come(engine: &str) {
 fn pieces_of_a_known_length_leave_as_they_come(engine: &str) {
     let (sender, messages) = channel::unbounded();
     let (dropped, _is_dropped) = channel::unbounded();
-    let service = start(
-        engine,
-        engine::service_on(engine).get("/pieces", move |_| {
-            let (messages, dropped) = (messages.clone(), dropped.clone());
-            Response::reader(Channel { messages, dropped }, Some(10))
-        }),
-    );
+    let service = start(engine::service_on(engine).get("/pieces", move |_| {
+        let (messages, dropped) = (messages.clone(), dropped.clone());
+        Response::reader(Channel { messages, dropped }, Some(10))
+    }));
     let mut client = send(service.address(), get("/pieces", ""));
     let head = read_until(&mut client, AT_ONCE, |bytes| bytes.ends_with(b"\r\n\r\n"));
     assert!(head.status() == 200 && head.bytes.ends_with(b"\r\n\r\n"), "the head came not at once: {}", head.summary());
@@ -317,7 +310,6 @@ impl Drop for Ticks {
 fn a_client_that_has_left_ends_the_reader(engine: &str) {
     let (dropped, is_dropped) = channel::unbounded();
     let service = start(
-        engine,
         engine::service_on(engine).get("/ticks", move |_| Response::reader(Ticks { dropped: dropped.clone() }, None)),
     );
     for leaves in ["closes", "resets"] {
@@ -344,17 +336,14 @@ fn a_client_that_has_left_ends_the_reader(engine: &str) {
 /// A handler that waits for something can ask; so can a reader that waits, by a clone.
 fn a_handler_can_ask_whether_its_client_has_left(engine: &str) {
     let (asked, answers) = channel::unbounded();
-    let service = start(
-        engine,
-        Service::new().get("/waits", move |request| {
-            let (client, began) = (request.client(), Instant::now());
-            asked.send(client.is_gone()).unwrap();
-            while !client.is_gone() && began.elapsed() < LIMIT {
-                thread::sleep(Duration::from_millis(10)); // what it does meanwhile
-            }
-            asked.send(client.is_gone()).unwrap();
-        }),
-    );
+    let service = start(engine::service_on(engine).get("/waits", move |request| {
+        let (client, began) = (request.client(), Instant::now());
+        asked.send(client.is_gone()).unwrap();
+        while !client.is_gone() && began.elapsed() < LIMIT {
+            thread::sleep(Duration::from_millis(10)); // what it does meanwhile
+        }
+        asked.send(client.is_gone()).unwrap();
+    }));
     for leaves in ["closes", "resets"] {
         let client = send(service.address(), get("/waits", ""));
         assert_eq!(answers.recv_timeout(LIMIT), Ok(false), "it is still there");
@@ -374,13 +363,10 @@ impl Wire {
 }
 
 fn a_handler_that_is_slower_than_its_timeout_is_a_503(engine: &str) {
-    let service = start(
-        engine,
-        engine::service_on(engine).request_timeout(Duration::from_secs(1)).get("/too-slow", |_| {
-            thread::sleep(Duration::from_millis(2500));
-            "late"
-        }),
-    );
+    let service = start(engine::service_on(engine).request_timeout(Duration::from_secs(1)).get("/too-slow", |_| {
+        thread::sleep(Duration::from_millis(2500));
+        "late"
+    }));
     let wire = ask(service.address(), get("/too-slow", "X-Request-Id: too-slow-1\r\n"), LIMIT);
     assert_eq!(wire.status(), 503, "{}", wire.summary());
     assert!(wire.took < Duration::from_millis(2400), "it came only when the handler was done: {}", wire.summary());
@@ -414,7 +400,6 @@ fn count_body(request: &mut Request) -> Result<String, HandlerError> {
 
 fn a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408(engine: &str) {
     let service = start(
-        engine,
         engine::service_on(engine)
             .request_timeout(Duration::from_secs(1))
             .idle_timeout(Duration::from_secs(1))
@@ -436,7 +421,6 @@ fn a_body_that_keeps_coming_is_not_cut_and_one_that_stops_is_a_408(engine: &str)
 fn a_response_that_keeps_being_read_is_not_cut_and_one_that_is_not_is_ended(engine: &str) {
     let (dropped, is_dropped) = channel::unbounded();
     let service = start(
-        engine,
         engine::service_on(engine).request_timeout(Duration::from_secs(1)).idle_timeout(Duration::from_secs(1)).get(
             "/down",
             {
@@ -521,7 +505,7 @@ fn assert_not_loud(id: &str) {
 
 fn an_upload_that_breaks_off_is_a_400_however_it_is_read(engine: &str) {
     let (kinds, kind) = channel::unbounded();
-    let service = start(engine, uploads(engine::service_on(engine), &kinds));
+    let service = start(uploads(engine::service_on(engine), &kinds));
     let mut wrong = Vec::new();
     for path in UPLOADS {
         for (framing, rest) in FRAMINGS {
@@ -546,7 +530,6 @@ fn an_upload_that_breaks_off_is_a_400_however_it_is_read(engine: &str) {
 fn an_upload_that_times_out_is_a_408_however_it_is_read(engine: &str) {
     let (kinds, kind) = channel::unbounded();
     let service = start(
-        engine,
         uploads(engine::service_on(engine).request_timeout(Duration::from_secs(1)), &kinds)
             .idle_timeout(Duration::from_secs(1)),
     );
@@ -579,7 +562,6 @@ fn an_upload_that_times_out_is_a_408_however_it_is_read(engine: &str) {
 /// RFC 9110, section 8.6: no Content-Length in 1xx and 204; in a 304 only the one that a 200 would have.
 fn responses_without_a_body_say_no_length(engine: &str) {
     let service = start(
-        engine,
         engine::service_on(engine)
             .get("/204", |_| ())
             .get("/304", |_| 304)
@@ -614,7 +596,6 @@ fn a_head_does_not_read_the_reader(engine: &str) {
     }
     let reads = Arc::new(AtomicUsize::new(0));
     let service = start(
-        engine,
         engine::service_on(engine)
             .get("/known", {
                 let reads = Arc::clone(&reads);
@@ -633,36 +614,24 @@ fn a_head_does_not_read_the_reader(engine: &str) {
     assert_sound(service);
 }
 
-fn a_reader_that_fails_at_once(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-at-once", &MANNERS);
+/// A test for each way to fall short.
+macro_rules! readers {
+    ($($name:ident: $path:literal;)*) => {
+        $(fn $name(engine: &str) {
+            a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, $path, &MANNERS);
+        })*
+    };
 }
 
-fn a_reader_that_fails_early(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-early", &MANNERS);
-}
-
-fn a_reader_that_fails_late(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-late", &MANNERS);
-}
-
-fn a_reader_of_known_length_that_fails(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/fails-of-known-length", &MANNERS);
-}
-
-fn a_reader_that_is_short(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/short", &MANNERS);
-}
-
-fn a_reader_of_known_length_that_is_empty(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/empty-of-known-length", &MANNERS);
-}
-
-fn a_reader_that_panics(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/panics", &MANNERS);
-}
-
-fn a_reader_of_known_length_that_panics(engine: &str) {
-    a_response_whose_reader_fails_never_looks_whole_and_ends_at_once(engine, "/panics-of-known-length", &MANNERS);
+readers! {
+    a_reader_that_fails_at_once: "/fails-at-once";
+    a_reader_that_fails_early: "/fails-early";
+    a_reader_that_fails_late: "/fails-late";
+    a_reader_of_known_length_that_fails: "/fails-of-known-length";
+    a_reader_that_is_short: "/short";
+    a_reader_of_known_length_that_is_empty: "/empty-of-known-length";
+    a_reader_that_panics: "/panics";
+    a_reader_of_known_length_that_panics: "/panics-of-known-length";
 }
 
 tests_of_both_engines! {

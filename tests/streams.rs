@@ -7,20 +7,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use allout::{HandlerError, Request, Response, Service, ServiceHandle, channel};
+use allout::{HandlerError, Request, Response, Service, channel};
+use engine::{LIMIT, start};
 
 #[path = "common/engine.rs"]
 mod engine;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/events.rs"]
 mod events;
-
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn start(service: Service) -> ServiceHandle {
-    service.engine(engine::ENGINE).listen("127.0.0.1:0").start().expect("a service on a free port starts")
-}
 
 fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
     let mut client = TcpStream::connect(address).unwrap();

@@ -1,8 +1,8 @@
 //! Rules of the source tree that no compiler checks: which folder may use which, where `unsafe` and `tiny_http` may
 //! stand, how long a file may be, and which words comments do without.
 //!
-//! Each rule has a list of exceptions with their reasons. The lists only shrink: an exception that is no longer needed
-//! fails the test as well, so that it is deleted. The parser below understands `use` as rustfmt prints it, and paths that
+//! Where a rule has exceptions they are a list with their reasons. The lists only shrink: an exception that is no longer
+//! needed fails the test as well, so that it is deleted. The parser below understands `use` as rustfmt prints it, and paths that
 //! begin with `crate::` or `super::` in code; it knows nothing of macros or of strings that contain such paths.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -51,9 +51,6 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The one file of `engine/` that the rest may use.
 const WAIST: &str = "src/engine/mod.rs";
 
-/// Arrows that are not as they should be: who (a folder or file), the module that it uses, why it still does.
-const ARROW_EXCEPTIONS: &[(&str, &str, &str)] = &[];
-
 /// Files outside `src/engine/` that may name `tiny_http`.
 const TINY_HTTP: &[(&str, &str)] = &[
     ("src/lib.rs", "the front page names the engines"),
@@ -65,9 +62,6 @@ const TINY_HTTP: &[(&str, &str)] = &[
 /// Files outside `src/sys/` that may contain `unsafe`.
 const UNSAFE: &[(&str, &str)] =
     &[("src/engine/tiny_http/unread_body.rs", "overwrites a count inside tiny_http's reader")];
-
-/// Uses that close a cycle between files: the file, the file that it uses, why.
-const CYCLE_EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
 /// Words that hide what a sentence is about.
 const VAGUE_WORDS: [&str; 7] = ["whoever", "somebody", "nobody", "anybody", "lest", "for want of", "those who"];
@@ -268,7 +262,7 @@ fn functions_are_short() {
 #[test]
 fn folders_use_only_what_is_below_them() {
     let sources = sources();
-    let (mut found, mut excused) = (BTreeSet::new(), BTreeSet::new());
+    let mut found = BTreeSet::new();
     for source in sources.iter().filter(|source| !source.is_binary() && !matches!(source.unit(), "" | "service")) {
         let row = ARROWS.iter().find(|(unit, _)| *unit == source.unit());
         let (_, allowed) = row.unwrap_or_else(|| panic!("{}: no row in ARROWS", source.path));
@@ -282,19 +276,12 @@ fn folders_use_only_what_is_below_them() {
             let engines = [source.path.as_str(), file].map(engine_of);
             let passes_waist = !within && file.starts_with("src/engine/") && file != WAIST;
             let crosses_engines = engines[0].is_some() && engines[1].is_some() && engines[0] != engines[1];
-            if (within || allowed.iter().any(|module| is_in(module))) && !passes_waist && !crosses_engines {
-                continue;
+            if !(within || allowed.iter().any(|module| is_in(module))) || passes_waist || crosses_engines {
+                found.insert(format!("{} uses {target}", source.path));
             }
-            let exception = |(from, module, _): &&(&str, &str, &str)| source.path.starts_with(from) && is_in(module);
-            match ARROW_EXCEPTIONS.iter().find(exception) {
-                Some((from, module, _)) => excused.insert(format!("{from} uses {module}")),
-                None => found.insert(format!("{} uses {target}", source.path)),
-            };
         }
     }
     assert!(found.is_empty(), "not among the arrows: {found:#?}");
-    let allowed = ARROW_EXCEPTIONS.iter().map(|(from, module, _)| format!("{from} uses {module}")).collect();
-    settle("arrows", &excused, &allowed);
 }
 
 /// The engine that a file is a part of, if it is part of one.
@@ -330,22 +317,12 @@ fn leads_to<'a>(graph: &BTreeMap<&'a str, BTreeSet<&'a str>>, from: &'a str, to:
 #[test]
 fn no_files_use_each_other_in_a_circle() {
     let sources = sources();
-    let whole = graph(&sources);
-    let mut graph = whole.clone();
-    for (from, to, _) in CYCLE_EXCEPTIONS {
-        graph.get_mut(from).map(|uses| uses.remove(to));
-    }
+    let graph = graph(&sources);
     let mut found = BTreeSet::new();
     for (from, uses) in &graph {
         found.extend(uses.iter().filter(|to| leads_to(&graph, to, from)).map(|to| format!("{from} uses {to}")));
     }
     assert!(found.is_empty(), "uses that are part of a cycle: {found:#?}");
-    let is_needed = |from: &str, to: &str| {
-        whole.get_key_value(from).is_some_and(|(from, uses)| uses.get(to).is_some_and(|to| leads_to(&whole, to, from)))
-    };
-    let name = |(from, to, _): &(&str, &str, &str)| format!("{from} uses {to}");
-    let needed = CYCLE_EXCEPTIONS.iter().filter(|(from, to, _)| is_needed(from, to)).map(name).collect();
-    settle("cycles", &needed, &CYCLE_EXCEPTIONS.iter().map(name).collect());
 }
 
 #[test]

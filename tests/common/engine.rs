@@ -3,7 +3,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 
-use allout::{EngineKind, Service};
+use allout::{EngineKind, Service, ServiceHandle};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Far longer than anything that should take no time at all takes, on a machine that is busy with something else.
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// One test for each name: the function of that name of the module above, with `ENGINE`.
 #[allow(unused_macros, reason = "shared by several test programs, each of which uses its own part")]
@@ -54,4 +60,30 @@ pub fn service() -> Service {
 pub fn service_on(name: &str) -> Service {
     let kind = [EngineKind::TinyHttp, EngineKind::Native].into_iter().find(|kind| kind.name() == name);
     Service::new().engine(kind.unwrap_or(ENGINE))
+}
+
+/// Starts a service on it, within this process and on a free port.
+#[track_caller]
+pub fn start(service: Service) -> ServiceHandle {
+    service.engine(ENGINE).listen("127.0.0.1:0").start().unwrap_or_else(|e| panic!("a service on a free port: {e}"))
+}
+
+/// Sends bytes, and reads the whole response up to the end of the connection.
+#[track_caller]
+pub fn exchange(address: SocketAddr, bytes: &str) -> String {
+    let mut response = String::new();
+    let mut exchange = || {
+        let mut client = TcpStream::connect(address)?;
+        client.set_read_timeout(Some(LIMIT))?;
+        client.write_all(bytes.as_bytes())?;
+        client.read_to_string(&mut response)
+    };
+    exchange().unwrap_or_else(|error| panic!("{bytes:?}: {error}: {response}"));
+    response
+}
+
+/// The whole response to a GET on a connection of its own, as text.
+#[track_caller]
+pub fn get(address: SocketAddr, path: &str) -> String {
+    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
 }

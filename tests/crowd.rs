@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Allout, LIMIT, Serving, Speak as _, alone, http::Connection, with_limit};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,8 +60,7 @@ fn a_crowd_within_the_limit_on_descriptors_is_held_and_delays_no_others() {
     let during = p99(&server);
     assert!(during < before + LONGER, "others waited {during:?}, {before:?} before");
     assert_eq!(crowd[0].ask("GET", "/").status, 200, "the first is still there");
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
@@ -117,7 +116,6 @@ fn a_crowd_makes_no_more_threads_than_the_limit_on_connections_allows() {
         assert!(threads <= MOST + OTHER_THREADS, "{threads} threads");
         assert_eq!(server.get("/").status, 200, "the crowd has left");
     }
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }

@@ -143,8 +143,7 @@ fn a_name_breaks_neither_a_header_nor_a_log_line() {
         }
         // The framing is intact: the next response is the next one's.
         assert_answer(&connection.ask("GET", "/?user=after"), 200, "hello, after");
-        server.signal(Signal::TERM);
-        server.assert_exit(0, LIMIT);
+        server.stop();
         for line in server.log().split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']) {
             assert!(!line.starts_with("forged"), "a log line was forged ({format}): {line:?}");
             let control = |c: char| c.is_control() && c != '\t';

@@ -5,14 +5,16 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use allout::Request;
 use engine::{LIMIT, start};
+use folder::Folder;
 
 #[path = "common/engine.rs"]
 mod engine;
+#[path = "common/folder.rs"]
+mod folder;
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "examples/status.rs"]
 mod status;
@@ -44,11 +46,8 @@ fn put(address: SocketAddr, name: &str, announced: usize, body: &[u8], cut: bool
 
 #[test]
 fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
-    let directory: PathBuf =
-        std::env::temp_dir().join(format!("allout-uploads-{}-{}", engine::NATIVE, std::process::id()));
-    let _ = fs::remove_dir_all(&directory); // of a run that was killed
-    fs::create_dir_all(&directory).unwrap();
-    let running = start(uploads::service(directory.clone()));
+    let directory = Folder::new("uploads");
+    let running = start(uploads::service(directory.to_path_buf()));
     let address = running.address();
     let body: Vec<u8> = (0..5_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect();
     assert_eq!(put(address, "large.bin", body.len(), &body, false), 201);
@@ -65,7 +64,7 @@ fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
     first.write_all(format!("{head}{same}\r\n{half}").as_bytes()).unwrap();
     let is_part = |entry: fs::DirEntry| entry.file_name() != "large.bin" && entry.metadata().unwrap().len() > 0;
     let began = Instant::now();
-    while !fs::read_dir(&directory).unwrap().any(|entry| is_part(entry.unwrap())) {
+    while !fs::read_dir(&*directory).unwrap().any(|entry| is_part(entry.unwrap())) {
         assert!(began.elapsed() < LIMIT, "nothing is written of the first half of an upload");
         std::thread::yield_now();
     }
@@ -81,12 +80,11 @@ fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
     let get = |name: &str| send(address, &format!("GET /files/{name}"), "", b"", false);
     assert!(get("large.bin") == (200, body), "what was sent is what comes back");
     assert_eq!(get("broken.bin").0, 404);
-    let names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(&*directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["large.bin"], "no part of another is left");
     assert_eq!(send(address, "DELETE /files/large.bin", "", b"", false).0, 204);
     assert_eq!(send(address, "DELETE /files/large.bin", "", b"", false).0, 404);
     assert_eq!(running.stop("a test").code(), 0);
-    fs::remove_dir_all(directory).unwrap();
 }
 
 #[test]

@@ -4,28 +4,28 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use allout::{Files, Request, RequestBuilder, Response, Service, StartError};
+use engine::exchange;
+use folder::Folder;
 
-/// Far longer than anything here takes, on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(20);
+#[path = "common/engine.rs"]
+mod engine;
+#[path = "common/folder.rs"]
+mod folder;
 
-/// A directory that is removed when it is dropped: `www`, beside a file that must not be served.
-struct Tree(PathBuf);
+/// A directory `www`, beside a file that must not be served.
+struct Tree(Folder);
 
 impl Tree {
     fn new(name: &str) -> Tree {
-        let root = std::env::temp_dir().join(format!("allout-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&root); // of a run that was killed
-        let tree = Tree(root);
+        let tree = Tree(Folder::new(name));
         fs::create_dir_all(tree.www()).unwrap();
-        fs::write(tree.0.join("secret"), "secret").unwrap();
+        tree.0.write("secret", "secret");
         tree
     }
 
@@ -42,12 +42,6 @@ impl Tree {
 
     fn service(&self) -> Service {
         Service::new().files("/static", self.www())
-    }
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -99,7 +93,7 @@ fn no_path_leads_out_of_the_directory() {
     tree.add("page", "page").add(".git/config", "hidden").add(".env", "hidden").add(".well-known/x", "known");
     tree.add("sub/page", "page").add("a\\b", "backslash");
     symlink("../secret", tree.www().join("out")).unwrap();
-    symlink(&tree.0, tree.www().join("up")).unwrap();
+    symlink(&*tree.0, tree.www().join("up")).unwrap();
     symlink("/etc", tree.www().join("etc")).unwrap();
     symlink("loop", tree.www().join("loop")).unwrap();
     symlink("sub/page", tree.www().join("in")).unwrap();
@@ -249,15 +243,6 @@ fn a_directory_has_settings_and_may_be_the_whole_service() {
     assert_eq!(get(&service, "//a/x.txt").status(), 404);
     let missing = Service::new().files("/", Path::new("/no/such/directory").to_owned()).listen("127.0.0.1:0").start();
     assert!(matches!(&missing, Err(StartError::Setting(why)) if why.contains("/no/such/directory")), "{missing:?}");
-}
-
-fn exchange(address: SocketAddr, request: &str) -> String {
-    let mut client = TcpStream::connect(address).unwrap();
-    client.set_read_timeout(Some(LIMIT)).unwrap();
-    client.write_all(request.as_bytes()).unwrap();
-    let mut response = String::new();
-    client.read_to_string(&mut response).unwrap();
-    response
 }
 
 #[test]

@@ -8,7 +8,6 @@
 mod common;
 
 use common::{Allout, Builder, LIMIT, OTHERS, Serving, Speak as _, assert_others, http::Connection, wait_until};
-use rustix::process::Signal;
 use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +21,7 @@ const SLOW: &str = "GET /timeout HTTP/1.1\r\nHost: allout.test\r\n\r\n";
 #[track_caller]
 fn assert_sound(mut server: Serving) {
     assert_others(&server, 4);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!server.log().contains("panicked"), "no client makes a thread panic aloud:\n{}", server.log());
 }
 
@@ -314,8 +312,7 @@ fn a_drain_does_not_wait_for_throttled_clients_that_have_left() {
         }
     });
     assert!(common::engine::NATIVE || throttled(&server) > 0, "16 clients that never read are held back");
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]

@@ -81,16 +81,14 @@ fn post_shutdown_ends_it() {
 #[test]
 fn a_signal_before_the_first_request_ends_it() {
     let mut server = Allout::new().start();
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]
 fn an_idle_server_leaves_at_once() {
     let mut server = Allout::new().start();
     let told = Instant::now();
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(told.elapsed() < MARGIN, "took {:?}", told.elapsed());
 }
 
@@ -312,8 +310,7 @@ fn the_first_signal_after_shutdown_forces_nothing() {
 fn the_port_is_free_after_the_exit() {
     let mut server = Allout::new().start();
     let idle = idle(&server);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     drop(TcpListener::bind(server.addr).expect("the port is free"));
     // And it can itself start there again at once.
     let again = Allout::new().args(["--listen", &server.addr.to_string()]).start();
@@ -343,8 +340,7 @@ fn connections_that_never_spoke_do_not_hold_the_drain() {
     half.say("GET / HTTP/1.1\r\nHost: al");
     assert_eq!(server.get("/").status, 200);
     let told = Instant::now();
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(told.elapsed() < MARGIN, "took {:?}", told.elapsed());
     drop(connections);
 }
@@ -354,16 +350,14 @@ fn a_client_that_left_does_not_hold_the_drain() {
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     drop(in_flight(&server));
     let told = Instant::now();
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(told.elapsed() < Duration::from_secs(1) + MARGIN, "took {:?}", told.elapsed());
 }
 
 #[test]
 fn the_log_tells_the_story() {
     let mut server = Allout::new().start();
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     let log = server.log();
     let at = |part: &str| log.find(part).unwrap_or_else(|| panic!("{part:?} is not in the log:\n{log}"));
     assert!(at("listening on http://") < at("SIGTERM"), "{log}");

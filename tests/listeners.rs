@@ -38,8 +38,7 @@ fn every_address_is_served_and_a_stop_ends_all() {
         assert_eq!(get(*addr, "/?user=x").text(), "hello, x");
         assert_eq!(get(*addr, "/healthz").status, 200);
     }
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     for addr in &all {
         assert!(std::net::TcpStream::connect(addr).is_err(), "{addr} is still open");
     }
@@ -92,8 +91,7 @@ fn a_re_exec_keeps_all_sockets() {
         assert_eq!((get(addr, "/").status, get(addr, "/healthz").status), (200, 404), "{addr}");
     }
     assert_eq!((get(admin[0], "/").status, get(admin[0], "/healthz").status), (404, 200));
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]

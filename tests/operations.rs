@@ -210,8 +210,7 @@ fn access_lines(process: &Allout) -> Vec<String> {
 fn the_access_log_is_off_unless_asked_for() {
     let mut server = Allout::new().env("RUST_LOG", "debug").start();
     assert_eq!(server.get("/").status, 200);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert_eq!(access_lines(&server), [""; 0]);
 }
 
@@ -235,8 +234,7 @@ fn every_response_is_one_line_of_json() {
         assert_eq!(response.status, status, "{path:?}: {response:?}");
     }
     server.ask("BREW", "/healthz");
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     let mut seen = Vec::new();
     for line in server.log().lines() {
         let json: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
@@ -271,8 +269,7 @@ fn every_response_is_one_line_of_text() {
     for (path, _) in HOSTILE {
         ask_with(&server, "GET", path, "X-Request-Id: the-id\r\n");
     }
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     let lines = access_lines(&server);
     assert_eq!(lines.len(), HOSTILE.len(), "{lines:#?}");
     for (line, (_, status)) in lines.iter().zip(HOSTILE) {
@@ -311,8 +308,7 @@ fn the_access_log_may_be_a_file_in_the_combined_format_that_is_renamed_at_any_ti
     server.signal(Signal::USR2); // what some tools send then: it ends nothing
     ask_with(&server, "GET", "/again", "");
     wait_for(&file, 1);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert_eq!((lines(&renamed).len(), access_lines(&server)), (1, vec![]));
     for file in [file, renamed] {
         std::fs::remove_file(file).expect("it was made");

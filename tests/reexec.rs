@@ -8,66 +8,21 @@ mod common;
 
 use client::{Load, Mode, Report, Running};
 use common::http;
+use common::place::Place;
 use common::{Allout, LIMIT, Serving, Speak as _, alone, wait_until};
 use rustix::process::Signal;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 const SERVES: &str = "listening on http://";
-
-/// A place for a binary that may be replaced; it goes with the test.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Place {
-        let place = std::env::temp_dir().join(format!("allout-reexec-{name}-{}", std::process::id()));
-        fs::create_dir_all(&place).expect("a directory");
-        let place = Place(place);
-        place.put_copy(env!("CARGO_BIN_EXE_allout"));
-        place
-    }
-
-    fn binary(&self) -> PathBuf {
-        self.0.join("allout")
-    }
-
-    /// Replaces the binary as an installer does: the new one gets its name at once.
-    fn put(&self, make: impl FnOnce(&Path)) {
-        let next = self.0.join("next");
-        make(&next);
-        fs::rename(&next, self.binary()).expect("renaming");
-    }
-
-    fn put_copy(&self, of: &str) {
-        self.put(|path| assert!(fs::copy(of, path).expect("a copy") > 0));
-    }
-
-    fn put_script(&self, text: &str) {
-        self.put(|path| {
-            fs::write(path, text).expect("writing");
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("permissions");
-        });
-    }
-
-    fn start(&self, args: &[&str]) -> Serving {
-        Allout::of(&self.binary()).args(args.iter().copied()).start()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// What is written there is in force after the next re-exec, if it can be.
 #[test]
 fn the_file_of_options_is_read_anew_and_a_bad_one_changes_nothing() {
     let place = Place::new("options");
     let file = place.0.join("options");
-    let set = |text: &str| fs::write(&file, text).expect("writing");
+    let set = |text: &str| drop(place.0.write("options", text));
     set("ALLOUT_WORKERS=7\n");
     let server = place.start(&["--env-file", file.to_str().expect("a path of this test")]);
     assert!(server.log().contains("at most 7 workers"), "{}", server.log());
@@ -85,15 +40,11 @@ fn the_file_of_options_is_read_anew_and_a_bad_one_changes_nothing() {
     assert_eq!(server.get("/healthz").status, 200);
 }
 
-fn times(server: &Serving, part: &str) -> usize {
-    server.log().matches(part).count()
-}
-
 /// One re-exec, from the signal until the next image serves.
 fn reexec(server: &Serving) {
-    let before = times(server, SERVES);
+    let before = server.times(SERVES);
     server.signal(Signal::HUP);
-    wait_until(LIMIT, "the re-exec", || times(server, SERVES) > before);
+    wait_until(LIMIT, "the re-exec", || server.times(SERVES) > before);
 }
 
 #[track_caller]
@@ -123,8 +74,7 @@ fn reexecs_under_load_are_not_noticed() {
         let report = running.finish(None);
         println!("{report}");
         assert_unnoticed(&report);
-        server.signal(Signal::TERM);
-        server.assert_exit(0, LIMIT);
+        server.stop();
     }
 }
 
@@ -139,12 +89,11 @@ fn a_reexec_lets_slow_requests_finish() {
     server.wait_for_line("restarting: SIGHUP", LIMIT);
     // A request meanwhile is not delayed, and is still answered by this image.
     assert_eq!(server.get("/").status, 200);
-    assert_eq!(times(&server, SERVES), 1);
+    assert_eq!(server.times(SERVES), 1);
     assert_eq!(slow.hear("GET").status, 200);
-    wait_until(LIMIT, "the next image", || times(&server, SERVES) == 2);
+    wait_until(LIMIT, "the next image", || server.times(SERVES) == 2);
     assert_eq!(server.get("/").status, 200);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]
@@ -161,8 +110,7 @@ fn the_next_image_is_the_binary_on_disk() {
         assert_eq!(running(), newer);
         assert_eq!(server.get("/").status, 200);
     }
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]
@@ -175,8 +123,8 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
     let half = &good[..good.len() / 2];
     let attempts: [(&str, &dyn Fn()); 6] = [
         ("ends at once", &|| place.put_copy("/bin/true")),
-        ("rejects its arguments", &|| place.put_script("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
-        ("is none", &|| place.put_script("not a program\n")),
+        ("rejects its arguments", &|| place.put_executable("#!/bin/sh\necho 'no such option' >&2\nexit 2\n")),
+        ("is none", &|| place.put_executable("not a program\n")),
         ("is cut off", &|| place.put(|path| fs::write(path, half).expect("writing"))),
         ("may not be executed", &|| place.put(|path| fs::write(path, &good).expect("writing"))),
         ("is missing", &|| fs::remove_file(place.binary()).expect("removing")),
@@ -185,19 +133,18 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
         put();
         server.signal(Signal::HUP);
         wait_until(LIMIT, &format!("the end of a preflight: the new binary {what}"), || {
-            times(&server, "re-exec cancelled (SIGHUP)") > number
+            server.times("re-exec cancelled (SIGHUP)") > number
         });
         assert_eq!(server.get("/").status, 200, "the new binary {what}");
     }
-    assert_eq!(times(&server, SERVES), 1);
+    assert_eq!(server.times(SERVES), 1);
     let report = running.finish(None);
     assert_unnoticed(&report);
     // And then a good one.
     place.put_copy(env!("CARGO_BIN_EXE_allout"));
     reexec(&server);
     assert_eq!(server.get("/").status, 200);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 #[test]
@@ -205,7 +152,7 @@ fn a_binary_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it() {
     let _alone = alone();
     let place = Place::new("hangs");
     let mut server = place.start(&[]);
-    place.put_script("#!/bin/sh\nexec sleep 60\n");
+    place.put_executable("#!/bin/sh\nexec sleep 60\n");
     server.signal(Signal::HUP);
     assert_eq!(server.get("/").status, 200);
     server.signal(Signal::TERM);
@@ -222,12 +169,12 @@ fn hangups_in_quick_succession_are_at_least_one_reexec_and_never_the_end() {
         std::thread::sleep(Duration::from_millis(5)); // so that they come in every phase
     }
     let report = running.finish(None);
-    println!("{} images: {report}", times(&server, SERVES));
+    println!("{} images: {report}", server.times(SERVES));
     assert_unnoticed(&report);
-    assert!(times(&server, SERVES) > 1);
+    assert!(server.times(SERVES) > 1);
     // One may be under way.
     wait_until(LIMIT, "the last re-exec to be over", || {
-        times(&server, "re-executing ") + 1 == times(&server, SERVES) && times(&server, "re-exec cancelled") == 0
+        server.times("re-executing ") + 1 == server.times(SERVES) && server.times("re-exec cancelled") == 0
     });
     server.signal(Signal::TERM);
     let code = server.wait_exit(LIMIT).code();
@@ -254,18 +201,17 @@ fn the_leak_limit_causes_a_reexec_at_most_once_a_minute() {
     let mut server = Allout::new().args(["--max-connections", "64"]).start();
     let pid = server.id();
     leak(&server, 40);
-    wait_until(LIMIT, "the re-exec", || times(&server, SERVES) == 2);
+    wait_until(LIMIT, "the re-exec", || server.times(SERVES) == 2);
     assert!(server.log().contains("the engine has leaked"));
     assert_eq!((server.id(), server.get("/").status), (pid, 200));
     leak(&server, 40);
     wait_until(LIMIT, "the leak limit to be reached again", || {
-        times(&server, "the engine has leaked") > 2 || has_leaked_since_reexec(&server)
+        server.times("the engine has leaked") > 2 || has_leaked_since_reexec(&server)
     });
     std::thread::sleep(Duration::from_millis(500)); // many times the duration of a re-exec
-    assert_eq!(times(&server, SERVES), 2, "re-executed again");
+    assert_eq!(server.times(SERVES), 2, "re-executed again");
     assert_eq!(server.get("/").status, 200);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 fn has_leaked_since_reexec(server: &Serving) -> bool {

@@ -9,12 +9,12 @@ mod common;
 
 use client::{Load, Mode, Running};
 use common::http;
+use common::place::Place;
 use common::{Allout, LIMIT, Serving, Speak as _, alone, wait_until};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,6 @@ const DRAINS: &str = "one out, all out";
 
 fn start(args: &[&str]) -> Serving {
     Allout::new().args(args.iter().copied()).start()
-}
-
-fn times(server: &Serving, part: &str) -> usize {
-    server.log().matches(part).count()
 }
 
 /// Waits for the end, but not for ever: a stop that was swallowed is a result, not a reason to give up.
@@ -155,37 +151,6 @@ fn a_stop_during_a_reexec_loses_nothing() {
     assert!(bad.is_empty(), "{} of {runs} bad:\n{}", bad.len(), bad.join("\n"));
 }
 
-/// A place for a binary that may be replaced; it goes with the test.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Place {
-        let place = std::env::temp_dir().join(format!("allout-signals-{name}-{}", std::process::id()));
-        fs::create_dir_all(&place).expect("a directory");
-        let place = Place(place);
-        place.put(&fs::read(BINARY).expect("it can be read"));
-        place
-    }
-
-    fn binary(&self) -> PathBuf {
-        self.0.join("allout")
-    }
-
-    /// Replaces the binary as an installer does: the new one gets its name at once.
-    fn put(&self, content: &[u8]) {
-        let next = self.0.join("next");
-        fs::write(&next, content).expect("writing");
-        fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).expect("permissions");
-        fs::rename(&next, self.binary()).expect("renaming");
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A name, and what is done to the binary.
 type Change<'a> = (&'a str, Box<dyn Fn(&Place) + 'a>);
 
@@ -198,12 +163,12 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down() {
     let text = format!("echo a shell was here > {}\n", touched.display()).into_bytes();
     let overwrite = |place: &Place, content: &[u8]| fs::write(place.binary(), content).expect("it is not running");
     let changes: [Change<'_>; 8] = [
-        ("replaced by text", Box::new(|place| place.put(&text))),
-        ("replaced by an empty file", Box::new(|place| place.put(b""))),
-        ("replaced by half of it", Box::new(|place| place.put(&good[..good.len() / 2]))),
-        ("replaced by an eighth of it", Box::new(|place| place.put(&good[..good.len() / 8]))),
-        ("replaced by its first page", Box::new(|place| place.put(&good[..4096]))),
-        ("replaced by its first 100 bytes", Box::new(|place| place.put(&good[..100]))),
+        ("replaced by text", Box::new(|place| place.put_executable(&text))),
+        ("replaced by an empty file", Box::new(|place| place.put_executable(b""))),
+        ("replaced by half of it", Box::new(|place| place.put_executable(&good[..good.len() / 2]))),
+        ("replaced by an eighth of it", Box::new(|place| place.put_executable(&good[..good.len() / 8]))),
+        ("replaced by its first page", Box::new(|place| place.put_executable(&good[..4096]))),
+        ("replaced by its first 100 bytes", Box::new(|place| place.put_executable(&good[..100]))),
         ("removed", Box::new(|place| fs::remove_file(place.binary()).expect("removing"))),
         ("overwritten by text in place", Box::new(|place| overwrite(place, &text))),
     ];
@@ -214,7 +179,7 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down() {
         let delay = ["--timeout-delay", "700ms"];
         let mut server = Allout::of(&binary).args(delay).start();
         // The image that runs is another file than the one that is tried, so that the latter can be written to.
-        place.put(&good);
+        place.put_executable(&good);
         let mut slow = server.connect();
         slow.request("GET", "/timeout");
         server.wait_until_read(&slow);
@@ -223,10 +188,10 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down() {
         change(&place);
         assert_eq!(slow.hear("GET").status, 200, "{name}");
         let deadline = Instant::now() + Duration::from_secs(5);
-        while server.is_alive() && times(&server, SERVES) < 2 && Instant::now() < deadline {
+        while server.is_alive() && server.times(SERVES) < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
-        if !server.is_alive() || times(&server, SERVES) < 2 {
+        if !server.is_alive() || server.times(SERVES) < 2 {
             bad.push(format!("{name}: {}", end(&mut server, Duration::ZERO)));
             continue;
         }
@@ -257,7 +222,7 @@ fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait() {
     let began = Instant::now();
     server.signal(Signal::HUP);
     let (mut longest, mut late, mut next) = (Duration::ZERO, Vec::new(), Duration::ZERO);
-    while times(&server, SERVES) < 2 && began.elapsed() < LIMIT {
+    while server.times(SERVES) < 2 && began.elapsed() < LIMIT {
         let asked = Instant::now();
         assert_eq!(server.get("/").status, 200);
         longest = longest.max(asked.elapsed());
@@ -275,10 +240,9 @@ fn while_a_reexec_waits_for_slow_requests_new_clients_do_not_wait() {
         assert!(response.as_ref().is_ok_and(|r| matches!(r.status, 200 | 503)), "a request was cut: {response:?}");
     }
     println!("the next image came after {:?}; the longest wait of a new client was {longest:?}", began.elapsed());
-    assert_eq!(times(&server, SERVES), 2, "no next image after {:?}", began.elapsed());
+    assert_eq!(server.times(SERVES), 2, "no next image after {:?}", began.elapsed());
     assert!(longest < Duration::from_secs(1), "a new client waited {longest:?}");
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 }
 
 /// A stop that comes while a re-exec waits for slow requests has its own grace, and what was queued for the next image
@@ -330,10 +294,10 @@ fn signals_that_were_blocked_at_the_start_are_heard() {
         let mut server = start_by(&[block]);
         server.signal(Signal::HUP);
         let deadline = Instant::now() + Duration::from_secs(3);
-        while times(&server, SERVES) < 2 && Instant::now() < deadline {
+        while server.times(SERVES) < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
-        if times(&server, SERVES) < 2 {
+        if server.times(SERVES) < 2 {
             bad.push("SIGHUP is not heard".to_owned());
         }
         server.signal(Signal::USR1);
@@ -352,11 +316,10 @@ fn children_that_are_not_waited_for_by_default_do_not_prevent_a_reexec() {
     let mut server = start_by(&["--ignore-signal=CHLD"]);
     server.signal(Signal::HUP);
     wait_until(LIMIT, "the next image, or a reason why not", || {
-        times(&server, SERVES) == 2 || times(&server, "re-exec cancelled") > 0
+        server.times(SERVES) == 2 || server.times("re-exec cancelled") > 0
     });
-    assert_eq!(times(&server, SERVES), 2, "{}", server.log());
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    assert_eq!(server.times(SERVES), 2, "{}", server.log());
+    server.stop();
 }
 
 #[test]
@@ -405,8 +368,7 @@ fn a_passed_socket_that_is_none_is_said_and_no_panic() {
         assert!(!log.contains("panicked"), "{value:?}: {log}");
         if process.is_alive() {
             assert!(log.contains(SERVES), "{value:?}: neither serves nor ends: {log}");
-            process.signal(Signal::TERM);
-            process.assert_exit(0, LIMIT);
+            process.stop();
         } else {
             process.assert_exit(1, LIMIT);
             assert_eq!(process.log().lines().count(), 1, "{value:?}: one clear line: {}", process.log());

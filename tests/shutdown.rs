@@ -5,9 +5,11 @@
 mod common;
 
 use allout::Service;
+use common::folder::Folder;
 use common::http::{Connection, Response};
+use common::place::Place;
 use common::{Allout, LIMIT, Serving, Speak as _};
-use rustix::process::{Signal, geteuid};
+use rustix::process::geteuid;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
@@ -77,9 +79,8 @@ fn head_asks_what_shutdown_would_answer_and_no_more() {
 
 #[test]
 fn a_client_with_the_token_may_stop_the_service() {
-    let path = std::env::temp_dir().join(format!("allout-test-token-{}", std::process::id()));
-    std::fs::write(&path, "from-the-file\n").expect("a file for the token");
-    let file = path.to_string_lossy().into_owned();
+    let folder = Folder::new("token");
+    let file = folder.write("token", "from-the-file\n").to_string_lossy().into_owned();
     // The file goes first.
     let mut server =
         Allout::new().args(["--shutdown-token-file", &file]).env("ALLOUT_SHUTDOWN_TOKEN", "from-elsewhere").start();
@@ -95,7 +96,6 @@ fn a_client_with_the_token_may_stop_the_service() {
     assert_eq!(with("Bearer from-the-file").status, 200);
     server.assert_exit(0, LIMIT);
     assert!(!server.log().contains("from-the-file"), "the token is in the log:\n{}", server.log());
-    std::fs::remove_file(&path).expect("the file is there");
 }
 
 #[test]
@@ -135,13 +135,11 @@ fn what_can_be_reached_from_elsewhere_is_said() {
         let mut process = Allout::new().args(args.iter().copied()).spawn();
         let line = process.wait_for_line("can be reached from other machines", LIMIT);
         assert!(line.contains("WARN") && line.contains(expected) && !line.contains("s3cret"), "{line}");
-        process.signal(Signal::TERM);
-        process.assert_exit(0, LIMIT);
+        process.stop();
         assert!(process.log().lines().next().is_some_and(|first| first.contains("listening on")), "{}", process.log());
     }
     let mut process = Allout::new().start();
-    process.signal(Signal::TERM);
-    process.assert_exit(0, LIMIT);
+    process.stop();
     assert!(!process.log().contains("other machines"), "{}", process.log());
 }
 
@@ -166,10 +164,8 @@ fn curl_of_the_same_user_and_of_root_may_and_that_of_another_user_may_not() {
         return;
     }
     // Where every user can run it.
-    let folder = std::env::temp_dir().join(format!("allout-test-shutdown-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder for the program");
-    let binary = folder.join("allout");
-    std::fs::copy(env!("CARGO_BIN_EXE_allout"), &binary).expect("the program can be copied");
+    let place = Place::new("shutdown");
+    let binary = place.binary();
     for (service, client, may) in
         [(0, 0, true), (0, USER, false), (USER, USER, true), (USER, 0, true), (USER, OTHER_USER, false)]
     {
@@ -186,7 +182,6 @@ fn curl_of_the_same_user_and_of_root_may_and_that_of_another_user_may_not() {
             assert_eq!(server.get("/healthz").status, 200);
         }
     }
-    std::fs::remove_dir_all(&folder).expect("the folder is there");
 }
 
 /// A proxy that adds nothing, as a process of the same user: this test program, which runs `be_a_proxy` alone.

@@ -4,9 +4,9 @@
 
 mod common;
 
+use common::folder::Folder;
 use common::http::Connection;
 use common::{Allout, LIMIT, Speak as _, listening, wait_until};
-use rustix::process::Signal;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
@@ -237,8 +237,7 @@ fn rust_log_off_says_nothing() {
     let addr = addr.expect("it listens");
     let mut connection = Connection::open(addr, LIMIT).expect("it listens");
     assert_eq!(connection.ask("GET", "/healthz").status, 200);
-    process.signal(Signal::TERM);
-    process.assert_exit(0, LIMIT);
+    process.stop();
     assert_eq!(process.log(), "");
 }
 
@@ -253,11 +252,11 @@ fn a_healthcheck_exits_with_0_or_1() {
     let addr = server.addr.to_string();
     assert_eq!(check(&[&format!("http://{addr}/healthz")], &[]), (Some(0), String::new()));
     assert_eq!(check(&[], &[("ALLOUT_LISTEN", &addr)]), (Some(0), String::new()));
-    let file = std::env::temp_dir().join(format!("allout-healthcheck-{}", std::process::id()));
-    std::fs::write(&file, format!("ALLOUT_LISTEN={addr}\n")).expect("it can be written");
+    let folder = Folder::new("healthcheck");
+    let file = folder.write("variables", format!("ALLOUT_LISTEN={addr}\n"));
     let variables = [("ALLOUT_ENV_FILE", &*file.display().to_string()), ("ALLOUT_LISTEN", "127.0.0.1:1")];
     assert_eq!(check(&[], &variables), (Some(0), String::new()));
-    std::fs::remove_file(&file).expect("it is there");
+    drop(folder);
     let (code, said) = check(&[], &variables);
     assert!(code == Some(1) && said.contains("No such file"), "{said}");
     let (code, said) = check(&["ftp://x"], &[]);

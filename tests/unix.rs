@@ -53,8 +53,7 @@ fn a_unix_socket_is_served_with_its_permissions_and_removed_at_the_stop() {
     assert!(metrics.contains(&format!("listener=\"unix:{}\"", path.display())), "{metrics}");
     // Which process asks is unknown.
     assert!(ask(&path, "/shutdown").expect("it is served").starts_with("HTTP/1.1 403"));
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!path.exists());
 }
 
@@ -70,8 +69,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_or_another_file_is_not() {
     second.assert_exit(1, LIMIT);
     assert!(second.log().contains("cannot listen on unix:"), "{}", second.log());
     assert!(ask(&path, "/livez").expect("it is served still").starts_with("HTTP/1.1 200"));
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
 
     fs::write(&path, "precious").expect("it is free");
     let mut third = Allout::new().args(["--engine", "native", "--listen", &listen]).spawn();
@@ -99,8 +97,7 @@ fn after_a_re_exec_the_file_of_another_process_stays_as_well() {
     let second = start(&path, &[]);
     server.signal(Signal::HUP);
     wait_until(LIMIT, "the next image", || server.log().matches("listening on ").count() == 2);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(ask(&path, "/livez").expect("the other is served still").starts_with("HTTP/1.1 200"));
     drop(second);
     fs::remove_file(&path).expect("it was killed");
@@ -127,8 +124,7 @@ fn a_reload_for_an_engine_that_cannot_serve_the_sockets_that_are_kept_changes_no
     }
     let mut check = Allout::new().env("ALLOUT_LISTEN", &listen).args(["--engine=tiny-http", "--check=reload"]).spawn();
     check.assert_exit(1, LIMIT);
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     fs::remove_file(options).expect("it is there");
 }
 
@@ -216,8 +212,7 @@ fn a_socket_has_the_owner_that_it_is_to_have() {
     let file = fs::metadata(&path).expect("it is there");
     assert_eq!((file.uid(), file.gid(), file.permissions().mode() & 0o777), (65534, 12345, 0o660));
     assert!(ask(&path, "/livez").expect("root may").starts_with("HTTP/1.1 200"));
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!path.exists());
 }
 
@@ -231,8 +226,7 @@ fn a_re_exec_hands_the_socket_on_with_its_file() {
     assert!(ask(&path, "/livez").expect("it is served").starts_with("HTTP/1.1 200"));
     before.set_read_timeout(Some(LIMIT)).expect("it is a socket");
     assert!(matches!(before.read(&mut [0]), Ok(0) | Err(_)), "it was idle");
-    server.signal(Signal::TERM);
-    server.assert_exit(0, LIMIT);
+    server.stop();
     assert!(!path.exists());
 }
 

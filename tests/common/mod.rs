@@ -8,8 +8,10 @@
 
 #[macro_use]
 pub mod engine;
+pub mod folder;
 #[path = "../load/http.rs"]
 pub mod http;
+pub mod place;
 
 use http::{Connection, Response};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -175,6 +177,11 @@ impl Allout {
         self.log.text()
     }
 
+    /// How often it said this on stderr so far.
+    pub fn times(&self, part: &str) -> usize {
+        self.log().matches(part).count()
+    }
+
     /// Waits for a line on stderr that contains this.
     pub fn wait_for_line(&self, part: &str, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
@@ -227,6 +234,13 @@ impl Allout {
     pub fn assert_exit(&mut self, code: i32, limit: Duration) {
         let status = self.wait_exit(limit);
         assert_eq!(status.code(), Some(code), "exit of {}: {status}", self.what);
+    }
+
+    /// Sends SIGTERM, and waits for an exit with 0.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.assert_exit(0, LIMIT);
     }
 
     /// What it said on stdout, once it has ended.

@@ -143,7 +143,9 @@ impl ReceiveLoop {
         let redirected = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT));
         server::shut_listener(self.gate.listener());
         drop(running);
-        if let Err(error) = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT)) {
+        let ended = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT));
+        // A thread that saw that its `Server` was dropped before it accepted once more has ended as well.
+        if let (Err(error), true) = (ended, self.accept_point().brake().is_thread_alive()) {
             log::debug!("tiny_http's accept thread was ended by closing its socket: {error}");
         }
     }

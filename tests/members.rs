@@ -38,6 +38,13 @@ fn a_one_shot_that_fails_takes_everyone_out() {
 }
 
 #[test]
+fn a_member_may_be_a_closure_that_never_returns() {
+    let running = start(Service::new().member("jobs", |_| panic!("on purpose"))).unwrap();
+    let outcome = running.wait();
+    assert!(matches!(&outcome.cause, Cause::Member { name, exit: Exit::Panicked(_) } if name == "jobs"), "{outcome}");
+}
+
+#[test]
 fn requests_wait_for_what_comes_before_readiness() {
     // A port that was free a moment ago: the address must be known before the service has started.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

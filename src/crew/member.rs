@@ -41,6 +41,26 @@ impl From<()> for Exit {
     }
 }
 
+/// The type `!`, which stable Rust has no name for outside of a function's signature.
+type Never = <fn() -> ! as Returns>::Value;
+
+/// A function, for the type that it returns.
+pub trait Returns {
+    /// That type.
+    type Value;
+}
+
+impl<R> Returns for fn() -> R {
+    type Value = R;
+}
+
+/// A closure that never returns, `|_| loop { … }`, is of type `!` since the edition of 2024.
+impl From<Never> for Exit {
+    fn from(never: Never) -> Exit {
+        match never {}
+    }
+}
+
 /// `?` works in members whose errors implement `Display`.
 impl<E: fmt::Display> From<Result<(), E>> for Exit {
     fn from(result: Result<(), E>) -> Exit {

@@ -111,7 +111,7 @@ impl Args {
         Some(format!("--{name} {address} is served by --{other} {same} already"))
     }
 
-    /// Warnings about options that have no effect beside the others.
+    /// Warnings about options that do not have their effect beside the others.
     pub fn unused(&self) -> Vec<&'static str> {
         let mut unused = Vec::new();
         if self.receivers != 0 && self.engine.name() != "native" {
@@ -120,6 +120,9 @@ impl Args {
         let is_default = self.unix_mode == Mode(0o600) && self.unix_owner.is_none();
         if !is_default && self.unix_paths().is_empty() {
             unused.push("--unix-mode and --unix-owner have no effect: no --listen is a Unix socket");
+        }
+        if self.timeout_delay >= self.request_timeout {
+            unused.push("--timeout-delay is not within --request-timeout: GET /timeout is a 503");
         }
         unused
     }

@@ -173,6 +173,8 @@ fn options_without_effect_are_told() {
     assert!(unused(&["--unix-owner", ":0"]).contains("--unix-owner"));
     assert_eq!(unused(&["--unix-mode", "660", "--listen", "unix:/run/a.sock", "--engine", "native"]), "");
     assert_eq!(unused(&["--receivers", "2", "--engine", "native"]), "");
+    assert!(unused(&["--request-timeout", "20s"]).contains("--timeout-delay"));
+    assert_eq!(unused(&["--request-timeout", "20s", "--timeout-delay", "19s"]), "");
     if cfg!(feature = "tiny-http") {
         assert!(unused(&["--receivers", "2", "--engine", "tiny-http"]).contains("--receivers"));
     }

@@ -101,6 +101,23 @@ fn unusable(filters: &str) -> Option<String> {
 /// The crates that log here. A filter names one of them, or a module in it.
 const TARGETS: [&str; 2] = [env!("CARGO_CRATE_NAME"), "tiny_http"];
 
+/// The modules of this crate and of its library that log.
+const MODULES: [&str; 13] = [
+    "access",
+    "admin",
+    "crew",
+    "dispatch",
+    "engine",
+    "http",
+    "lifecycle",
+    "listen",
+    "logging",
+    "observe",
+    "panic",
+    "service",
+    "sync",
+];
+
 /// The targets in a filter that match no line: `verbose` in `RUST_LOG=verbose`, which `env_filter` takes for one.
 fn unknown_targets(filters: &str) -> Vec<&str> {
     // The part behind a slash is a regular expression for messages.
@@ -109,7 +126,15 @@ fn unknown_targets(filters: &str) -> Vec<&str> {
         Some((target, _)) => Some(target.trim()),
         None => Some(directive.trim()).filter(|name| name.parse::<LevelFilter>().is_err()),
     });
-    let is_known = |target: &str| TARGETS.iter().any(|known| known.starts_with(target) || target.starts_with(known));
+    // A filter is for all targets that begin like it.
+    let is_one_of = |known: &[&str], target: &str| {
+        let is_below = |known| target.strip_prefix(known).is_some_and(|rest: &str| rest.starts_with("::"));
+        known.iter().any(|known| known.starts_with(target) || is_below(*known))
+    };
+    let is_known = |target: &str| match target.strip_prefix(concat!(env!("CARGO_CRATE_NAME"), "::")) {
+        Some(module) => is_one_of(&MODULES, module),
+        None => is_one_of(&TARGETS, target),
+    };
     targets.filter(|target| !is_known(target)).collect()
 }
 
@@ -151,12 +176,42 @@ mod tests {
 
     #[test]
     fn filters_that_match_nothing_are_found() {
-        for fine in
-            ["", "info", "WARN", "info,allout=debug", "allout::access=info", "tiny_http", "off,all=info", "info/x"]
-        {
+        let of_modules = ["allout::=info", "allout::acc", "allout::engine::native=trace,tiny_http::client=debug"];
+        let others =
+            ["", "info", "WARN", "info,allout=debug", "allout::access=info", "tiny_http", "off,all=info", "info/x"];
+        for fine in of_modules.into_iter().chain(others) {
             assert_eq!(unknown_targets(fine), [""; 0], "{fine}");
         }
+        assert_eq!(unknown_targets("allout::acess=debug"), ["allout::acess"]);
+        assert_eq!(unknown_targets("allouts,allout::accessed"), ["allouts", "allout::accessed"]);
         assert_eq!(unknown_targets("verbose"), ["verbose"]);
         assert_eq!(unknown_targets("info, loud ,hyper=debug"), ["loud", "hyper"]);
+    }
+
+    #[test]
+    fn the_modules_that_log_are_listed() {
+        let mut found: Vec<String> = ["access", "panic"].map(str::to_owned).to_vec(); // targets that are no modules
+        for root in ["src", "src/bin/allout"] {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
+            for entry in std::fs::read_dir(root).unwrap().flatten() {
+                let path = entry.path();
+                let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+                if name != "bin" && name != "main" && logs(&path) {
+                    found.push(name);
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        assert_eq!(found, MODULES);
+    }
+
+    /// Whether a file, or one in this directory, has a line that logs.
+    fn logs(path: &Path) -> bool {
+        if path.is_dir() {
+            return std::fs::read_dir(path).unwrap().flatten().any(|entry| logs(&entry.path()));
+        }
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        ["error!(", "warn!(", "info!(", "debug!(", "trace!("].iter().any(|name| text.contains(&format!("log::{name}")))
     }
 }

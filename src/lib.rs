@@ -110,8 +110,6 @@
 //! * Linux only. HTTP/1.0 and 1.1, without TLS: that is a proxy's business.
 //! * A handler that neither returns nor looks at its [`Stop`] is abandoned when the grace period is over: a thread cannot
 //!   be ended from outside. It goes on until the process exits.
-//! * A stop may lose the request of a client on the same network whose packets have a TTL of 255, and whose handshake is
-//!   under way when the listening socket is sealed.
 //! * [`run`](Service::run) handles SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGXFSZ for the whole process, and any
 //!   service raises the process's limit on open files.
 //! * SIGHUP re-executes the process, after a preflight: its binary is started a second time while the first still serves,

@@ -34,6 +34,11 @@ impl Engines {
         self.iter().enumerate().filter(|(number, _)| which(*number)).for_each(|(_, engine)| engine.seal());
     }
 
+    /// Whether new connections come in after [`Ending::Filter`], because their packets pass the filter or it is not there.
+    pub(crate) fn is_gate_passed(&self) -> bool {
+        self.iter().any(|engine| engine.gate().is_passed())
+    }
+
     pub(crate) fn resume_accepting(&self) {
         self.iter().for_each(|engine| engine.resume_accepting());
     }

@@ -3,16 +3,17 @@
 //!
 //! A client whose SYN was dropped retransmits it after a second, and meets an open gate, the next instance, or a closed
 //! port. The mechanism is the TTL filter of [`set_min_ttl_filter`]. A connection whose handshake ends while the gate is
-//! closed inherits the filter; the monitor lifts it when it finds the socket.
+//! closed inherits the filter; the engine lifts it when it finds the socket.
 //!
-//! Packets with a TTL of 255 pass the filter. So the gate of a socket that is about to be closed for good is *sealed* once
-//! the handshakes that were under way have had their time: from then on the kernel drops every packet of a new connection
-//! that is not signed, and only we sign ours ([`signature`]).
+//! Packets with a TTL of 255 pass the filter. So the gate of a socket that is about to be closed for good is *sealed*: from
+//! then on the kernel refuses new connections, our own included, and handshakes that have begun go on
+//! ([`bind_to_no_device`]).
 //!
 //! A Unix socket has no such filter: its gate is shut for good, and the kernel refuses who comes then.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,8 +22,8 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::listen::Address;
 use crate::sync::lock;
-use crate::sys::min_ttl::set_min_ttl_filter;
-use crate::sys::signature;
+use crate::sys::bind_device::bind_to_no_device;
+use crate::sys::min_ttl::{passes_min_ttl_filter, set_min_ttl_filter};
 use crate::sys::tcp::tcp_info;
 
 /// The gate of one listening socket, of which it holds a duplicate.
@@ -31,7 +32,9 @@ pub(crate) struct AcceptGate {
     /// Address of the socket.
     address: Address,
     state: Mutex<GateState>,
-    /// Nothing but our own connections passes any more.
+    /// Clients pass it although it is closed.
+    passed: AtomicBool,
+    /// Nothing passes any more.
     sealed: AtomicBool,
 }
 
@@ -66,6 +69,7 @@ impl AcceptGate {
             listener: Arc::new(listener.try_clone()?),
             address: Address::of(listener)?,
             state: Mutex::default(),
+            passed: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
         })
     }
@@ -102,25 +106,44 @@ impl AcceptGate {
     pub(crate) fn settle(&self, closed: bool) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.settled = true;
-        state.set(&self.listener, &self.address, closed)
+        self.passed.store(false, Ordering::Release);
+        state.set(&self.listener, &self.address, closed).inspect_err(|_| self.passed.store(true, Ordering::Release))
     }
 
-    /// Seals the gate, for good.
+    /// Lifts the filter of a connection that was accepted behind the closed gate.
+    pub(crate) fn lift_filter(&self, connection: impl AsFd) {
+        let _ = set_min_ttl_filter(&connection, false); // it took the same option before
+        if passes_min_ttl_filter(&connection) {
+            self.passed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether clients pass the gate although it was closed by [`settle`](AcceptGate::settle).
+    pub(crate) fn is_passed(&self) -> bool {
+        self.passed.load(Ordering::Acquire)
+    }
+
+    /// Seals the gate, for good. Handshakes that have begun go on.
     ///
     /// # Errors
     ///
-    /// The kernel knows no signatures. It then queues one connection more at most, and drops other SYNs while that one
-    /// waits (`sk_acceptq_is_full`, `include/net/sock.h`), so that few are lost if nothing accepts them.
+    /// The kernel cannot.
     pub(crate) fn seal(&self) -> io::Result<()> {
-        // A Unix socket is shut.
-        if self.address.inet().is_some() {
-            if let Err(error) = signature::require(&self.listener) {
-                SockRef::from(&self.listener).listen(0)?; // may be called again, listen(2)
-                return Err(error);
-            }
-        }
         self.sealed.store(true, Ordering::Release);
-        Ok(())
+        // A Unix socket is shut.
+        let result = if self.address.inet().is_some() { bind_to_no_device(&self.listener) } else { Ok(()) };
+        result.inspect_err(|_| self.sealed.store(false, Ordering::Release))
+    }
+
+    /// Whether it is sealed, or about to be.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    /// In place of the [seal](AcceptGate::seal): the kernel queues one connection more at most, and drops other SYNs while
+    /// that one waits (`sk_acceptq_is_full`, `include/net/sock.h`), so that few are lost if nothing accepts them.
+    pub(crate) fn limit_queue(&self) {
+        let _ = SockRef::from(&self.listener).listen(0); // may be called again, listen(2)
     }
 
     /// Returns control of the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
@@ -153,7 +176,7 @@ impl AcceptGate {
     ///
     /// The connection was refused.
     pub(crate) fn knock_at(&self, address: SocketAddr) -> io::Result<()> {
-        let own = self.self_socket(address == self.inet())?;
+        let own = self.self_socket()?;
         own.set_linger(Some(Duration::ZERO))?;
         match own.connect(&SockAddr::from(loopback_addr(address))) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
@@ -172,13 +195,13 @@ impl AcceptGate {
             own.connect_timeout(&SockAddr::unix(path)?, limit)?;
             return Ok(own.into());
         }
-        let own = self.self_socket(true)?;
+        let own = self.self_socket()?;
         own.connect_timeout(&SockAddr::from(loopback_addr(self.inet())), limit)?;
         Ok(own.into())
     }
 
-    /// A socket that passes the gate, if it is `for_gate`.
-    pub(crate) fn self_socket(&self, for_gate: bool) -> io::Result<Socket> {
+    /// A socket that passes the closed gate.
+    pub(crate) fn self_socket(&self) -> io::Result<Socket> {
         let address = self.inet();
         let own = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
@@ -186,9 +209,6 @@ impl AcceptGate {
         match address {
             SocketAddr::V4(_) => own.set_ttl_v4(255)?,
             SocketAddr::V6(_) => own.set_unicast_hops_v6(255)?,
-        }
-        if for_gate && self.sealed.load(Ordering::Acquire) {
-            signature::require(&own)?;
         }
         Ok(own)
     }
@@ -245,10 +265,7 @@ mod tests {
             assert!(!gate.is_closed());
 
             gate.seal().unwrap();
-            let with_full_ttl = gate.self_socket(false).unwrap();
-            assert!(with_full_ttl.connect_timeout(&address.into(), SOON).is_err(), "{address}: passed a sealed gate");
-            gate.knock().unwrap();
-            gate.connect_self(SOON).unwrap();
+            assert!(gate.is_sealed() && gate.connect_self(SOON).is_err(), "{address}: passed a sealed gate");
         }
     }
 }

@@ -202,8 +202,8 @@ pub(crate) trait Engine: Send + Sync {
     /// Stops accepting, and begins to close connections that have nothing left to say.
     fn stop_accepting(&self, ending: Ending);
 
-    /// Lets no new connection in any more, whatever its packets are like, after [`Ending::Filter`] has had its time: see
-    /// [`gate`]. Where the kernel cannot, accepting ends, and what it queues is lost.
+    /// Lets no new connection in any more after [`Ending::Filter`], whatever its packets are like: see [`gate`]. Where the
+    /// kernel cannot, accepting ends, and what it queues is lost.
     fn seal(&self);
 
     /// Resumes accepting after [`Ending::HandOver`], the connections queued meanwhile included.

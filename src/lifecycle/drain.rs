@@ -47,8 +47,9 @@
 //! engine finds it and lifts the filter; the client retransmits. Such a connection has longer before its input is shut.
 //!
 //! Places 1 to 3 fill again if packets of new connections pass the filter, as those do that arrive with a TTL of 255. So
-//! once all places are empty, or after 1.2 s, the kernel is told to drop all packets of new connections, and the places are
-//! checked once more. (Before, a handshake that is under way would not end.)
+//! once all places are empty the kernel is told to refuse new connections, which lets those handshakes end that have begun,
+//! and the places are checked once more. Where such clients were seen, 1 gets the longest time, and connections are refused
+//! from 1.2 s after the end of accepting on, since those clients may never leave all places empty at once.
 //!
 //! Engines stop with the members, so after all of these places are empty, and accepting has been stopped all along. Where
 //! the socket is handed over, places 1 and 2 belong to its next holder, and the connection of place 3 is made to a private
@@ -87,8 +88,8 @@ const MAX_ATTEMPT: Duration = Duration::from_millis(800);
 /// Minimum time between two attempts, in which queued connections are served.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 
-/// Longest time from the end of accepting until the gate is sealed, if connections are left by then: handshakes that were
-/// under way are over, one that had to be repeated (after 1 s, `TCP_TIMEOUT_INIT`) included.
+/// Longest time from the end of accepting until the gate is sealed, if new connections pass it: handshakes that were under
+/// way are over, one that had to be repeated (after 1 s, `TCP_TIMEOUT_INIT`) included.
 const SEAL_AFTER: Duration = Duration::from_millis(1200);
 
 /// The parts that a drain works on.
@@ -172,8 +173,14 @@ impl Drain {
         };
         self.log(&format!("draining: {what}"));
         self.engines.stop_accepting(|engine| if outlives_us(engine) { Ending::HandOver } else { Ending::Filter });
-        let filtered_until = saturating_add(Instant::now(), SEAL_AFTER).min(shutdown.deadline());
-        self.wait_quiescent(filtered_until, crew, shutdown);
+        loop {
+            let until = saturating_add(Instant::now(), SEAL_AFTER).min(shutdown.deadline());
+            let end = self.wait_quiescent(until, crew, shutdown);
+            let is_over = shutdown.forced_by.is_some() || until >= shutdown.deadline();
+            if end == End::Quiescent || is_over || self.engines.is_gate_passed() {
+                break;
+            }
+        }
         if shutdown.forced_by.is_none() {
             self.engines.seal(|engine| !outlives_us(engine));
             self.wait_quiescent(shutdown.deadline(), crew, shutdown);

@@ -35,7 +35,7 @@ fn losses(engine: EngineKind, missing: &[Feature]) -> Result<Losses, StartError>
     }
     let mut losses = Losses::default();
     for feature in missing {
-        let place = if *feature == Feature::Signatures { &mut losses.note } else { &mut losses.warning };
+        let place = if *feature == Feature::BindDevice { &mut losses.note } else { &mut losses.warning };
         let Some(lost) = lost(engine, *feature) else { continue };
         let beginning = place.take().map_or_else(|| "missing here: ".to_owned(), |before| format!("{before}; "));
         *place = Some(format!("{beginning}{}: {lost}", feature.name()));
@@ -56,7 +56,7 @@ fn lost(engine: EngineKind, feature: Feature) -> Option<&'static str> {
         Feature::Proc => Some(
             "the limits on threads and memory are unknown, SIGHUP finds no binary for a re-exec, SIGUSR1 lists no threads",
         ),
-        Feature::Signatures => Some("a stop may lose requests of clients whose packets arrive with a TTL of 255"),
+        Feature::BindDevice => Some("a stop may lose requests of clients whose packets arrive with a TTL of 255"),
         Feature::SocketCookie | Feature::PeerName => None,
     }
 }
@@ -69,10 +69,10 @@ mod tests {
     fn what_is_lost_is_one_line() {
         for engine in [EngineKind::TinyHttp, EngineKind::Native] {
             assert_eq!(losses(engine, &[]).unwrap(), Losses::default());
-            let all = losses(engine, &[Feature::MinTtl, Feature::Proc, Feature::Signatures]).unwrap();
+            let all = losses(engine, &[Feature::MinTtl, Feature::Proc, Feature::BindDevice]).unwrap();
             let (warning, note) = (all.warning.unwrap(), all.note.unwrap());
             assert!(warning.starts_with("missing here: IP_MINTTL (Linux 2.6.34): a stop "), "{warning}");
-            assert!(warning.contains("; /proc ") && !warning.contains("MD5SIG"), "{warning}");
+            assert!(warning.contains("; /proc ") && !warning.contains("BINDTOIFINDEX"), "{warning}");
             assert!(note.contains("TTL of 255"), "{note}");
         }
     }

@@ -20,7 +20,7 @@ use signal_hook::consts::SIGIO;
 use super::fd::{cookie, replace_fd};
 use super::sigio::set_sigio;
 
-/// How long the thread may take until it waits for its first connection.
+/// How long the thread may take until it waits for a connection.
 const STARTS_WITHIN: Duration = Duration::from_millis(50);
 
 /// How often the thread is looked for later: where the kernel does not tell what a thread waits for, it is never found.
@@ -137,6 +137,25 @@ impl AcceptBrake {
 
     pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Acquire)
+    }
+
+    /// Has each connection to the private listener interrupt the thread, so that a call of `accept` that waits at the other
+    /// one begins anew (`ERESTARTSYS`, `inet_csk_wait_for_connect`), with the socket that the number holds by then.
+    ///
+    /// # Errors
+    ///
+    /// The thread is not found: it is seen while it waits.
+    pub(crate) fn call_to_private(&self) -> io::Result<()> {
+        let find = || {
+            let known = rustix::thread::Pid::from_raw(self.thread.load(Ordering::Acquire));
+            known.or_else(|| thread_that_accepts(self.accept_fd.load(Ordering::Acquire)))
+        };
+        let (began, mut thread) = (Instant::now(), find());
+        while thread.is_none() && began.elapsed() < STARTS_WITHIN {
+            thread::yield_now();
+            thread = find();
+        }
+        set_sigio(&self.private, Some(thread.ok_or(io::ErrorKind::NotFound)?))
     }
 
     /// Has the thread accept from the private listener. A call of `accept` that waits at the other one goes on waiting.

@@ -5,7 +5,7 @@ use std::io;
 use rustix::net::sockopt;
 use socket2::{Domain, Socket, Type};
 
-use super::{min_ttl, peer_name, signature, tcp};
+use super::{bind_device, min_ttl, peer_name, tcp};
 
 /// A feature that may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub(crate) enum Feature {
     TcpInfo,
     /// `SO_PEERNAME`: the peer of a connection that was reset.
     PeerName,
-    /// `TCP_MD5SIG_EXT`: the seal of the gate.
-    Signatures,
+    /// `SO_BINDTOIFINDEX` without privileges: the seal of the gate.
+    BindDevice,
     /// `/proc`.
     Proc,
 }
@@ -32,7 +32,7 @@ impl Feature {
             Feature::MinTtl => "IP_MINTTL (Linux 2.6.34)",
             Feature::TcpInfo => "TCP_INFO with 160 bytes (Linux 4.6)",
             Feature::PeerName => "SO_PEERNAME (Linux 2.4)",
-            Feature::Signatures => "TCP_MD5SIG_EXT (Linux 4.13 with CONFIG_TCP_MD5SIG)",
+            Feature::BindDevice => "SO_BINDTOIFINDEX (Linux 5.7)",
             Feature::Proc => "/proc (a file system that is not mounted)",
         }
     }
@@ -53,7 +53,7 @@ pub(crate) fn missing() -> io::Result<Vec<Feature>> {
         (Feature::MinTtl, min_ttl::set_min_ttl_filter(&socket, true).is_ok()),
         (Feature::TcpInfo, tcp::has_all_of_tcp_info(&socket)),
         (Feature::PeerName, has_peer_name),
-        (Feature::Signatures, signature::require(&socket).is_ok()),
+        (Feature::BindDevice, bind_device::bind_to_no_device(&socket).is_ok()),
         (Feature::Proc, std::path::Path::new("/proc/self").exists()),
     ];
     Ok(all.into_iter().filter(|(_, is_there)| !is_there).map(|(feature, _)| feature).collect())
@@ -73,7 +73,7 @@ mod tests {
             (libc::IPPROTO_IP, libc::IP_MINTTL, Feature::MinTtl),
             (libc::IPPROTO_TCP, libc::TCP_INFO, Feature::TcpInfo),
             (libc::SOL_SOCKET, libc::SO_PEERNAME, Feature::PeerName),
-            (libc::IPPROTO_TCP, 32, Feature::Signatures),
+            (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, Feature::BindDevice),
         ] {
             assert_eq!(without_option(level, option, || missing().unwrap()), [feature]);
         }

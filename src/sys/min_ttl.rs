@@ -37,16 +37,28 @@ pub(crate) fn set_min_ttl_filter(socket: impl AsFd, on: bool) -> io::Result<()> 
 
 /// Whether the filter of a socket is on.
 pub(crate) fn has_min_ttl_filter(socket: impl AsFd) -> bool {
-    let (level, name) = match SockRef::from(&socket).local_addr().ok().and_then(|local| local.as_socket()) {
-        Some(SocketAddr::V6(_)) => (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
-        _ => (libc::IPPROTO_IP, libc::IP_MINTTL),
-    };
-    sockopt::get(socket.as_fd(), level, name).is_ok_and(|least| least > 0)
+    get(&socket, libc::IP_MINTTL, IPV6_MINHOPCOUNT).is_ok_and(|least| least > 0)
+}
+
+/// Whether the packets of an accepted connection's client pass the filter: whether the one that ended the handshake had a
+/// TTL of 255, which a connection keeps where other sockets have that of multicast packets (`mc_ttl` and `mcast_hops` in
+/// `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`, `net/ipv4/tcp_ipv4.c` and `net/ipv6/tcp_ipv6.c`).
+pub(crate) fn passes_min_ttl_filter(socket: impl AsFd) -> bool {
+    get(&socket, libc::IP_MULTICAST_TTL, libc::IPV6_MULTICAST_HOPS).is_ok_and(|ttl| ttl == ALL_BUT_255)
+}
+
+/// The option of the socket's protocol.
+fn get(socket: &impl AsFd, v4: libc::c_int, v6: libc::c_int) -> io::Result<libc::c_int> {
+    match SockRef::from(socket).local_addr()?.as_socket() {
+        Some(SocketAddr::V6(_)) => sockopt::get(socket.as_fd(), libc::IPPROTO_IPV6, v6),
+        _ => sockopt::get(socket.as_fd(), libc::IPPROTO_IP, v4),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::{Domain, Socket, Type};
     use std::net::TcpListener;
 
     #[test]
@@ -58,6 +70,23 @@ mod tests {
             assert!(has_min_ttl_filter(&listener), "{address}");
             set_min_ttl_filter(&listener, false).unwrap();
             assert!(!has_min_ttl_filter(&listener), "{address}");
+        }
+    }
+
+    #[test]
+    fn it_is_seen_on_a_connection_whether_its_client_passes_the_filter() {
+        for (address, local) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
+            let listener = TcpListener::bind(address).unwrap();
+            let to = SocketAddr::new(local.parse().unwrap(), listener.local_addr().unwrap().port());
+            for passes in [false, true] {
+                let client = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                if passes {
+                    if to.is_ipv4() { client.set_ttl_v4(255) } else { client.set_unicast_hops_v6(255) }.unwrap();
+                }
+                client.connect(&to.into()).unwrap();
+                let (accepted, _) = listener.accept().unwrap();
+                assert_eq!(passes_min_ttl_filter(&accepted), passes, "{address}");
+            }
         }
     }
 }

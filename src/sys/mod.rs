@@ -7,6 +7,7 @@
 #[cfg(feature = "tiny-http")]
 pub(crate) mod accept_brake;
 pub(crate) mod address_space;
+pub(crate) mod bind_device;
 pub(crate) mod children;
 pub(crate) mod exec;
 pub(crate) mod fd;
@@ -21,6 +22,5 @@ pub(crate) mod peer_name;
 pub(crate) mod seccomp;
 pub(crate) mod sigio;
 pub(crate) mod signals;
-pub(crate) mod signature;
 mod sockopt;
 pub(crate) mod tcp;

@@ -22,7 +22,6 @@ use super::receiver::{LISTENER, Receiver};
 use super::slots::{Queue, State};
 use crate::engine::{CloseReason, Peer};
 use crate::listen::Address;
-use crate::sys::min_ttl::set_min_ttl_filter;
 
 /// Connections that are accepted in a row, before those that wait with requests have their turn.
 const BATCH: usize = 16;
@@ -234,7 +233,7 @@ impl Receiver {
         // A handshake that ended behind the closed gate: what the client has sent since was ignored, and comes again.
         let was_filtered = self.common.is_gate_closed() && matches!(peer, Peer::Inet(_));
         if was_filtered {
-            let _ = set_min_ttl_filter(&fd, false); // it took the same option before
+            self.engine.gate.lift_filter(&fd);
         }
         let socket = Arc::new(Socket::new(fd));
         let slot = self.slots.insert(self.now, Arc::clone(&socket));

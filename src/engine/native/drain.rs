@@ -82,12 +82,17 @@ impl Receiver {
             self.mailbox.settled.store(number, Ordering::SeqCst);
         } else {
             self.leave_listener(false);
-            let numbers: Vec<u32> = self.slots.numbers().collect();
-            let sockets = numbers.into_iter().filter_map(|slot| self.socket(slot));
-            let round_trips = sockets.filter_map(|socket| tcp_info(socket.fd()).ok()).map(|info| info.min_rtt);
-            settles_at += round_trips.max().unwrap_or_default().min(MAX_HANDSHAKE_RTT);
+            settles_at += if self.engine.gate.is_passed() { MAX_HANDSHAKE_RTT } else { self.longest_round_trip() };
         }
         self.drain = Some(Drain { number, since: self.now, settles_at, ending });
         self.changed = true;
+    }
+
+    /// The longest round trip to a client that is connected.
+    fn longest_round_trip(&mut self) -> Duration {
+        let numbers: Vec<u32> = self.slots.numbers().collect();
+        let sockets = numbers.into_iter().filter_map(|slot| self.socket(slot));
+        let round_trips = sockets.filter_map(|socket| tcp_info(socket.fd()).ok()).map(|info| info.min_rtt);
+        round_trips.max().unwrap_or_default().min(MAX_HANDSHAKE_RTT)
     }
 }

@@ -263,6 +263,7 @@ impl Engine for NativeEngine {
     fn seal(&self) {
         if let Err(error) = self.gate.seal() {
             log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
+            self.gate.limit_queue();
             self.common.handed_over.store(true, Ordering::SeqCst);
         }
         self.common.stop_state.restart_proof();

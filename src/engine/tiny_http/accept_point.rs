@@ -5,7 +5,9 @@
 //! * in a hand-over, which leaves the listening socket, with its queue, to its next holder;
 //! * by the [brake](AcceptBrake), when more connections are open than may be. The monitor releases it at its next tick, and
 //!   closes the gate if too many are left. So a crowd exceeds the limit by the kernel's queue, [`BACKLOG`], at most: tiny_http
-//!   accepts all of it at once.
+//!   accepts all of it at once;
+//! * for a [knock](AcceptPoint::knock) behind the sealed gate, through which no connection of our own comes either. The
+//!   monitor releases the brake once the knock was accepted.
 
 use std::io::{self, Read as _};
 use std::net::{Shutdown, TcpListener};
@@ -83,10 +85,20 @@ impl AcceptPoint {
         self.brake.set_max_fds(if self.gate.is_closed() { u64::MAX } else { limited.min(fd_pressure_at()) });
     }
 
+    /// Seals the gate, for good.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot, or tiny_http would not be reached behind it.
+    pub(super) fn seal(&self) -> io::Result<()> {
+        self.brake.call_to_private()?;
+        self.gate.seal()
+    }
+
     /// Releases the brake, if it is on.
     pub(super) fn release_brake(&self) {
         let handed_over = lock(&self.handed_over);
-        if *handed_over || !self.brake.is_on() {
+        if *handed_over || !self.brake.is_on() || (self.gate.is_sealed() && queue_len(self.brake.private()) > 0) {
             return;
         }
         // Fails if tiny_http has ended: then it is restarted.
@@ -103,6 +115,10 @@ impl AcceptPoint {
     /// tiny_http has ended by itself.
     pub(super) fn redirect(&self) -> io::Result<()> {
         let mut handed_over = lock(&self.handed_over);
+        if self.gate.is_sealed() {
+            *handed_over = true;
+            return self.knock_sealed();
+        }
         self.brake.apply()?;
         *handed_over = true;
         set_backlog(self.gate.listener(), usize::MAX)?; // for its next holder
@@ -132,7 +148,18 @@ impl AcceptPoint {
     ///
     /// The connection was refused.
     pub(super) fn knock(&self) -> io::Result<()> {
-        if *lock(&self.handed_over) { self.knock_private() } else { self.gate.knock() }
+        match (*lock(&self.handed_over), self.gate.is_sealed()) {
+            (true, _) => self.knock_private(),
+            (false, true) => self.knock_sealed(),
+            (false, false) => self.gate.knock(),
+        }
+    }
+
+    /// Knocks at the private listener, which ends a call of `accept` that waits at the other one.
+    fn knock_sealed(&self) -> io::Result<()> {
+        self.brake.call_to_private()?;
+        self.brake.apply()?;
+        self.knock_private()
     }
 
     fn knock_private(&self) -> io::Result<()> {
@@ -141,8 +168,14 @@ impl AcceptPoint {
 
     /// Connections that are established, and that tiny_http is to accept.
     pub(super) fn queue_len(&self) -> u32 {
-        let listener = if *lock(&self.handed_over) { self.brake.private() } else { &**self.gate.listener() };
-        tcp_info(listener).map_or(0, |facts| facts.accept_queue)
+        let handed_over = *lock(&self.handed_over);
+        let knocks = if handed_over || self.is_called() { queue_len(self.brake.private()) } else { 0 };
+        if handed_over { knocks } else { knocks + self.gate.accept_queue_len() }
+    }
+
+    /// Whether tiny_http was called to the private listener by a knock behind the sealed gate, and not sent back.
+    pub(super) fn is_called(&self) -> bool {
+        self.gate.is_sealed() && self.brake.is_on()
     }
 
     /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
@@ -151,13 +184,18 @@ impl AcceptPoint {
     ///
     /// It has not within `limit`.
     pub(super) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
-        let own = self.gate.self_socket(false)?;
+        let own = self.gate.self_socket()?;
         own.connect_timeout(&SockAddr::from(self.brake.private().local_addr()?), limit)?;
         own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
         own.set_nonblocking(false)?;
         own.set_read_timeout(Some(limit))?;
         (&own).read(&mut [0]).map(|_| ())
     }
+}
+
+/// Length of a listener's accept queue.
+fn queue_len(listener: &TcpListener) -> u32 {
+    tcp_info(listener).map_or(0, |facts| facts.accept_queue)
 }
 
 /// Sets how many connections the kernel queues, which may be done again (listen(2)).
@@ -174,9 +212,54 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use rustix::event::{EventfdFlags, eventfd};
+    use socket2::{Domain, Socket, Type};
 
     /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
     const SOON: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn behind_the_sealed_gate_a_knock_is_accepted_and_then_a_connection_whose_handshake_had_begun() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = Arc::new(AcceptGate::new(&listener).unwrap());
+        let point = AcceptPoint::new(gate, 10, Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())).unwrap();
+        let accepting = listener.try_clone().unwrap();
+        point.brake.set_accept_fd(accepting.as_raw_fd());
+        let (sender, accepted) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = accepting.accept() {
+                let spoke = stream.read_exact(&mut [0]).is_ok();
+                if sender.send(spoke).is_err() || spoke {
+                    return;
+                }
+            }
+        });
+        // It does not hear the answer to its SYN until the kernel repeats that, after a second.
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        set_min_ttl_filter(&client, true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        client.connect(&listener.local_addr().unwrap().into()).unwrap_err();
+        point.seal().unwrap();
+        let wait_until = |what: &str, is_so: &dyn Fn() -> bool| {
+            let began = std::time::Instant::now();
+            while !is_so() {
+                assert!(began.elapsed() < Duration::from_secs(5), "{what}");
+                std::thread::yield_now();
+            }
+        };
+        for round in [1, 2] {
+            point.knock().unwrap();
+            assert!(point.is_called());
+            wait_until(&format!("round {round}: the knock is accepted"), &|| point.queue_len() == 0);
+            point.release_brake();
+            assert!(!point.is_called(), "round {round}");
+        }
+        set_min_ttl_filter(&client, false).unwrap();
+        client.set_nonblocking(false).unwrap();
+        wait_until("the client is connected", &|| client.peer_addr().is_ok());
+        (&client).write_all(b"x").unwrap();
+        while !accepted.recv_timeout(Duration::from_secs(5)).unwrap() {} // knocks come first
+        thread.join().unwrap();
+    }
 
     #[test]
     fn accepting_is_redirected_and_restored_and_what_was_queued_meanwhile_is_accepted() {

@@ -160,11 +160,12 @@ impl Engine for TinyHttpEngine {
     }
 
     fn seal(&self) {
-        if let Err(error) = self.gate.seal() {
+        if let Err(error) = self.shared.monitor.accept_point().seal() {
             log::debug!("the gate cannot be sealed ({error}): what the kernel queues from here on is not accepted");
             if let Some(Err(error)) = self.receive.get().map(|receive| receive.hand_over()) {
                 log::debug!("tiny_http goes on accepting: {error}");
             }
+            self.gate.limit_queue();
         }
         self.shared.stop_state.restart_proof();
         self.shared.monitor.wake();

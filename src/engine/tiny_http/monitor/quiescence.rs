@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// The longest round trip that a drain waits for: of a client almost anywhere on earth.
-const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(250);
+pub(super) const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(250);
 
 /// How far the proof has come.
 #[derive(Debug, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Quiescence {
     stop: Option<u64>,
     /// The longest round trip to a client that was connected when accepting stopped, [`MAX_HANDSHAKE_RTT`] at most.
     max_rtt: Option<Duration>,
+    /// Accepting has been stopped for longer than that.
+    handshakes_over: bool,
     /// When we last connected to ourselves; none if something was left since.
     probe_sent: Option<Instant>,
 }
@@ -36,7 +38,8 @@ impl Quiescence {
         }
     }
 
-    /// Notes the round trips of the clients that are connected when accepting stops; later calls change nothing.
+    /// Notes how long handshakes may last, by the clients that are connected when accepting stops; later calls change
+    /// nothing.
     pub(super) fn note_rtts(&mut self, rtts: impl FnOnce() -> Option<Duration>) {
         self.max_rtt.get_or_insert_with(|| rtts().unwrap_or_default().min(MAX_HANDSHAKE_RTT));
     }
@@ -44,18 +47,28 @@ impl Quiescence {
     /// Whether no connection can still be between its SYN and a descriptor: the longest handshake is over, the accept
     /// queue is empty, and a probe that was sent after all that has been accepted. To be asked before the descriptors are
     /// scanned, since connections move in that direction.
-    pub(super) fn accept_path_is_empty(&self, accept_stopped_for: Duration, accept_queue: u32, now: Instant) -> bool {
-        let Some(probe_sent) = self.probe_sent else { return false };
-        accept_stopped_for >= self.max_rtt.unwrap_or_default()
-            // A probe that a firewall rule drops, or that a dead accept thread leaves in the queue, proves nothing:
-            // then time must.
-            && (accept_queue == 0 || now.saturating_duration_since(probe_sent) >= MAX_HANDSHAKE_RTT)
+    pub(super) fn accept_path_is_empty(
+        &mut self,
+        accept_stopped_for: Duration,
+        accept_queue: u32,
+        now: Instant,
+    ) -> bool {
+        self.handshakes_over = accept_stopped_for >= self.max_rtt.unwrap_or_default();
+        // A probe that a firewall rule drops, or that a dead accept thread leaves in the queue, proves nothing: then time
+        // must.
+        let is_proof = |sent| accept_queue == 0 || now.saturating_duration_since(sent) >= MAX_HANDSHAKE_RTT;
+        self.probe_sent.is_some_and(is_proof)
+    }
+
+    /// The probe proves nothing any more.
+    pub(super) fn forget_probe(&mut self) {
+        self.probe_sent = None;
     }
 
     /// `nothing_left`: no connection and no request is known, after a scan. `path_was_empty`: what
     /// [`accept_path_is_empty`](Quiescence::accept_path_is_empty) said before that scan.
     pub(super) fn step(&mut self, nothing_left: bool, path_was_empty: bool, now: Instant) -> Step {
-        if !nothing_left {
+        if !nothing_left || !self.handshakes_over {
             self.probe_sent = None;
             return Step::Wait;
         }
@@ -84,13 +97,16 @@ mod tests {
         };
         let ms = Duration::from_millis;
         assert_eq!(at(ms(0), true, 0), Step::Wait);
-        assert_eq!(at(ms(1), false, 0), Step::Probe);
-        assert_eq!(at(ms(2), true, 0), Step::Wait, "a connection came in between");
-        assert_eq!(at(ms(3), false, 0), Step::Probe, "so all begins anew");
-        assert_eq!(at(ms(4), false, 0), Step::Wait, "a handshake may be under way");
-        assert_eq!(at(RTT, false, 1), Step::Wait, "a connection waits to be accepted");
-        assert_eq!(at(RTT, false, 0), Step::Done);
-        assert_eq!(at(ms(3) + MAX_HANDSHAKE_RTT, false, 1), Step::Done, "the probe was never accepted");
+        assert_eq!(at(ms(1), false, 0), Step::Wait, "a handshake may be under way");
+        assert_eq!(at(RTT, false, 0), Step::Probe);
+        assert_eq!(at(ms(31), true, 0), Step::Wait, "a connection came in between");
+        assert_eq!(at(ms(32), false, 0), Step::Probe, "so all begins anew");
+        assert_eq!(at(ms(33), false, 1), Step::Wait, "a connection waits to be accepted");
+        assert_eq!(at(ms(34), false, 0), Step::Done);
+        assert_eq!(at(ms(32) + MAX_HANDSHAKE_RTT, false, 1), Step::Done, "the probe was never accepted");
+        quiescence.forget_probe();
+        assert!(!quiescence.accept_path_is_empty(RTT, 0, began + RTT));
+        assert_eq!(quiescence.step(true, false, began + RTT), Step::Probe);
         quiescence.begin(Some(5));
         assert!(!quiescence.accept_path_is_empty(RTT, 0, began + RTT), "connections were accepted in between");
     }

@@ -25,7 +25,7 @@ use crate::engine::tiny_http::connections::ConnectionTable;
 use crate::engine::tiny_http::discover::{self, FdScan};
 use crate::engine::tiny_http::throttle::Backlog;
 use crate::sync::lock;
-use crate::sys::min_ttl::{has_min_ttl_filter, set_min_ttl_filter};
+use crate::sys::min_ttl::has_min_ttl_filter;
 use crate::sys::tcp::{TcpInfo, tcp_info, unread_bytes};
 
 /// Events taken from the kernel in one call.
@@ -146,8 +146,9 @@ impl SocketTable {
             known.peers.insert(found.cookie, found.peer);
             // A handshake that ended behind the closed gate: the connection has inherited the packet filter.
             let filtered = self.gate.is_closed() && has_min_ttl_filter(&found.socket);
-            if filtered {
-                let _ = set_min_ttl_filter(&found.socket, false); // it took the same option before
+            // Our own knocks pass the gate, too, and are reset at once.
+            if filtered && tcp_info(&found.socket).is_ok_and(|seen| !seen.closed) {
+                self.gate.lift_filter(&found.socket);
             }
             let cookie = found.cookie;
             let (connection, socket) = self.connections.attach_socket(found, scanned);

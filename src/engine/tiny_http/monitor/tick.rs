@@ -10,7 +10,7 @@ use super::heap::TrimTimer;
 use super::late_handler;
 use super::leaks::Leaks;
 use super::lingering::{LINGERING_TIMEOUT, Lingering};
-use super::quiescence::{Quiescence, Step};
+use super::quiescence::{MAX_HANDSHAKE_RTT, Quiescence, Step};
 use super::schedule::IDLE_TICK;
 use super::sockets::{Reasons, Rescan, SocketTable, Watched, WatchedSocket};
 use super::starvation::Unstarve;
@@ -176,7 +176,11 @@ impl Context {
 
     fn is_accept_path_empty(&self, stopped: Instant, memory: &mut Memory, now: Instant) -> bool {
         let rtt = |watched: &WatchedSocket| tcp_info(&*watched.socket).ok().map(|info| info.min_rtt);
-        memory.quiescence.note_rtts(|| memory.watched.values().filter_map(rtt).max());
+        let rtts = || memory.watched.values().filter_map(rtt).max();
+        memory.quiescence.note_rtts(|| if self.gate.is_passed() { Some(MAX_HANDSHAKE_RTT) } else { rtts() });
+        if self.gate.is_sealed() && !self.accept.is_called() {
+            memory.quiescence.forget_probe(); // it was sent back to the listening socket since
+        }
         let stopped_for = now.saturating_duration_since(stopped);
         memory.quiescence.accept_path_is_empty(stopped_for, self.accept.queue_len(), now)
     }

@@ -103,7 +103,7 @@ impl Default for AdminRoutes {
     }
 }
 
-/// Why the admin routes could not be installed.
+/// An error of the installation of the admin routes.
 #[derive(Debug)]
 pub(crate) enum InstallError {
     Route(BadRoute),

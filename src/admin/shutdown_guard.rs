@@ -43,7 +43,7 @@ const MAX_WAITING: usize = 64;
 /// in TIME-WAIT) of a core, and a client behind a proxy could ask for one after the other.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Why a request may not shut the service down: the status and the reason.
+/// The status and the reason with which a request is refused.
 pub(crate) type Denial = (u16, &'static str);
 
 /// The credentials that a request has shown so far.

@@ -16,7 +16,7 @@ const EXIT_ABANDONED: u8 = 3;
 /// Added to the number of the signal that forced the exit, as shells report it.
 const EXIT_SIGNAL: i32 = 128;
 
-/// Why a crew or a service stopped: the first signal, request or exit of a member that ended it.
+/// The cause for which a crew or a service stopped: the first signal, request or exit of a member that ended it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -101,7 +101,7 @@ fn signal_name(number: i32) -> String {
 #[must_use = "an outcome says whether something failed or was abandoned; turn it into an ExitCode"]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Why it stopped.
+    /// The cause for which it stopped.
     pub cause: Cause,
     /// Work still running at the end of the grace period: a request (method, path, peer, age) or a member's name.
     pub abandoned: Vec<String>,

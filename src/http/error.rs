@@ -132,33 +132,24 @@ impl From<HandlerError> for Response {
 }
 
 macro_rules! from_error {
-    ($($error:ty),*) => {
+    ($($(#[$condition:meta])? $error:ty => $as_error:expr;)*) => {
         $(
             /// As `?` in a handler makes it: 500, unless the error has a response of its own.
+            $(#[$condition])?
             impl From<$error> for Response {
                 fn from(error: $error) -> Response {
-                    response_of(error.as_ref())
+                    response_of($as_error(&error))
                 }
             }
         )*
     };
 }
 
-from_error!(Box<dyn Error + Send + Sync>, Box<dyn Error>);
-
-/// As `?` in a handler makes it: 500, unless the error has a response of its own.
-impl From<std::io::Error> for Response {
-    fn from(error: std::io::Error) -> Response {
-        response_of(&error)
-    }
-}
-
-/// As `?` in a handler makes it: 500, unless the error has a response of its own.
-#[cfg(feature = "anyhow")]
-impl From<anyhow::Error> for Response {
-    fn from(error: anyhow::Error) -> Response {
-        response_of(error.as_ref())
-    }
+from_error! {
+    Box<dyn Error + Send + Sync> => AsRef::as_ref;
+    Box<dyn Error> => AsRef::as_ref;
+    std::io::Error => std::convert::identity;
+    #[cfg(feature = "anyhow")] anyhow::Error => AsRef::as_ref;
 }
 
 /// 503 and `Retry-After`: the service is stopping.

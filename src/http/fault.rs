@@ -129,7 +129,7 @@ impl From<StatusError> for Response {
     }
 }
 
-/// Why a body could not be read. It turns into a response: 413, 408, 400, 415 or 422, with a short text.
+/// An error in reading a body. It turns into a response: 413, 408, 400, 415 or 422, with a short text.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BodyError {

@@ -42,7 +42,7 @@ pub struct Response {
     pub(crate) is_conditional: bool,
 }
 
-/// Why a request failed, for the log and never for the client.
+/// The reason why a request failed, for the log and never for the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// `Error` where the service is at fault, `Info` where the client is: no client can fill the log with errors.
@@ -298,7 +298,7 @@ impl Response {
 
 /// # What the log says of it
 impl Response {
-    /// Why the request failed, if the log is to say it and has not yet.
+    /// The reason why the request failed, if the log is to say it and has not yet.
     pub(crate) fn take_failure(&mut self) -> Option<Box<Failure>> {
         self.failure.take()
     }

@@ -37,7 +37,7 @@ pub(super) fn warn_of_changes(wanted: &Wanted<'_>, sockets: &[ListenSocket]) {
     }
 }
 
-/// What a restart would change of the addresses that are kept.
+/// The changes of the configured addresses that take a restart, because the inherited ones are kept.
 fn changes(wanted: &Wanted<'_>, kept: &[(Address, Role)]) -> Option<String> {
     let main = wanted.main.iter().map(|address| (Address::Inet(*address), Role::Main));
     let unix = wanted.unix.iter().map(|socket| (Address::Unix(socket.path().to_owned()), Role::Main));

@@ -72,7 +72,7 @@ impl ListenSocket {
     }
 }
 
-/// Why there is no listening socket.
+/// The reason why there is no listening socket.
 #[derive(Debug)]
 pub(crate) enum ListenError {
     /// Another socket listens on the address.

@@ -34,7 +34,7 @@ pub(crate) struct ResponseRecord<'a> {
     pub(crate) status: u16,
     /// Bytes written to the client, head included.
     pub(crate) bytes: u64,
-    /// Why the response was not written to its end, if it was not.
+    /// The cause for which the response was not written to its end, if it was not.
     pub(crate) cut: Option<Cut>,
     /// Time from dispatch to the end of the write.
     pub(crate) duration: Duration,
@@ -57,7 +57,7 @@ pub(crate) struct RequestFacts {
     pub(crate) referer: String,
 }
 
-/// Why a response was not written to its end. The connection was closed, so that the client sees it.
+/// The cause for which a response was not written to its end. The connection was closed, so that the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// The client left, or did not read fast enough.

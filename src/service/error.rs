@@ -1,4 +1,4 @@
-//! Why a service could not start.
+//! The errors of the start of a service.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::dispatch::router::BadRoute;
 use crate::listen::ListenError;
 
-/// Why a service could not start.
+/// An error of the start of a service.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StartError {
@@ -77,7 +77,7 @@ impl std::error::Error for StartError {
     }
 }
 
-/// Why a service does not run.
+/// The cause for which a service does not run.
 pub(crate) enum NotStarted {
     /// Nothing had started yet.
     Error(StartError),

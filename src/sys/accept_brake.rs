@@ -30,7 +30,7 @@ const MAX_MISSES: u32 = 100;
 #[derive(Debug)]
 pub(crate) struct AcceptBrake {
     listener: Arc<TcpListener>,
-    /// What the thread accepts from while the brake is on.
+    /// The socket from which the thread accepts while the brake is on.
     private: TcpListener,
     /// Cookies of the two.
     cookies: [u64; 2],

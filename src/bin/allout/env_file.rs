@@ -113,7 +113,7 @@ fn parse(text: &str, path: &str) -> Result<Vec<Variable>, String> {
     }
 }
 
-/// What is left of a file, and the number of the line.
+/// The rest of a file, and the number of the line.
 struct Chars<'a> {
     text: Peekable<std::str::Chars<'a>>,
     line: usize,
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(all, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 
-    /// What systemd 252 makes of the same, as a service with `EnvironmentFile=` printed it.
+    /// The values that systemd 252 makes of the same, as a service with `EnvironmentFile=` printed it.
     #[test]
     fn values_are_those_that_systemd_reads() {
         for (value, read) in [

@@ -12,7 +12,7 @@ pub(super) struct BodyReader {
     framing: BodyFraming,
     /// The client waits for a `100 Continue`.
     pub(super) expects_continue: bool,
-    /// Why nothing more can be read.
+    /// The error after which nothing more can be read.
     pub(super) failed: Option<io::ErrorKind>,
 }
 
@@ -25,7 +25,7 @@ enum BodyFraming {
     Chunked(ChunkDecoder),
 }
 
-/// What is next in a body.
+/// The next part of a body.
 pub(super) enum Step {
     Complete,
     /// So many bytes were copied.

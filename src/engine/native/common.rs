@@ -1,4 +1,4 @@
-//! What all receivers of an engine share.
+//! The state that all receivers of an engine share.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::sync::RateLimit;
 /// again after 200 ms (`TCP_RTO_MIN`), and the drain waits for it. Without a drain delay accepting stops sooner than this.
 const CLOSE_LEAD: Duration = Duration::from_millis(10);
 
-/// What all receivers share.
+/// The state that all receivers share.
 pub(super) struct Common {
     /// Where times that are kept as numbers begin.
     pub(super) epoch: Instant,

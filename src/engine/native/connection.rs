@@ -40,11 +40,11 @@ pub(super) struct Turn {
     pub(super) blocked: Duration,
     /// Since when it is blocked on it.
     pub(super) blocked_since: Option<Instant>,
-    /// Who answers.
+    /// The side that answers.
     pub(super) answer: Answer,
 }
 
-/// Who answers a request: the first to claim it.
+/// The side that answers a request: the first to claim it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Answer {
     #[default]
@@ -106,7 +106,7 @@ impl Socket {
     }
 }
 
-/// What becomes of a connection after its response.
+/// The fate of a connection after its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
     /// It waits for the next request.
@@ -133,7 +133,7 @@ pub(crate) struct Connection {
     pub(super) turn_used: bool,
     /// None while it is idle.
     pub(super) inbox: Option<Box<Inbox>>,
-    /// What of a response the kernel did not take at once; from `sent` on it is still to be sent.
+    /// The part of a response that the kernel did not take at once; from `sent` on it is still to be sent.
     pub(super) outbox: Vec<u8>,
     /// While it lingers: bytes that were thrown away.
     pub(super) sent: usize,
@@ -333,7 +333,7 @@ impl Inbox {
         self.head.headers(self.head_bytes())
     }
 
-    /// What the head says; a request without a complete head was rejected.
+    /// The facts of the head; a request without a complete head was rejected.
     pub(super) fn head(&self) -> Result<RequestHead, Rejection> {
         self.valid.unwrap_or(Err(Rejection { status: 400, reason: "the head is not complete" }))
     }
@@ -349,7 +349,7 @@ impl Inbox {
     }
 }
 
-/// Why bytes that are no request end their connection.
+/// The cause for which bytes that are no request end their connection.
 pub(super) fn close_reason(rejection: Rejection) -> CloseReason {
     match rejection.status {
         414 | 431 => CloseReason::HeadTooLarge,

@@ -33,7 +33,7 @@ pub(crate) struct Exchange {
     since: Instant,
     /// Time for the client to make progress, in either direction.
     timeout: Duration,
-    /// What is left of it for the body.
+    /// The part of it that is left for the body.
     budget: Budget,
 }
 

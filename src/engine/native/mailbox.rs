@@ -1,4 +1,4 @@
-//! What the rest of the process may touch of a receiver: its counters, and the box in which it finds what others bring.
+//! The parts of a receiver that others may touch: its counters, and the box in which it finds what they bring.
 //!
 //! Workers bring connections whose response is out, other receivers bring new ones; both push and never wait for the
 //! receiver, which alone takes out. A receiver that is awake is not woken.
@@ -208,7 +208,7 @@ impl<C> Mailbox<C> {
         lock(&self.in_flight).values().cloned().collect()
     }
 
-    /// What a worker has at this slot.
+    /// The request that a worker has at this slot.
     pub(super) fn flight(&self, slot: u32) -> Option<Flight> {
         lock(&self.in_flight).get(&slot).cloned()
     }

@@ -9,7 +9,7 @@ use super::body::Step;
 use super::connection::{Connection, Inbox, Socket};
 use crate::engine::progress::Budget;
 
-/// What a client that waits for it is sent before its body is read (RFC 9110, section 10.1.1).
+/// The bytes that a client that waits for them is sent before its body is read (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Reads the body; waits for the client if `budget` is given. Zero at its end.

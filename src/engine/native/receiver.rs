@@ -38,7 +38,7 @@ pub(super) const LISTENER: u64 = u64::MAX;
 /// Key of the mailbox's events.
 const WAKE: u64 = u64::MAX - 1;
 
-/// What is reported beside the last bytes of a client.
+/// The events that are reported beside the last bytes of a client.
 const END_OF_INPUT: epoll::EventFlags =
     epoll::EventFlags::RDHUP.union(epoll::EventFlags::HUP).union(epoll::EventFlags::ERR);
 
@@ -202,7 +202,7 @@ impl Receiver {
         Some(Duration::from_millis(u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)))
     }
 
-    /// What workers and other receivers have brought.
+    /// Takes in what workers and other receivers have brought.
     fn take_mail(&mut self) {
         for (slot, connection) in self.mailbox.take_returned() {
             self.mailbox.came_back(slot);

@@ -29,7 +29,7 @@ pub(super) struct Slot {
     next: u32,
 }
 
-/// What a connection does.
+/// The state of a connection.
 pub(super) enum State {
     Free,
     /// Waits for a head.
@@ -44,7 +44,7 @@ pub(super) enum State {
     Lingering(Box<Connection>),
 }
 
-/// What the epoll set reports of a socket.
+/// The events that the epoll set reports of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interest {
     /// It is not in the set.

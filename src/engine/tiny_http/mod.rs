@@ -54,7 +54,7 @@ use connections::ConnectionTable;
 use monitor::Monitor;
 use receive::ReceiveLoop;
 
-/// What an exchange needs of its engine.
+/// The parts of its engine that an exchange needs.
 pub(crate) struct Shared {
     pub(crate) connections: Arc<ConnectionTable>,
     pub(crate) monitor: Arc<Monitor>,

@@ -279,7 +279,7 @@ impl SpinWait {
     }
 }
 
-/// Why [`ReceiveLoop::receive`] returned.
+/// The cause for which [`ReceiveLoop::receive`] returned.
 pub(super) enum ReceiveEnd {
     Stopped,
     RestartWanted,

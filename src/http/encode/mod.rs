@@ -53,12 +53,12 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     /// The connection must not be used again: the body is framed by its end, or the response failed.
     pub(crate) close: bool,
-    /// Why the response is not whole.
+    /// The failure, if the response is not whole.
     pub(crate) error: Option<SendError>,
 }
 
-/// Why a response is not whole. The connection must be cut in a way that no client takes for its regular end: behind
-/// [`BodyFraming::UntilClose`] by a reset.
+/// A failure after which a response is not whole. The connection must be cut in a way that no client takes for its regular
+/// end: behind [`BodyFraming::UntilClose`] by a reset.
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// The client left, or stopped reading.

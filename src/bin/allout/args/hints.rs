@@ -97,7 +97,7 @@ pub fn unknown_variables(variables: &Variables) -> Vec<String> {
         .collect()
 }
 
-/// What a variable that no option reads may be meant to be.
+/// The variable that may be meant by one that no option reads.
 pub fn meant(name: &str, known: &[&str]) -> String {
     let name = name.to_ascii_uppercase();
     let flag = name.strip_prefix("ALLOUT_").map(|rest| format!("--{}", rest.to_ascii_lowercase().replace('_', "-")));

@@ -23,7 +23,7 @@ pub(super) struct AccessFile {
     open: Mutex<Open>,
 }
 
-/// What is open at the moment.
+/// The file that is open at the moment.
 struct Open {
     file: File,
     /// Only the beginning of the last line was written.

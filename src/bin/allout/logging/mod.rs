@@ -89,7 +89,7 @@ fn access_file(path: &Path) -> io::Result<AccessFile> {
     AccessFile::new(path.to_owned()).map_err(named)
 }
 
-/// Why filters cannot be used, if so. Those that match no line would hide this, and everything else.
+/// The reason why filters cannot be used. Those that match no line would hide this, and everything else.
 fn unusable(filters: &str) -> Option<String> {
     let error = env_filter::Builder::new().try_parse(filters).err().map(|error| error.to_string());
     error.or_else(|| {

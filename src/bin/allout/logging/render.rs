@@ -81,7 +81,7 @@ fn json_line(style: Style, event: &Event<'_>, fields: &[(String, Value)], cut: u
     let mut line = if style.journal { syslog_prefix(event.level) } else { "" }.to_owned();
     let level = event.level.as_str().to_ascii_lowercase();
     line.push_str("{\"ts\":");
-    json_into(&mut line, &humantime::format_rfc3339_millis(event.time).to_string());
+    json_into(&mut line, Clipped(&humantime::format_rfc3339_millis(event.time).to_string(), false));
     for (name, value) in [("level", level.as_str()), ("target", event.target), ("msg", &event.message)] {
         let _ = write!(line, ",\"{name}\":");
         json_into(&mut line, clip(value, cut));
@@ -151,8 +151,7 @@ fn escape_into(line: &mut String, text: Clipped<'_>, quoted: bool) {
 }
 
 /// Appends a JSON string. `serde_json` escapes what JSON requires; the other hostile characters are escaped here.
-fn json_into<'a>(line: &mut String, text: impl Into<Clipped<'a>>) {
-    let Clipped(text, cut) = text.into();
+fn json_into(line: &mut String, Clipped(text, cut): Clipped<'_>) {
     let text = if cut { format!("{text}…") } else { text.to_owned() };
     for c in serde_json::Value::String(text).to_string().chars() {
         if is_hostile(c) {
@@ -161,18 +160,6 @@ fn json_into<'a>(line: &mut String, text: impl Into<Clipped<'a>>) {
         } else {
             line.push(c);
         }
-    }
-}
-
-impl<'a> From<&'a str> for Clipped<'a> {
-    fn from(text: &'a str) -> Self {
-        Self(text, false)
-    }
-}
-
-impl<'a> From<&'a String> for Clipped<'a> {
-    fn from(text: &'a String) -> Self {
-        Self(text, false)
     }
 }
 

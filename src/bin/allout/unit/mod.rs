@@ -108,7 +108,7 @@ impl Options {
         lines
     }
 
-    /// What a socket cannot have.
+    /// Comments with the options that a socket cannot have.
     fn elsewhere(&self) -> String {
         let is_of_socket = |name: &str| name == LISTEN || name.starts_with("ALLOUT_UNIX_");
         let mut lines = String::new();

@@ -91,7 +91,7 @@ fn packages_contain_the_units_that_are_printed() {
     assert_eq!(unit, SOCKET);
 }
 
-/// What is replaced in the units is in them.
+/// Each text that is replaced in the units is in them.
 #[test]
 fn a_template_a_token_a_port_and_a_user_each_change_the_unit() {
     let binary = Path::new(BINARY);

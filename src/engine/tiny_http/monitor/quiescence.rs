@@ -18,7 +18,7 @@ pub(super) struct Quiescence {
     probe_sent: Option<Instant>,
 }
 
-/// What to do next.
+/// The next step of the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Wait,

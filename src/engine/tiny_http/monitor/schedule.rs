@@ -15,7 +15,7 @@ const DRAIN_TICK_FOR: Duration = Duration::from_millis(100);
 /// Between two ticks while connections are open and nothing happens: by how much a timeout may be late.
 pub(super) const IDLE_TICK: Duration = Duration::from_millis(500);
 
-/// What decides how long the monitor sleeps.
+/// The facts that decide how long the monitor sleeps.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     /// Something happened since the tick before, or must be looked at again soon.

@@ -69,7 +69,7 @@ impl WatchedSocket {
 /// By `SO_COOKIE`.
 pub(super) type Watched = HashMap<u64, WatchedSocket>;
 
-/// What all threads share.
+/// The table of all sockets, shared by all threads.
 pub(super) struct SocketTable {
     gate: Arc<AcceptGate>,
     accept: Arc<AcceptPoint>,
@@ -267,7 +267,7 @@ impl AsFd for SocketTable {
     }
 }
 
-/// Why the table is to be scanned at a tick.
+/// Reasons for a scan of the table at a tick.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reasons {
     /// All sockets are due.

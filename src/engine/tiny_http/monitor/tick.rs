@@ -39,7 +39,7 @@ pub(super) struct Context {
     pub(super) on_accept_stopped: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// What its thread remembers from one tick to the next.
+/// The state that its thread keeps from one tick to the next.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) watched: Watched,
@@ -84,7 +84,7 @@ impl Memory {
     }
 }
 
-/// What happened since the tick before.
+/// The events since the tick before.
 #[derive(Default)]
 pub(super) struct Happened {
     /// Cookies of the sockets with events.

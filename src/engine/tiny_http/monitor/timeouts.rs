@@ -34,7 +34,7 @@ pub(super) struct Observation {
     pub(super) unfiltered_at: Option<Instant>,
 }
 
-/// What to do about it.
+/// The action that an observation asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Keep,

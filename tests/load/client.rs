@@ -159,16 +159,25 @@ impl Counts {
         *self.errors.entry(what.to_string()).or_default() += 1;
     }
 
-    fn add(&mut self, other: Self) {
-        self.answered += other.answered;
-        self.lost += other.lost;
-        self.refused += other.refused;
-        self.waiting += other.waiting;
-        self.closed_while_idle += other.closed_while_idle;
-        self.reset_before_sending += other.reset_before_sending;
-        self.behind_close += other.behind_close;
-        self.behind_close_reached += other.behind_close_reached;
-        self.connections += other.connections;
+    /// The numbers with their names.
+    fn numbers(&mut self) -> [(&'static str, &mut u64); 9] {
+        [
+            ("answered", &mut self.answered),
+            ("lost", &mut self.lost),
+            ("refused", &mut self.refused),
+            ("waiting", &mut self.waiting),
+            ("closed_while_idle", &mut self.closed_while_idle),
+            ("reset_before_sending", &mut self.reset_before_sending),
+            ("behind_close", &mut self.behind_close),
+            ("behind_close_reached", &mut self.behind_close_reached),
+            ("connections", &mut self.connections),
+        ]
+    }
+
+    fn add(&mut self, mut other: Self) {
+        for ((_, own), (_, more)) in self.numbers().into_iter().zip(other.numbers()) {
+            *own += *more;
+        }
         for (status, n) in other.statuses {
             *self.statuses.entry(status).or_default() += n;
         }
@@ -199,25 +208,15 @@ pub struct Report {
 impl Report {
     /// One line for a program.
     pub fn json(&self) -> String {
-        let c = &self.counts;
+        let mut c = self.counts.clone();
         let ms = |d: Option<Duration>| d.map_or("null".to_owned(), |d| format!("{:.3}", millis(d)));
+        let numbers = c.numbers().map(|(name, n)| format!("\"{name}\":{n}")).join(",");
         let statuses: Vec<_> = c.statuses.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
         // The words are ours or an error kind's; only what a server sent could hold a quote.
         let errors: Vec<_> = c.errors.iter().map(|(k, v)| format!("{:?}:{v}", plain(k))).collect();
         format!(
-            "{{\"answered\":{},\"lost\":{},\"refused\":{},\"waiting\":{},\"closed_while_idle\":{},\
-             \"reset_before_sending\":{},\"behind_close\":{},\"behind_close_reached\":{},\"connections\":{},\
-             \"statuses\":{{{}}},\"errors\":{{{}}},\"longest_response_ms\":{},\"longest_wait_ms\":{},\
+            "{{{numbers},\"statuses\":{{{}}},\"errors\":{{{}}},\"longest_response_ms\":{},\"longest_wait_ms\":{},\
              \"exit_after_cause_ms\":{},\"exit_after_last_response_ms\":{}}}",
-            c.answered,
-            c.lost,
-            c.refused,
-            c.waiting,
-            c.closed_while_idle,
-            c.reset_before_sending,
-            c.behind_close,
-            c.behind_close_reached,
-            c.connections,
             statuses.join(","),
             errors.join(","),
             ms(Some(c.longest_response)),
@@ -230,23 +229,12 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let c = &self.counts;
-        write!(
-            f,
-            "answered {}, lost {}, refused {}, waiting {}, closed while idle {}, reset before sending {}, \
-             behind close {} (reached {}), connections {}, longest response {:.1} ms, longest wait {:.1} ms",
-            c.answered,
-            c.lost,
-            c.refused,
-            c.waiting,
-            c.closed_while_idle,
-            c.reset_before_sending,
-            c.behind_close,
-            c.behind_close_reached,
-            c.connections,
-            millis(c.longest_response),
-            millis(c.longest_wait),
-        )?;
+        let mut c = self.counts.clone();
+        for (name, n) in c.numbers() {
+            write!(f, "{} {n}, ", name.replace('_', " "))?;
+        }
+        let (response, wait) = (millis(c.longest_response), millis(c.longest_wait));
+        write!(f, "longest response {response:.1} ms, longest wait {wait:.1} ms")?;
         if let (Some(cause), Some(last)) = (self.exit_after_cause, self.exit_after_last_response) {
             write!(
                 f,

@@ -36,10 +36,7 @@ pub(crate) fn panic_message(payload: Box<dyn Any + Send>) -> String {
 }
 
 /// Drops a value that the application made.
-///
-/// # Errors
-///
-/// The message of the panic, if it panics.
+/// Errors: the message of the panic, if it panics.
 pub(crate) fn drop_caught<T>(value: T) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(|| drop(value))).map_err(panic_message)
 }

@@ -75,10 +75,7 @@ impl Guard {
     }
 
     /// Checks a request's token if it shows one, else its address and headers.
-    ///
-    /// # Errors
-    ///
-    /// The reason why the request is refused.
+    /// Errors: the reason why the request is refused.
     pub(crate) fn check(&self, request: &mut Request) -> Result<Passed, Denial> {
         let (peer, target) = (request.peer().addr(), request.target().to_owned());
         // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is allowed.
@@ -87,10 +84,7 @@ impl Guard {
     }
 
     /// Checks the token if one is shown, else address and headers.
-    ///
-    /// # Errors
-    ///
-    /// The reason why the request is refused.
+    /// Errors: the reason why the request is refused.
     fn check_request(
         &self,
         peer: Option<SocketAddr>,
@@ -144,10 +138,7 @@ impl Guard {
 
     /// Checks the process that holds the client's socket, connected to a port of ours. Blocks while others are looked up;
     /// a request that has no effect any more, because the service `is_stopping`, passes.
-    ///
-    /// # Errors
-    ///
-    /// The reason why the request is refused.
+    /// Errors: the reason why the request is refused.
     pub(crate) fn check_process(&self, peer: SocketAddr, is_stopping: impl Fn() -> bool) -> Result<(), Denial> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -173,10 +164,7 @@ impl Guard {
     /// As [`check_process`](Guard::check_process), for a client that reads again and again on a kept connection: its socket
     /// passes without another look-up of the process. An inode is another socket's only once the kernel's counter has gone
     /// round (`get_next_ino`, fs/inode.c).
-    ///
-    /// # Errors
-    ///
-    /// The reason why the request is refused.
+    /// Errors: the reason why the request is refused.
     pub(crate) fn check_reader(&self, peer: SocketAddr) -> Result<(), Denial> {
         let peers = find_sockets(peer, &self.ports).map(|sockets| sockets.peers).unwrap_or_default();
         if !peers.is_empty() && *lock(&self.passed) == peers {

@@ -114,20 +114,14 @@ impl<W: Work> Pool<W> {
     }
 
     /// Gives a job to a worker, a new one if none is idle. Never blocks.
-    ///
-    /// # Errors
-    ///
-    /// The job itself, if all workers are busy and the queue is full, or the pool is closing.
+    /// Errors: the job itself, if all workers are busy and the queue is full, or the pool is closing.
     pub(crate) fn submit(self: &Arc<Self>, job: W) -> Result<(), W> {
         self.submit_to(self.max_threads, job)
     }
 
     /// Gives a job to a worker before those that are queued, and to one of [`RESERVED_WORKERS`] if all others are busy.
     /// Never blocks.
-    ///
-    /// # Errors
-    ///
-    /// As for [`submit`](Pool::submit), the reserved workers included.
+    /// Errors: as for [`submit`](Pool::submit), the reserved workers included.
     pub(crate) fn submit_urgent(self: &Arc<Self>, job: W) -> Result<(), W> {
         self.submit_to(self.max_threads + RESERVED_WORKERS, job)
     }

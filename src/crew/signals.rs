@@ -30,10 +30,7 @@ pub(crate) const HANDLED: [i32; 6] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1,
 pub(crate) struct SignalSource(Signals);
 
 /// Catches the signals from here on.
-///
-/// # Errors
-///
-/// The system refuses the pipe or the handlers.
+/// Errors: the system refuses the pipe or the handlers.
 pub(crate) fn register() -> io::Result<SignalSource> {
     let mut signals = HANDLED.to_vec();
     if is_process_1() {

@@ -100,10 +100,7 @@ impl RouteMatch {
 
 impl Router {
     /// Adds a handler for a method of a path.
-    ///
-    /// # Errors
-    ///
-    /// The route exists, conflicts with another, or is one that no request can take.
+    /// Errors: the route exists, conflicts with another, or is one that no request can take.
     pub(crate) fn add(&mut self, method: &str, path: &str, inline: bool, handler: Handler) -> Result<(), BadRoute> {
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
             return Err(BadRoute(format!("{method:?} is no method: methods are written in capitals")));
@@ -127,20 +124,14 @@ impl Router {
     }
 
     /// Has `path` answered with 404, whatever the method, also where a fallback answers everything else.
-    ///
-    /// # Errors
-    ///
-    /// As for [`add`](Router::add).
+    /// Errors: as for [`add`](Router::add).
     pub(crate) fn mask(&mut self, path: &str) -> Result<(), BadRoute> {
         self.path_routes(path)?.masked = true;
         Ok(())
     }
 
     /// Sets the limits of a path that has a route, or of the fallback ([`FALLBACK`]).
-    ///
-    /// # Errors
-    ///
-    /// There is no such route.
+    /// Errors: there is no such route.
     pub(crate) fn set_limits(&mut self, path: &str, limits: Limits) -> Result<(), BadRoute> {
         let known = match &mut self.fallback {
             Some(fallback) if path == FALLBACK => Some(&mut fallback.limits),

@@ -3,10 +3,7 @@
 use std::io;
 
 /// Reads up to `limit` bytes and a buffer more. True if the body ended within them.
-///
-/// # Errors
-///
-/// The body cannot be read to its end.
+/// Errors: the body cannot be read to its end.
 pub(super) fn discard(limit: u64, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> io::Result<bool> {
     let mut buffer = [0; 8 * 1024];
     let mut discarded = 0;

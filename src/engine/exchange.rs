@@ -98,10 +98,8 @@ impl Exchange {
     }
 
     /// Reads the body; sends `100 Continue` first if the client waits for it.
-    ///
-    /// # Errors
-    ///
-    /// `UnexpectedEof`: the body ended early. `TimedOut`: it did not come in time. Others: the connection failed.
+    /// Errors: `UnexpectedEof`: the body ended early. `TimedOut`: it did not come in time. Others: the connection
+    /// failed.
     pub(crate) fn read_body(&mut self, into: &mut [u8]) -> io::Result<usize> {
         delegate!(self, exchange => exchange.read_body(into))
     }

@@ -184,10 +184,7 @@ pub(crate) trait Engine: Send + Sync {
     fn kind(&self) -> EngineKind;
 
     /// Receives requests from here on; `serve` is called once the [threads](Engine::threads) run.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor or no thread is left.
+    /// Errors: no descriptor or no thread is left.
     fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()>;
 
     /// The threads of a started engine, once.
@@ -246,10 +243,7 @@ pub(crate) trait Engine: Send + Sync {
 
 impl EngineKind {
     /// An engine that does not receive yet.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor is left, the socket refuses an option, or the build lacks the engine.
+    /// Errors: no descriptor is left, the socket refuses an option, or the build lacks the engine.
     pub(crate) fn engine(
         self,
         listener: &TcpListener,

@@ -11,10 +11,7 @@ use socket2::{Domain, SockRef, TcpKeepalive};
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Sets the options that connections inherit from the listening socket.
-///
-/// # Errors
-///
-/// The system refuses an option.
+/// Errors: the system refuses an option.
 pub(super) fn set_connection_defaults(listener: &TcpListener) -> io::Result<()> {
     let socket = SockRef::from(listener);
     if socket.domain()? == Domain::UNIX {

@@ -82,10 +82,7 @@ impl Files {
     }
 
     /// Opens the directory.
-    ///
-    /// # Errors
-    ///
-    /// It does not exist, is no directory, or may not be read.
+    /// Errors: it does not exist, is no directory, or may not be read.
     pub(crate) fn opened(mut self) -> Result<Files, String> {
         let opened = open(&self.path, READ.union(OFlags::DIRECTORY), Mode::empty());
         let directory = opened.map_err(|error| format!("the directory {}: {error}", self.path.display()))?;

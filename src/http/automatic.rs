@@ -70,10 +70,7 @@ impl AutomaticHeaders {
     }
 
     /// The headers as they are sent. Anything but the default is kept for ever: once for each service.
-    ///
-    /// # Errors
-    ///
-    /// The value of `Server` cannot be sent.
+    /// Errors: the value of `Server` cannot be sent.
     pub(crate) fn build(self) -> Result<HeaderLines, String> {
         if self == AutomaticHeaders::new() {
             return Ok(HeaderLines::DEFAULT);

@@ -142,10 +142,7 @@ impl Body {
     }
 
     /// A part of a body that [has parts](Body::has_parts), within its length.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be positioned.
+    /// Errors: the file cannot be positioned.
     #[cfg(feature = "files")]
     pub(super) fn slice(self, first: u64, length: u64) -> io::Result<Body> {
         if let Content::File(mut part) = self.0 {

@@ -45,10 +45,7 @@ impl Network {
 
 impl TrustedProxies {
     /// `proxies` are addresses, networks (`10.0.0.0/8`), or `unix`.
-    ///
-    /// # Errors
-    ///
-    /// The first text that is none of these.
+    /// Errors: the first text that is none of these.
     pub(crate) fn new<T: AsRef<str>>(
         header: &str,
         proxies: impl IntoIterator<Item = T>,

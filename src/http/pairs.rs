@@ -9,10 +9,8 @@ use serde::de::value::{Error, MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 
 /// The value that the pairs describe, by their names. A name that comes several times is a sequence.
-///
-/// # Errors
-///
-/// A text is not of its type, or one is missing, or there are several where one is expected: a reason for the client.
+/// Errors: a text is not of its type, or one is missing, or there are several where one is expected: a reason for the
+/// client.
 pub(crate) fn from_pairs<'p, T: DeserializeOwned>(
     pairs: impl Iterator<Item = (Cow<'p, str>, Cow<'p, str>)>,
 ) -> Result<T, String> {

@@ -63,10 +63,7 @@ impl StreamSource {
     }
 
     /// Runs the function to its end; `buffer` holds the reserved bytes. What it has not sent is sent then.
-    ///
-    /// # Errors
-    ///
-    /// The error of the function, or of sending. The outer one is the message of a panic.
+    /// Errors: the error of the function, or of sending. The outer one is the message of a panic.
     pub(super) fn write_to(mut self, emit: &mut Emit<'_>, buffer: &mut Vec<u8>) -> Result<io::Result<()>, String> {
         let Some(run) = self.run.take() else { return Ok(Ok(())) };
         let StreamLink { stop, is_client_gone } = std::mem::take(&mut self.link);

@@ -148,19 +148,13 @@ impl From<&Metadata> for Version {
 
 impl Binary {
     /// The binary on disk.
-    ///
-    /// # Errors
-    ///
-    /// There is none.
+    /// Errors: there is none.
     fn on_disk() -> io::Result<Binary> {
         Binary::open(binary_path()?)
     }
 
     /// The image that is running.
-    ///
-    /// # Errors
-    ///
-    /// `/proc` is not mounted.
+    /// Errors: `/proc` is not mounted.
     fn running() -> io::Result<Binary> {
         Binary::open(PathBuf::from("/proc/self/exe"))
     }
@@ -209,10 +203,7 @@ pub(crate) struct Preflight {
 
 impl Preflight {
     /// Starts the binary on disk. `unix`: the path of a Unix socket that it would be left, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// There is no binary, or it cannot be started.
+    /// Errors: there is no binary, or it cannot be started.
     pub(crate) fn start(unix: Option<&Path>) -> io::Result<Preflight> {
         let binary = Binary::on_disk()?;
         let left = unix.map(|path| [OsStr::new(LEFT_UNIX), path.as_os_str()].into_iter().collect::<OsString>());

@@ -17,10 +17,7 @@ pub(crate) enum Address {
 
 impl Address {
     /// The address of a socket.
-    ///
-    /// # Errors
-    ///
-    /// It is of another family, or a Unix socket without a path.
+    /// Errors: it is of another family, or a Unix socket without a path.
     pub(crate) fn of(socket: &impl AsFd) -> io::Result<Address> {
         let address = SockRef::from(socket).local_addr()?;
         let inet = address.as_socket().map(Address::Inet);

@@ -99,10 +99,8 @@ pub(crate) struct Wanted<'a> {
 ///
 /// `left` are the descriptors and [labels](ListenSocket::label) of the sockets that the image before this one has left, if
 /// there was one.
-///
-/// # Errors
-///
-/// A socket that was passed cannot be used; or an address is taken, or not one of this machine, or needs a privilege.
+/// Errors: a socket that was passed cannot be used; or an address is taken, or not one of this machine, or needs a
+/// privilege.
 pub(crate) fn open_inherited(
     wanted: &Wanted<'_>,
     left: Option<Vec<(RawFd, String)>>,
@@ -145,10 +143,7 @@ pub(crate) fn open_inherited(
 }
 
 /// Opens new sockets, the main ones first.
-///
-/// # Errors
-///
-/// An address is taken, or not one of this machine, or needs a privilege.
+/// Errors: an address is taken, or not one of this machine, or needs a privilege.
 pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError> {
     let main = wanted.main.iter().map(|address| (*address, Role::Main));
     let all = main.chain(wanted.admin.map(|address| (address, Role::Admin)));
@@ -171,10 +166,7 @@ pub(crate) fn open(wanted: &Wanted<'_>) -> Result<Vec<ListenSocket>, ListenError
 }
 
 /// Takes over a socket that the program has opened by itself.
-///
-/// # Errors
-///
-/// It cannot be set up.
+/// Errors: it cannot be set up.
 pub(crate) fn adopt(listener: TcpListener, receive_buffer: Option<usize>) -> Result<ListenSocket, ListenError> {
     // `TcpListener::bind` sets a shorter queue; listen(2) may be called again.
     let longer = SockRef::from(&listener).listen(BACKLOG).map_err(|error| error.to_string());

@@ -60,10 +60,7 @@ impl UnixSocket {
     }
 
     /// Listens. The type is that of all listening sockets; it only holds the descriptor.
-    ///
-    /// # Errors
-    ///
-    /// `AddrInUse`: another process listens there. `AlreadyExists`: a file that is no socket is there.
+    /// Errors: `AddrInUse`: another process listens there. `AlreadyExists`: a file that is no socket is there.
     pub(crate) fn bind(&self, backlog: i32) -> io::Result<(TcpListener, SocketFile)> {
         // Of several processes that start at once, one replaces a stale socket.
         let _locked = lock_directory(&self.path);
@@ -132,10 +129,7 @@ pub(crate) struct SocketFile {
 
 impl SocketFile {
     /// The file that is there.
-    ///
-    /// # Errors
-    ///
-    /// None is.
+    /// Errors: none is.
     pub(crate) fn at(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.to_owned(), id: id(path)? })
     }

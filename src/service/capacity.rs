@@ -48,18 +48,13 @@ impl Limits {
     }
 
     /// The limits of this process, if `engine` can work with them.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError::Limit`]: one is too low.
+    /// Errors: [`StartError::Limit`]: one is too low.
     pub(super) fn for_engine(engine: EngineKind) -> Result<Limits, StartError> {
         let limits = Limits::of_this_process();
         limits.check(engine).map(|()| limits)
     }
 
-    /// # Errors
-    ///
-    /// [`StartError::Limit`]: `engine` cannot work with them.
+    /// Errors: [`StartError::Limit`]: `engine` cannot work with them.
     fn check(&self, engine: EngineKind) -> Result<(), StartError> {
         if engine.cost_of_connection().threads == 0 {
             return Ok(());

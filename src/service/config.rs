@@ -70,9 +70,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// # Errors
-    ///
-    /// [`StartError::Setting`]: a number or a time is zero that leaves no request answered.
+    /// Errors: [`StartError::Setting`]: a number or a time is zero that leaves no request answered.
     pub(super) fn check(&self) -> Result<(), StartError> {
         let zero = [
             ("workers", self.workers == 0),

@@ -14,10 +14,7 @@ pub(super) struct Losses {
 }
 
 /// Asks the kernel.
-///
-/// # Errors
-///
-/// [`StartError::Kernel`]: the engine cannot work with this one.
+/// Errors: [`StartError::Kernel`]: the engine cannot work with this one.
 pub(super) fn check(engine: EngineKind) -> Result<Losses, StartError> {
     losses(engine, &features::missing().map_err(|error| StartError::System("a socket", error))?)
 }

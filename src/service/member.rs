@@ -130,10 +130,7 @@ impl Restart {
 }
 
 /// Spawns the members; of those that must end before the service is ready, one after the other, each to its end.
-///
-/// # Errors
-///
-/// The system cannot create a thread, or there was a cause to stop before they had ended.
+/// Errors: the system cannot create a thread, or there was a cause to stop before they had ended.
 pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<(), StartError> {
     let (before, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.kind == Kind::BeforeReady);
     for Member { name, interrupt, body, kind, restarts } in before.into_iter().chain(others) {

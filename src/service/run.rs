@@ -33,10 +33,7 @@ use crate::text::panic_message;
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
 
 /// Takes over what belongs to the process as a whole: its signals, its name, and dispositions that it may have inherited.
-///
-/// # Errors
-///
-/// The system refuses the pipe or the handlers.
+/// Errors: the system refuses the pipe or the handlers.
 pub(super) fn own_process() -> io::Result<SignalSource> {
     let source = signals::register()?;
     // The process was started with it ignored: no preflight could be waited for.
@@ -133,9 +130,7 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// # Errors
-    ///
-    /// The system cannot create a thread.
+    /// Errors: the system cannot create a thread.
     pub(super) fn spawn() -> io::Result<Runner> {
         let (parts, started) = bounded::<Parts>(1);
         let run = move || match started.recv() {

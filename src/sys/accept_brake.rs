@@ -60,9 +60,7 @@ impl Drop for Handler {
 }
 
 impl AcceptBrake {
-    /// # Errors
-    ///
-    /// The kernel has no `SO_COOKIE`.
+    /// Errors: the kernel has no `SO_COOKIE`.
     pub(crate) fn new(listener: Arc<TcpListener>, private: TcpListener, wake: Arc<OwnedFd>) -> io::Result<AcceptBrake> {
         let cookies = [cookie(listener.as_raw_fd())?, cookie(private.as_raw_fd())?];
         Ok(AcceptBrake {
@@ -85,10 +83,7 @@ impl AcceptBrake {
     }
 
     /// Installs the handler of SIGIO.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses.
+    /// Errors: the system refuses.
     pub(crate) fn install(self: &Arc<Self>) -> io::Result<Handler> {
         let brake = Arc::clone(self);
         // SAFETY: the action makes system calls and uses atomics (signal-safety(7)); it neither allocates, locks nor
@@ -159,10 +154,7 @@ impl AcceptBrake {
     }
 
     /// Has the thread accept from the private listener. A call of `accept` that waits at the other one goes on waiting.
-    ///
-    /// # Errors
-    ///
-    /// The thread has ended.
+    /// Errors: the thread has ended.
     pub(crate) fn apply(&self) -> io::Result<()> {
         let number = self.accept_fd.load(Ordering::Acquire);
         if cookie(number) != Ok(self.cookies[1]) {
@@ -174,10 +166,7 @@ impl AcceptBrake {
 
     /// Has the thread accept from the listening socket again, once it has accepted one connection more from the private
     /// listener.
-    ///
-    /// # Errors
-    ///
-    /// The thread has ended.
+    /// Errors: the thread has ended.
     pub(crate) fn release(&self) -> io::Result<()> {
         let number = self.accept_fd.load(Ordering::Acquire);
         let result = replace_fd(number, self.cookies[1], &*self.listener);

@@ -11,28 +11,19 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 /// The cookie (`SO_COOKIE`, socket(7)) of the socket behind `number`: unique for as long as the machine runs.
-///
-/// # Errors
-///
-/// `EBADF` if the number is not in use, `ENOTSOCK` if it is no socket.
+/// Errors: `EBADF` if the number is not in use, `ENOTSOCK` if it is no socket.
 pub(crate) fn cookie(number: RawFd) -> Result<u64, Errno> {
     with_raw_fd(number, |fd| sockopt::socket_cookie(fd))
 }
 
 /// A duplicate of whatever file `number` is at this moment.
-///
-/// # Errors
-///
-/// `EBADF` if the number is not in use, `EMFILE` if no descriptor is left.
+/// Errors: `EBADF` if the number is not in use, `EMFILE` if no descriptor is left.
 pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
     with_raw_fd(number, |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))
 }
 
 /// A duplicate of a descriptor that was passed to this process by its number. The passed one is closed at the next `exec`.
-///
-/// # Errors
-///
-/// The number is not in use, or no descriptor is left.
+/// Errors: the number is not in use, or no descriptor is left.
 pub(crate) fn take_passed(number: RawFd) -> io::Result<OwnedFd> {
     let duplicate = duplicate(number)?;
     with_raw_fd(number, |fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC))?;
@@ -44,10 +35,7 @@ pub(crate) fn take_passed(number: RawFd) -> io::Result<OwnedFd> {
 ///
 /// Check and replacement are two system calls. If the number is closed and reused between them, another file is replaced.
 /// So the caller must know that the owner of the number is alive and keeps it open.
-///
-/// # Errors
-///
-/// `NotFound`: the number holds something else by now.
+/// Errors: `NotFound`: the number holds something else by now.
 pub(crate) fn replace_fd(number: RawFd, expected: u64, by: impl AsFd) -> io::Result<()> {
     if cookie(number) != Ok(expected) {
         return Err(io::ErrorKind::NotFound.into());

@@ -39,10 +39,7 @@ impl Feature {
 }
 
 /// The features that this kernel does not have.
-///
-/// # Errors
-///
-/// There is no socket to ask it with: no descriptor is left, or there is no TCP.
+/// Errors: there is no socket to ask it with: no descriptor is left, or there is no TCP.
 pub(crate) fn missing() -> io::Result<Vec<Feature>> {
     let socket = |domain| Socket::new(domain, Type::STREAM, None);
     let socket = socket(Domain::IPV4).or_else(|_| socket(Domain::IPV6))?;

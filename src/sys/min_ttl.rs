@@ -21,10 +21,7 @@ const ALL_BUT_255: libc::c_int = 255;
 const IPV6_MINHOPCOUNT: libc::c_int = 73; // linux/in6.h
 
 /// Switches the filter of a socket on or off.
-///
-/// # Errors
-///
-/// The system does not know the option (IPv6 before Linux 2.6.35), or the socket is no internet socket.
+/// Errors: the system does not know the option (IPv6 before Linux 2.6.35), or the socket is no internet socket.
 pub(crate) fn set_min_ttl_filter(socket: impl AsFd, on: bool) -> io::Result<()> {
     let least = if on { ALL_BUT_255 } else { 0 };
     let v4 = sockopt::set(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MINTTL, least);

@@ -38,10 +38,7 @@ pub(crate) struct Sockets {
 }
 
 /// Finds the sockets at the other end of connections from `peer` to one of `ports`.
-///
-/// # Errors
-///
-/// `/proc` is not mounted. A file that does not exist, as `tcp6` on a kernel without IPv6, counts as empty.
+/// Errors: `/proc` is not mounted. A file that does not exist, as `tcp6` on a kernel without IPv6, counts as empty.
 pub(crate) fn find_sockets(peer: SocketAddr, ports: &[u16]) -> io::Result<Sockets> {
     let mut sockets = Sockets::default();
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());

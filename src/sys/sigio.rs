@@ -12,10 +12,7 @@ use rustix::thread::Pid;
 /// and `epoll` look again after they were woken, find that the connection has been taken, and go on sleeping.
 ///
 /// SIGIO ends the process unless a handler is installed: install it first.
-///
-/// # Errors
-///
-/// The system refuses.
+/// Errors: the system refuses.
 pub(crate) fn set_sigio(socket: impl AsFd, thread: Option<Pid>) -> io::Result<()> {
     let socket = socket.as_fd();
     let asynchronous = OFlags::from_bits_retain(u32::try_from(libc::O_ASYNC).unwrap_or(0));

@@ -30,10 +30,7 @@ static BLOCKED: AtomicUsize = AtomicUsize::new(0);
 type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 /// Unblocks `signals` in the calling thread, and so in the threads that it creates.
-///
-/// # Errors
-///
-/// One of them is no signal.
+/// Errors: one of them is no signal.
 pub(crate) fn unblock(signals: &[c_int]) -> io::Result<()> {
     change_mask(libc::SIG_UNBLOCK, signals)
 }
@@ -44,10 +41,7 @@ pub(crate) fn unblock(signals: &[c_int]) -> io::Result<()> {
 /// This thread blocks them. No call blocks signals in another thread, so each of those is interrupted by a signal whose
 /// handler does ([`block_here`]); until then it passes on the held signals that it catches ([`pass_on`]). A thread that
 /// cannot be interrupted, and catches a signal in the moment of the `exec`, may still lose it.
-///
-/// # Errors
-///
-/// One of them is no signal, or cannot be caught.
+/// Errors: one of them is no signal, or cannot be caught.
 pub(crate) fn hold(signals: &[c_int]) -> io::Result<()> {
     change_mask(libc::SIG_BLOCK, signals)?;
     HELD.store(signals.iter().fold(0, |bits, signal| bits | 1 << (signal - 1)), Ordering::SeqCst);

@@ -33,10 +33,7 @@ pub(crate) struct TcpInfo {
 type RawTcpInfo = [u64; 20];
 
 /// Reads [`TcpInfo`].
-///
-/// # Errors
-///
-/// The descriptor is no TCP socket.
+/// Errors: the descriptor is no TCP socket.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     const TCP_CLOSE: u8 = 7; // net/tcp_states.h
     const TCP_CLOSE_WAIT: u8 = 8;
@@ -86,20 +83,14 @@ fn raw_tcp_info(socket: BorrowedFd<'_>, info: &mut RawTcpInfo) -> io::Result<usi
 
 /// Sets the largest receive window, in bytes, that is advertised to the peer (`TCP_WINDOW_CLAMP`, tcp(7)): a receive
 /// buffer that grows does not raise it.
-///
-/// # Errors
-///
-/// The socket is no TCP socket.
+/// Errors: the socket is no TCP socket.
 pub(crate) fn set_window_clamp(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     sockopt::set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
 /// Lets the kernel choose the receive buffer again after it was set (`SO_BUF_LOCK`, include/uapi/asm-generic/socket.h).
-///
-/// # Errors
-///
-/// The kernel is older than 5.14.
+/// Errors: the kernel is older than 5.14.
 pub(crate) fn release_receive_buffer(socket: impl AsFd) -> io::Result<()> {
     const SO_BUF_LOCK: libc::c_int = 72;
     sockopt::set(socket.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK, 0)

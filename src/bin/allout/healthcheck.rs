@@ -114,9 +114,7 @@ fn connect_unix(path: &str, limit: Duration) -> std::io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// # Errors
-///
-/// There is no answer in time, or its status is not 2xx.
+/// Errors: there is no answer in time, or its status is not 2xx.
 fn check(url: &str) -> Result<(), String> {
     let unix = url.strip_prefix("unix:");
     let (host, path) = unix.map_or_else(|| split(url), |_| Ok(("localhost".to_owned(), "/healthz".to_owned())))?;

@@ -41,9 +41,7 @@ const IMBALANCE: usize = 8;
 pub(super) const RETRANSMIT_WINDOW: Duration = Duration::from_millis(700);
 
 impl Receiver {
-    /// # Errors
-    ///
-    /// The system refuses.
+    /// Errors: the system refuses.
     pub(super) fn start_accepting(&mut self) -> io::Result<()> {
         if !self.accepting.registered && !self.accepting.over {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
@@ -74,10 +72,7 @@ impl Receiver {
     }
 
     /// Accepts what waits, up to a batch.
-    ///
-    /// # Errors
-    ///
-    /// The listening socket cannot be used any more.
+    /// Errors: the listening socket cannot be used any more.
     pub(super) fn accept(&mut self) -> io::Result<()> {
         if !self.accepting.registered {
             return Ok(());
@@ -156,10 +151,7 @@ impl Receiver {
     }
 
     /// Accepts again where the reason not to is over.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses.
+    /// Errors: the system refuses.
     pub(super) fn resume_accepting(&mut self) -> io::Result<()> {
         if self.accepting.registered || self.accepting.over {
             return Ok(());

@@ -260,10 +260,7 @@ impl Inbox {
     }
 
     /// Looks for a complete head.
-    ///
-    /// # Errors
-    ///
-    /// The bytes are no request.
+    /// Errors: the bytes are no request.
     pub(super) fn parse(&mut self) -> Result<Progress, Rejection> {
         let progress = self.head.advance(&self.bytes[self.start..])?;
         if let Progress::Complete(length) = progress {

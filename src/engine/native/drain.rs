@@ -36,10 +36,7 @@ impl Receiver {
     }
 
     /// One step of the drain, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// The listening socket cannot be used any more.
+    /// Errors: the listening socket cannot be used any more.
     pub(super) fn drain_on(&mut self) -> io::Result<()> {
         match (self.common.stop(), &self.drain) {
             (None, None) => return Ok(()),

@@ -61,9 +61,7 @@ thread_local! {
 }
 
 impl<C> Mailbox<C> {
-    /// # Errors
-    ///
-    /// No descriptor is left.
+    /// Errors: no descriptor is left.
     pub(super) fn new(common: Arc<Common>) -> io::Result<Mailbox<C>> {
         Ok(Mailbox {
             common,

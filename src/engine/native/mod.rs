@@ -131,10 +131,7 @@ pub(crate) struct NativeEngine {
 
 impl NativeEngine {
     /// An engine that does not receive yet.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor is left, or the socket refuses an option.
+    /// Errors: no descriptor is left, or the socket refuses an option.
     pub(crate) fn new(listener: &TcpListener, settings: Settings, events: Events) -> io::Result<NativeEngine> {
         set_connection_defaults(listener)?;
         let own: OwnedFd = listener.try_clone()?.into();

@@ -121,10 +121,7 @@ fn send_continue(socket: &Socket, budget: &mut Budget) -> io::Result<()> {
 
 /// Waits until the socket is ready, for as long as the client may keep us waiting. With `pauses_handler` this time is not
 /// the handler's.
-///
-/// # Errors
-///
-/// `TimedOut`: it is not ready in time.
+/// Errors: `TimedOut`: it is not ready in time.
 pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pauses_handler: bool) -> io::Result<()> {
     let began = Instant::now();
     if pauses_handler {

@@ -104,9 +104,7 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// # Errors
-    ///
-    /// No descriptor is left.
+    /// Errors: no descriptor is left.
     pub(super) fn new(engine: Arc<NativeEngine>, mailbox: Arc<Home>, serve: Arc<Serve>) -> io::Result<Receiver> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -132,10 +130,7 @@ impl Receiver {
     }
 
     /// Receives until it is interrupted.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses to wait for events, or to accept.
+    /// Errors: the system refuses to wait for events, or to accept.
     pub(super) fn run(mut self) -> io::Result<()> {
         self.mailbox.attach();
         let _end = EndGuard(Arc::clone(&self.mailbox));

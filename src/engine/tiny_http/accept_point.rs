@@ -48,10 +48,7 @@ pub(crate) struct AcceptPoint {
 
 impl AcceptPoint {
     /// `wake` is an eventfd, written to when the brake goes on.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses a socket.
+    /// Errors: the system refuses a socket.
     pub(super) fn new(gate: Arc<AcceptGate>, max_connections: usize, wake: Arc<OwnedFd>) -> io::Result<AcceptPoint> {
         let listener = gate.listener();
         set_backlog(listener, max_connections)?;
@@ -109,10 +106,7 @@ impl AcceptPoint {
     ///
     /// tiny_http accepts at most one more connection from the listening socket, in the accept call that is blocked. Once it
     /// has accepted a [knock](AcceptPoint::knock) at the private listener, that call is over: accepts are sequential.
-    ///
-    /// # Errors
-    ///
-    /// tiny_http has ended by itself.
+    /// Errors: tiny_http has ended by itself.
     pub(super) fn redirect(&self) -> io::Result<()> {
         let mut handed_over = lock(&self.handed_over);
         if self.gate.is_sealed() {
@@ -128,10 +122,7 @@ impl AcceptPoint {
     /// Has tiny_http accept from the listening socket again.
     ///
     /// Its accept call stays blocked on the private listener until a knock there. Only our own knocks are queued there.
-    ///
-    /// # Errors
-    ///
-    /// tiny_http has ended by itself, or no descriptor is left.
+    /// Errors: tiny_http has ended by itself, or no descriptor is left.
     pub(super) fn restore(&self) -> io::Result<()> {
         let mut handed_over = lock(&self.handed_over);
         if !std::mem::take(&mut *handed_over) {
@@ -143,10 +134,7 @@ impl AcceptPoint {
     }
 
     /// Knocks where tiny_http accepts.
-    ///
-    /// # Errors
-    ///
-    /// The connection was refused.
+    /// Errors: the connection was refused.
     pub(super) fn knock(&self) -> io::Result<()> {
         match (*lock(&self.handed_over), self.gate.is_sealed()) {
             (true, _) => self.knock_private(),
@@ -179,10 +167,7 @@ impl AcceptPoint {
     }
 
     /// Waits until tiny_http has accepted, and closed, one more connection at the private listener.
-    ///
-    /// # Errors
-    ///
-    /// It has not within `limit`.
+    /// Errors: it has not within `limit`.
     pub(super) fn wait_for_private_accept(&self, limit: Duration) -> io::Result<()> {
         let own = self.gate.self_socket()?;
         own.connect_timeout(&SockAddr::from(self.brake.private().local_addr()?), limit)?;

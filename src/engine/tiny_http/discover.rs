@@ -85,10 +85,7 @@ pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl
 }
 
 /// A duplicate of the connection behind `fd`, also of one that was reset, if it was accepted on `listen`.
-///
-/// # Errors
-///
-/// No descriptor is left for the duplicate.
+/// Errors: no descriptor is left for the duplicate.
 fn identify(fd: RawFd, listen: SocketAddr) -> io::Result<Option<DiscoveredSocket>> {
     let socket = match duplicate(fd) {
         Ok(socket) => socket,

@@ -27,10 +27,7 @@ pub(crate) fn headers(request: &tiny_http::Request) -> impl Iterator<Item = (&st
 }
 
 /// Validates the head of a request, by the RFCs and by what tiny_http can do.
-///
-/// # Errors
-///
-/// The request must be rejected, and its connection closed.
+/// Errors: the request must be rejected, and its connection closed.
 pub(crate) fn validate_request(request: &tiny_http::Request) -> Result<(RequestHead, Quirks), Rejection> {
     let version = request.http_version();
     let head = validate(request.method().as_str(), request.url(), (version.0, version.1), headers(request))?;
@@ -38,10 +35,7 @@ pub(crate) fn validate_request(request: &tiny_http::Request) -> Result<(RequestH
 }
 
 /// Adds tiny_http's behaviour to a valid head.
-///
-/// # Errors
-///
-/// The request is valid, but tiny_http cannot serve it.
+/// Errors: the request is valid, but tiny_http cannot serve it.
 fn apply<'a>(
     mut head: RequestHead,
     headers: impl Iterator<Item = (&'a str, &'a [u8])>,

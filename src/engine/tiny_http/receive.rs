@@ -51,10 +51,7 @@ pub(crate) struct ReceiveLoop {
 
 impl ReceiveLoop {
     /// Starts `tiny_http` on the listening socket behind `gate`.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor or no thread is left.
+    /// Errors: no descriptor or no thread is left.
     pub(crate) fn start(shared: Arc<Shared>, gate: Arc<AcceptGate>, serve: Arc<Serve>) -> io::Result<ReceiveLoop> {
         let server = RunningServer::start(gate.listener())?;
         shared.monitor.accept_point().brake().set_accept_fd(server.accept_fd());
@@ -88,10 +85,7 @@ impl ReceiveLoop {
 
     /// Makes `tiny_http` stop accepting: connections that the kernel queues from here on are left to the next holder of
     /// the listening socket.
-    ///
-    /// # Errors
-    ///
-    /// See [`AcceptPoint::redirect`].
+    /// Errors: see [`AcceptPoint::redirect`].
     pub(crate) fn hand_over(&self) -> io::Result<()> {
         self.handed_over.store(true, Ordering::Release);
         self.accept_point().redirect()

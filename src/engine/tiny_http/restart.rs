@@ -29,10 +29,7 @@ const SPARE_FDS: u64 = 16;
 
 impl ReceiveLoop {
     /// Receives and serves until stopped.
-    ///
-    /// # Errors
-    ///
-    /// `tiny_http` does not accept any more, for a reason that will not pass.
+    /// Errors: `tiny_http` does not accept any more, for a reason that will not pass.
     pub(crate) fn run(self: &Arc<Self>) -> io::Result<()> {
         let Some(serve) = lock(&self.serve).clone() else { return Ok(()) };
         let mut retired: Vec<RetiredServer> = Vec::new();

@@ -33,10 +33,7 @@ pub(crate) struct RunningServer {
 
 impl RunningServer {
     /// Starts tiny_http on a duplicate of the listening socket.
-    ///
-    /// # Errors
-    ///
-    /// No descriptor or no thread is left.
+    /// Errors: no descriptor or no thread is left.
     pub(crate) fn start(listener: &TcpListener) -> io::Result<RunningServer> {
         silence_server_panics();
         let listener = listener.try_clone()?;

@@ -20,10 +20,7 @@ pub(crate) const RECEIVE_BUFFER: usize = 4 * 1024;
 const BODY_BUFFER: usize = 64 * 1024;
 
 /// Sets the options that connections inherit from the listening socket.
-///
-/// # Errors
-///
-/// The system refuses an option.
+/// Errors: the system refuses an option.
 pub(super) fn prepare(listener: &TcpListener, request_timeout: Duration) -> io::Result<()> {
     set_connection_defaults(listener)?;
     // Bounds a write to a client that never reads, where the monitor does not know its socket. SO_RCVTIMEO must not be

@@ -22,10 +22,7 @@ pub(crate) const MAX_HEADERS_TOTAL: usize = 64 * 1024;
 pub(crate) const MAX_HEADER_COUNT: usize = 100;
 
 /// Validates a request's head. `version` is (major, minor). Header values may carry spaces and tabs around them.
-///
-/// # Errors
-///
-/// A request that must, or had better, be rejected.
+/// Errors: a request that must, or had better, be rejected.
 pub(crate) fn validate<'a>(
     method: &str,
     target: &str,

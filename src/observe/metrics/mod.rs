@@ -48,9 +48,7 @@ struct RouteHandles {
 }
 
 impl Metrics {
-    /// # Errors
-    ///
-    /// `prometheus` rejects a name: a bug.
+    /// Errors: `prometheus` rejects a name: a bug.
     pub(crate) fn new(state: ServiceState) -> Result<Arc<Metrics>, prometheus::Error> {
         let registry = Registry::new();
         let requests = IntCounterVec::new(

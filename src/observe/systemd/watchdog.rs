@@ -33,9 +33,7 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// # Errors
-    ///
-    /// The first condition that does not hold, in words.
+    /// Errors: the first condition that does not hold, in words.
     pub(super) fn check_all(&mut self, limit: Duration) -> Result<(), String> {
         self.check_workers()?;
         self.check_monitor()?;

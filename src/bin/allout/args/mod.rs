@@ -59,9 +59,7 @@ impl Args {
             .and_then(Self::checked)
     }
 
-    /// # Errors
-    ///
-    /// Two options contradict each other.
+    /// Errors: two options contradict each other.
     fn checked(self) -> Result<Self, clap::Error> {
         match self.contradiction() {
             Some(why) => Err(command().error(ErrorKind::ArgumentConflict, why)),

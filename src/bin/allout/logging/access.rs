@@ -59,9 +59,7 @@ impl Open {
 }
 
 impl AccessFile {
-    /// # Errors
-    ///
-    /// The file cannot be opened or made.
+    /// Errors: the file cannot be opened or made.
     pub(super) fn new(path: PathBuf) -> io::Result<AccessFile> {
         let open = Mutex::new(Open { file: open(&path)?, is_cut: false, lost: 0 });
         Ok(AccessFile { path, open })

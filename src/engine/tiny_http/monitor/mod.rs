@@ -76,9 +76,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// # Errors
-    ///
-    /// No descriptor is left.
+    /// Errors: no descriptor is left.
     pub(crate) fn new(
         connections: Arc<ConnectionTable>,
         gate: Arc<AcceptGate>,
@@ -169,10 +167,7 @@ impl Monitor {
     }
 
     /// The monitor's thread.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses to wait for events.
+    /// Errors: the system refuses to wait for events.
     pub(crate) fn run(&self) -> io::Result<()> {
         let Some(commands) = self.mailbox.open() else { return Ok(()) }; // it runs once
         let mut memory = Memory::default();

@@ -109,9 +109,7 @@ impl Known {
 }
 
 impl SocketTable {
-    /// # Errors
-    ///
-    /// No descriptor is left.
+    /// Errors: no descriptor is left.
     pub(super) fn new(
         gate: Arc<AcceptGate>,
         accept: Arc<AcceptPoint>,
@@ -238,10 +236,7 @@ impl SocketTable {
     }
 
     /// The cookies of all sockets on which something happened since the last call, and whether a connection has arrived.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses.
+    /// Errors: the system refuses.
     pub(super) fn take_events(&self) -> io::Result<(HashSet<u64>, bool)> {
         let mut active = HashSet::new();
         let mut buffer = [MaybeUninit::<epoll::Event>::uninit(); EPOLL_BATCH];

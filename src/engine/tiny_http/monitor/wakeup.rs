@@ -45,9 +45,7 @@ const IDLE: u8 = 2;
 const ACTIVE: u8 = 3;
 
 impl Mailbox {
-    /// # Errors
-    ///
-    /// No descriptor is left.
+    /// Errors: no descriptor is left.
     pub(super) fn new() -> io::Result<Mailbox> {
         let (sender, receiver) = unbounded();
         Ok(Mailbox {

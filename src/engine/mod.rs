@@ -193,6 +193,11 @@ pub(crate) trait Engine: Send + Sync {
     /// The gate in front of the listening socket.
     fn gate(&self) -> &AcceptGate;
 
+    /// The address on which it listens.
+    fn address(&self) -> &Address {
+        self.gate().address()
+    }
+
     /// Progress of a stop. It announces that every response says `Connection: close` where nothing follows.
     fn stop_state(&self) -> &StopState;
 

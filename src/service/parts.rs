@@ -55,11 +55,8 @@ impl Service {
         let capacity = Capacity::new(&config, sockets.len(), limits);
         let settings = settings(&config, capacity.connections, self.automatic);
         let engines = new_engines(config.engine, &sockets, settings, &stopper)?;
-        let listening: Vec<_> = engines
-            .iter()
-            .zip(&sockets)
-            .map(|(engine, socket)| (engine.gate().address().clone(), socket.role))
-            .collect();
+        let listening: Vec<_> =
+            engines.iter().zip(&sockets).map(|(engine, socket)| (engine.address().clone(), socket.role)).collect();
         let pool = new_pool(capacity.workers, config.queue, &mut crew);
         let connections = settings.max_connections * sockets.len();
         let state = new_state(&crew, engines.clone(), &pool, config.queue, connections);

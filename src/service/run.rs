@@ -94,7 +94,7 @@ impl Parts {
     /// Serves until there is a cause to stop. A re-exec is one once the binary has passed its preflight: then it comes with
     /// that binary.
     fn wait_for_cause(&mut self) -> (Cause, Option<Binary>) {
-        let unix = self.drain.engines.iter().find_map(|engine| match engine.gate().address() {
+        let unix = self.drain.engines.iter().find_map(|engine| match engine.address() {
             Address::Unix(path) => Some(path.clone()),
             Address::Inet(_) => None,
         });

@@ -198,149 +198,134 @@ pub(crate) fn send_through(
     rest: &mut dyn Read,
 ) -> Sent {
     let status = response.status();
-    let mut out = CountingWriter { inner: out, bytes: 0 };
     buffer.clear();
     let copied = response.body().as_bytes().is_some_and(|body| body.len() <= MAX_COPIED_BODY);
     let framing = if copied { encode(&response, context, buffer) } else { append_head(&response, context, buffer) };
+    let mut sending = Sending { framing, buffer, out: CountingWriter { inner: out, bytes: 0 } };
     let result = match response.into_body() {
-        Body(Content::File(part)) => send_reader(part.into_source(), framing, buffer, &mut out),
-        Body(Content::Reader(source)) => send_reader(source, framing, buffer, &mut out),
-        Body(Content::OfRequest(body)) => send_request_body(&body.first, rest, framing, buffer, &mut out),
-        Body(Content::Stream(source)) => send_stream(source, framing, buffer, &mut out),
-        body if !copied => send_large(body.as_bytes().unwrap_or_default(), framing, buffer, &mut out),
-        _ => out.write_now(buffer),
+        Body(Content::File(part)) => sending.reader(part.into_source()),
+        Body(Content::Reader(source)) => sending.reader(source),
+        Body(Content::OfRequest(body)) => sending.request_body(&body.first, rest),
+        Body(Content::Stream(source)) => sending.stream(source),
+        body if !copied => sending.large(body.as_bytes().unwrap_or_default()),
+        _ => sending.out.write_now(sending.buffer),
     };
     let error = result.err();
-    Sent { status, bytes: out.bytes, close: framing == BodyFraming::UntilClose || error.is_some(), error }
+    let close = framing == BodyFraming::UntilClose || error.is_some();
+    Sent { status, bytes: sending.out.bytes, close, error }
 }
 
-fn send_large(body: &[u8], framing: BodyFraming, head: &[u8], out: &mut CountingWriter<'_>) -> Result<(), SendError> {
-    out.write_now(head)?;
-    if framing == BodyFraming::None { Ok(()) } else { out.write_now(body) }
-}
-
-fn send_reader(
-    mut source: BodySource,
+/// A response on its way: its head is in `buffer`, and of a small body all of it.
+struct Sending<'a> {
     framing: BodyFraming,
-    buffer: &mut Vec<u8>,
-    out: &mut CountingWriter<'_>,
-) -> Result<(), SendError> {
-    let result = send_pieces(&mut |into| source.read_piece(into).map_err(SendError::from), framing, buffer, out);
-    // The reader is dropped before the last chunk is sent: its panic is a failure as well, and counted whatever else failed.
-    source.close().map_err(SendError::Panic)?;
-    result?;
-    end_body(framing, out)
+    buffer: &'a mut Vec<u8>,
+    out: CountingWriter<'a>,
 }
 
-/// Sends the body of the request back as it arrives. If it breaks off, or does not come in time, that is the client's doing.
-fn send_request_body(
-    first: &[u8],
-    rest: &mut dyn Read,
-    framing: BodyFraming,
-    buffer: &mut Vec<u8>,
-    out: &mut CountingWriter<'_>,
-) -> Result<(), SendError> {
-    let mut body = first.chain(rest);
-    let mut read = |into: &mut [u8]| loop {
-        match body.read(into) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.map_err(SendError::Client),
-        }
-    };
-    send_pieces(&mut read, framing, buffer, out)?;
-    end_body(framing, out)
-}
-
-/// Sends the last chunk of a chunked body.
-fn end_body(framing: BodyFraming, out: &mut CountingWriter<'_>) -> Result<(), SendError> {
-    if framing == BodyFraming::Chunked { out.write_now(b"0\r\n\r\n") } else { Ok(()) }
-}
-
-/// Runs the source; bytes that it flushes are sent at once.
-fn send_stream(
-    source: StreamSource,
-    framing: BodyFraming,
-    buffer: &mut Vec<u8>,
-    out: &mut CountingWriter<'_>,
-) -> Result<(), SendError> {
-    out.write_now(buffer)?;
-    if framing == BodyFraming::None {
-        return Ok(());
+impl Sending<'_> {
+    fn large(&mut self, body: &[u8]) -> Result<(), SendError> {
+        self.out.write_now(self.buffer)?;
+        if self.framing == BodyFraming::None { Ok(()) } else { self.out.write_now(body) }
     }
-    let mut client_error = None;
-    let mut emit = |buffer: &mut Vec<u8>| {
-        let n = buffer.len() - CHUNK_PREFIX;
-        buffer.extend_from_slice(b"\r\n");
-        let sent = match framing {
-            BodyFraming::Chunked => out.write_now(frame_chunk(buffer, n)),
-            _ => out.write_now(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n]),
-        };
-        buffer.truncate(CHUNK_PREFIX);
-        sent.map_err(|error| match error {
-            SendError::Client(error) => {
-                let copy = io::Error::new(error.kind(), error.to_string());
-                client_error.get_or_insert(error);
-                copy
+
+    fn reader(&mut self, mut source: BodySource) -> Result<(), SendError> {
+        let result = self.pieces(&mut |into| source.read_piece(into).map_err(SendError::from));
+        // The reader is dropped before the last chunk is sent: its panic is a failure as well, and counted whatever else
+        // failed.
+        source.close().map_err(SendError::Panic)?;
+        result?;
+        self.end_body()
+    }
+
+    /// Sends the body of the request back as it arrives. If it breaks off, or does not come in time, that is the client's
+    /// doing.
+    fn request_body(&mut self, first: &[u8], rest: &mut dyn Read) -> Result<(), SendError> {
+        let mut body = first.chain(rest);
+        self.pieces(&mut |into| {
+            loop {
+                match body.read(into) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => return result.map_err(SendError::Client),
+                }
             }
-            SendError::Reader(reason) | SendError::Panic(reason) => io::Error::other(reason),
-            SendError::Late => io::ErrorKind::TimedOut.into(),
-        })
-    };
-    buffer.clear();
-    buffer.resize(CHUNK_PREFIX, 0);
-    let result = source.write_to(&mut emit, buffer);
-    // An error of the function after the client has left is not its failure.
-    let result = match (client_error, result) {
-        (_, Err(message)) => Err(SendError::Panic(message)),
-        (Some(error), _) => Err(SendError::Client(error)),
-        (None, Ok(Err(error))) => Err(SendError::Reader(error.to_string())),
-        (None, Ok(Ok(()))) => Ok(()),
-    };
-    result?;
-    end_body(framing, out)
-}
-
-/// Sends the head, which is in `buffer`, and then what `read` gives up to its end, each read at once.
-fn send_pieces(
-    read: &mut dyn FnMut(&mut [u8]) -> Result<usize, SendError>,
-    framing: BodyFraming,
-    buffer: &mut Vec<u8>,
-    out: &mut CountingWriter<'_>,
-) -> Result<(), SendError> {
-    out.write_now(buffer)?;
-    if framing == BodyFraming::None {
-        return Ok(());
+        })?;
+        self.end_body()
     }
-    let mut given: u64 = 0;
-    let mut room = READ_SIZE;
-    loop {
-        let left = match framing {
-            BodyFraming::Length(length) => length - given,
-            _ => u64::MAX,
-        };
-        if left == 0 {
+
+    /// Sends the last chunk of a chunked body.
+    fn end_body(&mut self) -> Result<(), SendError> {
+        if self.framing == BodyFraming::Chunked { self.out.write_now(b"0\r\n\r\n") } else { Ok(()) }
+    }
+
+    /// Runs the source; bytes that it flushes are sent at once.
+    fn stream(&mut self, source: StreamSource) -> Result<(), SendError> {
+        let Sending { framing, buffer, out } = self;
+        out.write_now(buffer)?;
+        if *framing == BodyFraming::None {
             return Ok(());
         }
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(room);
-        buffer.reserve_exact((CHUNK_FRAME + room).saturating_sub(buffer.len()));
-        buffer.resize(CHUNK_FRAME + room, 0);
-        let n = read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most])?;
-        if n == 0 {
-            return match framing {
-                BodyFraming::Length(length) => {
-                    Err(SendError::Reader(format!("it gave {given} bytes of a length of {length}")))
+        let mut client_error = None;
+        let mut emit = |buffer: &mut Vec<u8>| {
+            let n = buffer.len() - CHUNK_PREFIX;
+            buffer.extend_from_slice(b"\r\n");
+            let sent = out.write_piece(*framing, buffer, n);
+            buffer.truncate(CHUNK_PREFIX);
+            sent.map_err(|error| match error {
+                SendError::Client(error) => {
+                    let copy = io::Error::new(error.kind(), error.to_string());
+                    client_error.get_or_insert(error);
+                    copy
                 }
-                _ => Ok(()),
+                SendError::Reader(reason) | SendError::Panic(reason) => io::Error::other(reason),
+                SendError::Late => io::ErrorKind::TimedOut.into(),
+            })
+        };
+        buffer.clear();
+        buffer.resize(CHUNK_PREFIX, 0);
+        let result = source.write_to(&mut emit, buffer);
+        // An error of the function after the client has left is not its failure.
+        match (client_error, result) {
+            (_, Err(message)) => Err(SendError::Panic(message)),
+            (Some(error), _) => Err(SendError::Client(error)),
+            (None, Ok(Err(error))) => Err(SendError::Reader(error.to_string())),
+            (None, Ok(Ok(()))) => self.end_body(),
+        }
+    }
+
+    /// Sends the head, and then what `read` gives up to its end, each read at once.
+    fn pieces(&mut self, read: &mut dyn FnMut(&mut [u8]) -> Result<usize, SendError>) -> Result<(), SendError> {
+        let Sending { framing, buffer, out } = self;
+        out.write_now(buffer)?;
+        if *framing == BodyFraming::None {
+            return Ok(());
+        }
+        let mut given: u64 = 0;
+        let mut room = READ_SIZE;
+        loop {
+            let left = match framing {
+                BodyFraming::Length(length) => *length - given,
+                _ => u64::MAX,
             };
-        }
-        given += n as u64;
-        if framing == BodyFraming::Chunked {
-            out.write_now(frame_chunk(buffer, n))?;
-        } else {
-            out.write_now(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n])?;
-        }
-        if n == READ_SIZE {
-            room = BULK_READ_SIZE;
+            if left == 0 {
+                return Ok(());
+            }
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+            buffer.reserve_exact((CHUNK_FRAME + room).saturating_sub(buffer.len()));
+            buffer.resize(CHUNK_FRAME + room, 0);
+            let n = read(&mut buffer[CHUNK_PREFIX..CHUNK_PREFIX + most])?;
+            if n == 0 {
+                return match framing {
+                    BodyFraming::Length(length) => {
+                        Err(SendError::Reader(format!("it gave {given} bytes of a length of {length}")))
+                    }
+                    _ => Ok(()),
+                };
+            }
+            given += n as u64;
+            out.write_piece(*framing, buffer, n)?;
+            if n == READ_SIZE {
+                room = BULK_READ_SIZE;
+            }
         }
     }
 }
@@ -367,6 +352,14 @@ struct CountingWriter<'a> {
 }
 
 impl CountingWriter<'_> {
+    /// Writes the `n` bytes of data in `buffer`, which begin at [`CHUNK_PREFIX`].
+    fn write_piece(&mut self, framing: BodyFraming, buffer: &mut [u8], n: usize) -> Result<(), SendError> {
+        self.write_now(match framing {
+            BodyFraming::Chunked => frame_chunk(buffer, n),
+            _ => &buffer[CHUNK_PREFIX..CHUNK_PREFIX + n],
+        })
+    }
+
     /// Writes all bytes and flushes; the bytes written before a failure are counted.
     fn write_now(&mut self, mut bytes: &[u8]) -> Result<(), SendError> {
         while !bytes.is_empty() {

@@ -203,9 +203,8 @@ impl Metrics {
     /// Each listening socket for itself: the label is its address.
     fn collect_listeners(&self, families: &mut Families) {
         let mut add = |kind: MetricType, name: &str, help: &str, value: &dyn Fn(&dyn Engine) -> f64| {
-            let sample = |engine: &Arc<dyn Engine>| {
-                (vec![label("listener", &engine.gate().address().to_string())], value(&**engine))
-            };
+            let labels = |engine: &Arc<dyn Engine>| vec![label("listener", &engine.address().to_string())];
+            let sample = |engine| (labels(engine), value(&**engine));
             families.add(kind, name, help, self.state.engines.iter().map(sample));
         };
         let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);

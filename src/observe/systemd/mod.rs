@@ -160,7 +160,7 @@ impl SystemdNotifier {
     }
 
     fn addresses(&self) -> String {
-        let all: Vec<_> = self.engines.iter().map(|engine| engine.gate().address().url()).collect();
+        let all: Vec<_> = self.engines.iter().map(|engine| engine.address().url()).collect();
         all.join(", ")
     }
 

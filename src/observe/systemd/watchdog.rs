@@ -88,7 +88,7 @@ impl Checks {
                 }
                 return Ok(());
             }
-            Err(error) => return Err(format!("cannot connect to {}: {error}", engine.gate().address().url())),
+            Err(error) => return Err(format!("cannot connect to {}: {error}", engine.address().url())),
         };
         match self.get_livez(stream, engine, deadline) {
             Some(status) if status < 500 => Ok(()), // 404 if the service has no /livez
@@ -99,7 +99,7 @@ impl Checks {
 
     fn get_livez(&self, mut stream: TcpStream, engine: &dyn Engine, deadline: Instant) -> Option<u16> {
         let mut request = String::new();
-        let host = engine.gate().address().host();
+        let host = engine.address().host();
         write!(request, "GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
         stream.write_all(request.as_bytes()).ok()?;
         stream.set_read_timeout(Some(READ_SLICE)).ok()?;

@@ -15,6 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: allout.test\r\n\r\n";
+/// Times that a connection was throttled so far.
+const THROTTLED: &str = "allout_connections_throttled_total";
 const SLOW: &str = "GET /timeout HTTP/1.1\r\nHost: allout.test\r\n\r\n";
 
 /// Ends the server, and looks at what must hold in any case.
@@ -290,13 +292,6 @@ fn what_a_crowd_took_is_given_back_when_it_has_left() {
     assert_sound(server);
 }
 
-/// Times that a connection was throttled so far.
-fn throttled(server: &Serving) -> u64 {
-    let metrics = server.get("/metrics").text();
-    let line = metrics.lines().find_map(|line| line.strip_prefix("allout_connections_throttled_total "));
-    line.and_then(|number| number.trim().parse().ok()).expect("the metric is there")
-}
-
 #[test]
 fn a_drain_does_not_wait_for_throttled_clients_that_have_left() {
     let mut server = allout().start();
@@ -311,7 +306,7 @@ fn a_drain_does_not_wait_for_throttled_clients_that_have_left() {
             });
         }
     });
-    assert!(common::engine::NATIVE || throttled(&server) > 0, "16 clients that never read are held back");
+    assert!(common::engine::NATIVE || server.sample(THROTTLED) > Some(0.0), "16 clients that never read are held back");
     server.stop();
 }
 
@@ -333,7 +328,7 @@ fn long_heads_are_not_throttled_however_many_come_at_once() {
             });
         }
     });
-    assert_eq!(throttled(&server), 0, "a long head is no flood");
+    assert_eq!(server.sample(THROTTLED), Some(0.0), "a long head is no flood");
     assert_sound(server);
 }
 

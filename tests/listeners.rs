@@ -5,17 +5,15 @@
 mod common;
 
 use allout::Service;
-use common::http::{Connection, Response};
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until};
+use common::http::Response;
+use common::{Allout, LIMIT, Serving, ask_at, wait_until};
 use rustix::process::Signal;
 use std::net::SocketAddr;
 
 const ADMIN: [&str; 5] = ["/healthz", "/readyz", "/livez", "/metrics", "/shutdown"];
 
 fn get(addr: SocketAddr, path: &str) -> Response {
-    let mut connection = Connection::open(addr, LIMIT).unwrap_or_else(|e| panic!("{addr}: {e}"));
-    connection.say(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-    connection.hear("GET")
+    ask_at(addr, "GET", path, "")
 }
 
 /// The addresses behind this text in the log.

@@ -5,7 +5,7 @@
 mod common;
 
 use allout::{Config, Request, Service};
-use common::http::{Connection, Response};
+use common::http::Connection;
 use common::{Allout, LIMIT, Serving, Speak as _, wait_until, wait_until_draining};
 use rustix::process::Signal;
 use std::collections::HashSet;
@@ -13,27 +13,10 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// A request for a host that is this machine's, with these header lines.
-#[track_caller]
-fn ask_with(server: &Serving, method: &str, path: &str, headers: &str) -> Response {
-    let mut connection = server.connect();
-    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
-    connection.say(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
-    connection.hear(method)
-}
-
-/// The value of a sample, by its name and labels as they are printed.
-#[track_caller]
-fn sample(server: &Serving, name: &str) -> Option<f64> {
-    let text = server.get("/metrics").text();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))?;
-    Some(line.parse().unwrap_or_else(|e| panic!("no number: {line:?}: {e}")))
-}
-
 /// A count is made after the response was written, so that its reader may come first.
 #[track_caller]
 fn wait_for_sample(server: &Serving, name: &str, expected: f64) {
-    wait_until(LIMIT, &format!("{name} to be {expected}"), || sample(server, name) == Some(expected));
+    wait_until(LIMIT, &format!("{name} to be {expected}"), || server.sample(name) == Some(expected));
 }
 
 // --- /metrics
@@ -46,7 +29,7 @@ fn requests_are_counted_by_route_and_never_by_path() {
     }
     server.ask("DELETE", "/healthz");
     server.ask("SECRETMETHOD", "/");
-    assert_eq!(ask_with(&server, "GET", "/secret-path", "Content-Length: x\r\n").status, 400);
+    assert_eq!(server.ask_with("GET", "/secret-path", "Content-Length: x\r\n").status, 400);
     let count = |route: &str, method: &str, code: u16| {
         format!("allout_http_requests_total{{code=\"{code}\",method=\"{method}\",route=\"{route}\"}}")
     };
@@ -74,9 +57,9 @@ fn what_goes_on_is_measured() {
     wait_for_sample(&server, "allout_workers_limit", 2.0);
     wait_for_sample(&server, "allout_phase{phase=\"serving\"}", 1.0);
     for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"] {
-        assert!(sample(&server, name).is_some_and(|value| value > 1.0), "{name}");
+        assert!(server.sample(name).is_some_and(|value| value > 1.0), "{name}");
     }
-    assert!(sample(&server, "allout_connections_open").is_some_and(|open| open >= 2.0));
+    assert!(server.sample("allout_connections_open").is_some_and(|open| open >= 2.0));
 }
 
 #[test]
@@ -185,7 +168,7 @@ fn a_value_that_panics_when_it_is_dropped_costs_no_more_than_a_line_in_the_log()
 fn sane_request_ids_are_taken_and_others_are_made() {
     let server = Allout::new().start();
     let id_of = |header: &str| {
-        let response = ask_with(&server, "GET", "/", header);
+        let response = server.ask_with("GET", "/", header);
         response.header("x-request-id").expect("every response has one").to_owned()
     };
     for sane in ["a", "0af7651916cd43dd8448eb211c80319c", "A-b_c.d:e/f+g=h@i", &"x".repeat(64)] {
@@ -230,7 +213,7 @@ const HOSTILE: [(&str, u16); 8] = [
 fn every_response_is_one_line_of_json() {
     let mut server = Allout::new().args(["--access-log", "on", "--log-format", "json"]).start();
     for (path, status) in HOSTILE {
-        let response = ask_with(&server, "GET", path, "X-Request-Id: the-id\r\n");
+        let response = server.ask_with("GET", path, "X-Request-Id: the-id\r\n");
         assert_eq!(response.status, status, "{path:?}: {response:?}");
     }
     server.ask("BREW", "/healthz");
@@ -267,7 +250,7 @@ fn every_response_is_one_line_of_json() {
 fn every_response_is_one_line_of_text() {
     let mut server = Allout::new().args(["--access-log", "on"]).start();
     for (path, _) in HOSTILE {
-        ask_with(&server, "GET", path, "X-Request-Id: the-id\r\n");
+        server.ask_with("GET", path, "X-Request-Id: the-id\r\n");
     }
     server.stop();
     let lines = access_lines(&server);
@@ -298,7 +281,7 @@ fn the_access_log_may_be_a_file_in_the_combined_format_that_is_renamed_at_any_ti
         wait_until(LIMIT, &format!("{count} lines in {file:?}"), || lines(file).len() == count);
         lines(file)
     };
-    ask_with(&server, "GET", "/a?b", "X-Forwarded-For: 203.0.113.7\r\nUser-Agent: a \"b\"\r\nReferer: http://c/\r\n");
+    server.ask_with("GET", "/a?b", "X-Forwarded-For: 203.0.113.7\r\nUser-Agent: a \"b\"\r\nReferer: http://c/\r\n");
     let all = wait_for(&file, 1);
     assert!(all[0].starts_with("203.0.113.7 - - ["), "{}", all[0]);
     assert!(all[0].contains(" +0000] \"GET /a?b HTTP/1.1\" 200 "), "{}", all[0]);
@@ -306,7 +289,7 @@ fn the_access_log_may_be_a_file_in_the_combined_format_that_is_renamed_at_any_ti
 
     std::fs::rename(&file, &renamed).expect("the file is there");
     server.signal(Signal::USR2); // what some tools send then: it ends nothing
-    ask_with(&server, "GET", "/again", "");
+    server.ask_with("GET", "/again", "");
     wait_for(&file, 1);
     server.stop();
     assert_eq!((lines(&renamed).len(), access_lines(&server)), (1, vec![]));
@@ -374,7 +357,7 @@ fn no_clean_stop_logs_an_error_not_even_of_the_engine() {
         for path in ["", "/", "/shutdown"] {
             let mut server = Allout::new().args(["--listen", listen]).env("RUST_LOG", "debug,tiny_http=debug").start();
             if !path.is_empty() {
-                assert_eq!(ask_with(&server, "GET", path, "").status, 200);
+                assert_eq!(server.ask_with("GET", path, "").status, 200);
             }
             if path != "/shutdown" {
                 server.signal(Signal::TERM);

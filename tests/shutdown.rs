@@ -6,9 +6,9 @@ mod common;
 
 use allout::Service;
 use common::folder::Folder;
-use common::http::{Connection, Response};
+use common::http::Connection;
 use common::place::Place;
-use common::{Allout, LIMIT, Serving, Speak as _};
+use common::{Allout, LIMIT, Speak as _};
 use rustix::process::geteuid;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,15 +16,6 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Instant;
-
-/// A request for a host that is this machine's, with these header lines.
-#[track_caller]
-fn ask_with(server: &Serving, method: &str, path: &str, headers: &str) -> Response {
-    let mut connection = server.connect();
-    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
-    connection.say(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
-    connection.hear(method)
-}
 
 #[test]
 fn shutdown_refuses_what_a_page_or_a_proxy_sends() {
@@ -43,21 +34,21 @@ fn shutdown_refuses_what_a_page_or_a_proxy_sends() {
         "Sec-Purpose: prefetch;prerender\r\n".to_owned(),
     ];
     for (headers, method) in refused.iter().zip(["GET", "POST"].iter().cycle()) {
-        let response = ask_with(&server, method, "/shutdown", headers);
+        let response = server.ask_with(method, "/shutdown", headers);
         assert_eq!(response.status, 403, "{method} {headers:?}: {response:?}");
         assert_eq!(response.header("cache-control"), Some("no-store"), "{response:?}");
     }
-    assert_eq!(ask_with(&server, "GET", "http://evil.test/shutdown", "").status, 403);
+    assert_eq!(server.ask_with("GET", "http://evil.test/shutdown", "").status, 403);
     // Any client can cause the line: it is written once a second, and counts the others.
     server.wait_for_line("/shutdown refused for ", LIMIT);
     let (began, lines) = (Instant::now(), || server.log().matches("/shutdown refused for ").count());
     for _ in 0..100 {
-        assert_eq!(ask_with(&server, "GET", "/shutdown", "Via: x\r\n").status, 403);
+        assert_eq!(server.ask_with("GET", "/shutdown", "Via: x\r\n").status, 403);
     }
     assert!(lines() as u64 <= 3 + began.elapsed().as_secs(), "{}", server.log());
     assert_eq!(server.get("/healthz").status, 200);
     let own = format!("Host: localhost:{port}\r\nOrigin: http://localhost:{port}\r\nSec-Fetch-Site: same-origin\r\n");
-    assert_eq!(ask_with(&server, "POST", "/shutdown", &own).status, 200);
+    assert_eq!(server.ask_with("POST", "/shutdown", &own).status, 200);
     server.assert_exit(0, LIMIT);
 }
 
@@ -65,7 +56,7 @@ fn shutdown_refuses_what_a_page_or_a_proxy_sends() {
 fn shutdown_works_with_what_curl_sends() {
     let mut server = Allout::new().start();
     let headers = format!("Host: {}\r\nUser-Agent: curl/8.0.0\r\nAccept: */*\r\n", server.addr);
-    assert_eq!(ask_with(&server, "GET", "/shutdown", &headers).text(), "one out, all out");
+    assert_eq!(server.ask_with("GET", "/shutdown", &headers).text(), "one out, all out");
     server.assert_exit(0, LIMIT);
 }
 
@@ -73,7 +64,7 @@ fn shutdown_works_with_what_curl_sends() {
 fn head_asks_what_shutdown_would_answer_and_no_more() {
     let server = Allout::new().start();
     assert_eq!(server.ask("HEAD", "/shutdown").status, 200);
-    assert_eq!(ask_with(&server, "HEAD", "/shutdown", "Via: x\r\n").status, 403);
+    assert_eq!(server.ask_with("HEAD", "/shutdown", "Via: x\r\n").status, 403);
     assert_eq!(server.get("/healthz").status, 200);
 }
 
@@ -86,7 +77,7 @@ fn a_client_with_the_token_may_stop_the_service() {
         Allout::new().args(["--shutdown-token-file", &file]).env("ALLOUT_SHUTDOWN_TOKEN", "from-elsewhere").start();
     let with = |token: &str| {
         let headers = format!("Host: evil.test\r\nX-Forwarded-For: 192.0.2.1\r\nAuthorization: {token}\r\n");
-        ask_with(&server, "POST", "/shutdown", &headers)
+        server.ask_with("POST", "/shutdown", &headers)
     };
     for wrong in
         ["Bearer from-elsewhere", "Bearer from-the-fil", "Bearer from-the-file1", "Basic from-the-file", "Bearer"]
@@ -116,7 +107,7 @@ fn an_unusable_token_is_an_unusable_argument() {
 fn without_shutdown_there_is_no_such_route() {
     let server = Allout::new().args(["--no-shutdown"]).start();
     for method in ["GET", "POST", "HEAD", "DELETE", "BREW"] {
-        let response = ask_with(&server, method, "/shutdown", "Authorization: Bearer s3cret\r\n");
+        let response = server.ask_with(method, "/shutdown", "Authorization: Bearer s3cret\r\n");
         assert_eq!(response.status, 404, "{method}: {response:?}");
     }
     assert_eq!(server.get("/healthz").status, 200);

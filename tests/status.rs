@@ -6,19 +6,15 @@ mod common;
 
 use allout::{Check, Request, Restart, Service};
 use common::http::{Connection, Response};
-use common::{Allout, LIMIT, Serving, Speak as _, wait_until, wait_until_draining};
+use common::{Allout, LIMIT, Serving, Speak as _, ask_at, wait_until, wait_until_draining};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A request on a connection of its own, with these header lines.
 #[track_caller]
 fn get(addr: SocketAddr, path: &str, headers: &str) -> Response {
-    let mut connection = Connection::open(addr, LIMIT).unwrap_or_else(|e| panic!("{addr}: {e}"));
-    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
-    connection.say(format!("GET {path} HTTP/1.1\r\n{host}{headers}\r\n"));
-    connection.hear("GET")
+    ask_at(addr, "GET", path, headers)
 }
 
 #[track_caller]

@@ -340,6 +340,20 @@ impl Serving {
         self.connect().ask(method, path)
     }
 
+    /// As [`ask`](Serving::ask), with these header lines.
+    #[track_caller]
+    pub fn ask_with(&self, method: &str, path: &str, headers: &str) -> Response {
+        ask_at(self.addr, method, path, headers)
+    }
+
+    /// The value of a sample of `/metrics`, by its name and labels as they are printed.
+    #[track_caller]
+    pub fn sample(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))?;
+        Some(line.parse().unwrap_or_else(|e| panic!("no number: {line:?}: {e}")))
+    }
+
     /// Waits until the process has read everything that was sent on this connection. It is looked up in the kernel's
     /// table: that is the one place which knows it, whatever the program is doing.
     #[track_caller]
@@ -355,6 +369,16 @@ impl Serving {
         let what = format!("the request from {client} to be read, or its connection to be closed");
         wait_until(LIMIT, &what, || unread(self.addr, client).is_none_or(|bytes| bytes == 0));
     }
+}
+
+/// One request on a connection of its own, with these header lines, for a host that is this machine's unless they say
+/// another.
+#[track_caller]
+pub fn ask_at(addr: SocketAddr, method: &str, path: &str, headers: &str) -> Response {
+    let mut connection = Connection::open(addr, LIMIT).unwrap_or_else(|e| panic!("connecting to {addr}: {e}"));
+    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+    connection.say(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
+    connection.hear(method)
 }
 
 /// What tests say on a connection.

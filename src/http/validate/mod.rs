@@ -73,10 +73,13 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
 /// The bytes of a token.
 const TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// The bytes of a path or query that are not percent-encoded (RFC 3986, sections 3.3 and 3.4), and brackets: that is
-/// all but `"`, `#`, `%`, `<`, `>`, `\`, `^`, `` ` ``, `{`, `|` and `}`. RFC 3986 has brackets around IP addresses alone, but
-/// clients send them in queries as they are (`a[]=1`), as the URL Standard says.
-const PATH: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/?[]");
+/// The bytes of a path that are not percent-encoded (RFC 3986, section 3.3), and those that browsers send as they are all the
+/// same (URL Standard, path percent-encode set): brackets and `|`.
+const PATH: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/[]|");
+
+/// The same for a query (RFC 3986, section 3.4; URL Standard, query percent-encode set): all but `"`, `#`, `<` and `>`.
+/// Browsers send a percent sign as it was typed.
+const QUERY: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/[]|?%\\^`{}");
 
 /// The bytes of `reg-name` and `IPv4address` that are not percent-encoded (RFC 3986, section 3.2.2), without the comma,
 /// which would make a list of it.
@@ -97,21 +100,29 @@ const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     table
 }
 
-/// The first byte that is neither one of `allowed` nor, with its percent sign, one of a percent-encoded one (RFC 3986,
-/// section 2.1).
-fn find_not_encoded(mut text: &[u8], allowed: &[bool; 256]) -> Option<u8> {
+/// The text from the first byte on that is neither one of `allowed` nor, with its percent sign, one of a percent-encoded one
+/// (RFC 3986, section 2.1).
+fn from_not_encoded<'a>(mut text: &'a [u8], allowed: &[bool; 256]) -> &'a [u8] {
     while let Some(at) = text.iter().position(|byte| !allowed[usize::from(*byte)]) {
         text = match &text[at..] {
             [b'%', a, b, rest @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
-            other => return other.first().copied(),
+            other => return other,
         };
     }
-    None
+    &[]
 }
 
-/// True if a path has no byte that must be percent-encoded in it, and no broken percent-encoding.
+/// True if a path has no byte that clients percent-encode, and no broken percent-encoding.
 pub(crate) fn is_encoded_path(path: &str) -> bool {
-    find_not_encoded(path.as_bytes(), &PATH).is_none()
+    from_not_encoded(path.as_bytes(), &PATH).is_empty() && !path.contains('|') // which some do not
+}
+
+/// The first byte of a path and query that neither may hold.
+fn find_not_of_target(target: &str) -> Option<u8> {
+    match from_not_encoded(target.as_bytes(), &PATH) {
+        [b'?', query @ ..] => query.iter().find(|byte| !QUERY[usize::from(**byte)]).copied(),
+        rest => rest.first().copied(),
+    }
 }
 
 /// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
@@ -149,7 +160,7 @@ fn check_target(method: &str, target: &str) -> Result<(), Rejection> {
         return Err(Rejection { status: 414, reason: "the target is too long" });
     }
     // RFC 9112, section 3.2: not corrected, because recipients disagree on what such bytes mean.
-    if let Some(byte) = find_not_encoded(target.as_bytes(), &PATH) {
+    if let Some(byte) = find_not_of_target(target) {
         return Err(bad_request(match byte {
             b'!'..=b'~' => "the target holds what must be percent-encoded",
             _ => "the target holds a character other than visible ASCII",
@@ -201,7 +212,7 @@ fn check_host(host: &[u8]) -> Result<(), Rejection> {
         (is_ip_literal(&rest[..end]), &rest[end + 1..])
     } else {
         let (name, port) = host.split_at(split(b':', host).unwrap_or(host.len()));
-        (!name.is_empty() && find_not_encoded(name, &HOST).is_none(), port)
+        (!name.is_empty() && from_not_encoded(name, &HOST).is_empty(), port)
     };
     let is_port = match port {
         [] => true,

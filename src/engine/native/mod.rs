@@ -59,7 +59,8 @@
 //! settled at once.
 //!
 //! A client whose packets arrive with a TTL of 255 passes the closed gate: its connection is accepted and answered with
-//! `Connection: close`. So the gate is sealed before the engine may be quiescent for good, and 1 to 3 are proved anew.
+//! `Connection: close`. So the gate is sealed before the engine may be quiescent for good, and 1 to 3 are proved anew. Where
+//! such a client was seen, 1 has 250 ms then: there may be no connection left of which to know the round trip.
 //!
 //! What remains is HTTP's own: a client that has been silent for `keepalive_min` and speaks in the very moment that its
 //! connection is closed. Its request was not read, and it sees a reset or an end of stream before any byte of a response,

@@ -24,7 +24,7 @@ fn wait_for_sample(server: &Serving, name: &str, expected: f64) {
 #[test]
 fn requests_are_counted_by_route_and_never_by_path() {
     let server = Allout::new().args(["--timeout-delay", "1ms"]).start();
-    for path in ["/", "/secret-path", "/a'b", "/healthz", "/healthz?secret-query", "/timeout"] {
+    for path in ["/", "/secret-path", "/a\"b", "/healthz", "/healthz?secret-query", "/timeout"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
     server.ask("DELETE", "/healthz");
@@ -101,7 +101,7 @@ fn panics_are_counted_and_names_of_routes_are_escaped() {
     let service = Service::with_config(config)
         .engine(common::engine::ENGINE)
         .get("/panic", |_| -> &str { panic!("on purpose") })
-        .get("/odd/{a\"b}", |_| "odd")
+        .get("/a\"b", |_| "odd")
         .get("/id", |request: &mut Request| request.id().to_owned())
         .start()
         .expect("it starts");
@@ -111,12 +111,12 @@ fn panics_are_counted_and_names_of_routes_are_escaped() {
         connection.hear("GET")
     };
     assert_eq!(get("/panic", "").status, 500);
-    assert_eq!(get("/odd/1", "").status, 200);
+    assert_eq!(get("/a\"b", "").status, 200);
     wait_until(LIMIT, "both to be counted", || {
         let text = get("/metrics", "").text();
         text.contains("\nallout_handler_panics_total 1\n")
             && text.contains("{code=\"500\",method=\"GET\",route=\"/panic\"} 1\n")
-            && text.contains("{code=\"200\",method=\"GET\",route=\"/odd/{a\\\"b}\"} 1\n")
+            && text.contains("{code=\"200\",method=\"GET\",route=\"/a\\\"b\"} 1\n")
     });
 
     // A handler sees the request's id: the one that the response carries.
@@ -200,9 +200,9 @@ fn the_access_log_is_off_unless_asked_for() {
 /// What clients may send to break a line, and the status that it gets.
 const HOSTILE: [(&str, u16); 8] = [
     ("/?user=a%0Aforged", 200),
-    ("/\"},{\"level\":\"error\"", 400),
-    ("/?a=b%20c\\n", 400),
-    ("/{}{0}%s%n", 400),
+    ("/\"},{\"level\":\"error\"", 200),
+    ("/?a=b%20c\\n", 200),
+    ("/{}{0}%s%n", 200),
     ("/x\u{1b}[2J", 400),
     ("/x%E2%80%A8forged\u{7f}", 400),
     ("/x\u{0}y", 400),

@@ -126,9 +126,6 @@ fn head_rows() -> Vec<Row> {
         ("an asterisk with GET", 400, format!("GET * HTTP/1.1\r\n{HOST}\r\n")),
         ("a target that is no path", 400, format!("GET path HTTP/1.1\r\n{HOST}\r\n")),
         ("a target of https", 421, format!("GET https://allout.test/ HTTP/1.1\r\n{HOST}\r\n")),
-        ("half of an escape", 400, format!("GET /%4 HTTP/1.1\r\n{HOST}\r\n")),
-        ("an escape that is none", 400, format!("GET /?user=%zz HTTP/1.1\r\n{HOST}\r\n")),
-        ("what no URI holds", 400, format!("GET /?user=<b> HTTP/1.1\r\n{HOST}\r\n")),
         (
             "a method of 100 KB",
             if NATIVE { 400 } else { 501 },

@@ -73,17 +73,31 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
 /// The bytes of a token.
 const TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// The bytes of a path that are not percent-encoded (RFC 3986, section 3.3), and those that browsers send as they are all the
-/// same (URL Standard, path percent-encode set): brackets and `|`.
-const PATH: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/[]|");
+/// The bytes of a path: visible ASCII, since clients send more of it as it is than RFC 3986 allows, and recipients agree on
+/// what it means. They do not on a backslash and a fragment.
+const PATH: [bool; 256] = visible_without(b"?\\#");
 
-/// The same for a query (RFC 3986, section 3.4; URL Standard, query percent-encode set): all but `"`, `#`, `<` and `>`.
-/// Browsers send a percent sign as it was typed.
-const QUERY: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+,;=:@/[]|?%\\^`{}");
+/// The bytes of a query.
+const QUERY: [bool; 256] = visible_without(b"#");
 
 /// The bytes of `reg-name` and `IPv4address` that are not percent-encoded (RFC 3986, section 3.2.2), without the comma,
 /// which would make a list of it.
 const HOST: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+;=");
+
+const fn visible_without(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] = true;
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = false;
+        at += 1;
+    }
+    table
+}
 
 const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
@@ -100,27 +114,24 @@ const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     table
 }
 
-/// The text from the first byte on that is neither one of `allowed` nor, with its percent sign, one of a percent-encoded one
-/// (RFC 3986, section 2.1).
-fn from_not_encoded<'a>(mut text: &'a [u8], allowed: &[bool; 256]) -> &'a [u8] {
-    while let Some(at) = text.iter().position(|byte| !allowed[usize::from(*byte)]) {
-        text = match &text[at..] {
+/// `reg-name` or `IPv4address` (RFC 3986, section 3.2.2), not empty.
+fn is_registered_name(mut name: &[u8]) -> bool {
+    let is_empty = name.is_empty();
+    while let Some(at) = name.iter().position(|byte| !HOST[usize::from(*byte)]) {
+        name = match &name[at..] {
             [b'%', a, b, rest @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
-            other => return other,
+            _ => return false,
         };
     }
-    &[]
+    !is_empty
 }
 
-/// True if a path has no byte that clients percent-encode, and no broken percent-encoding.
-pub(crate) fn is_encoded_path(path: &str) -> bool {
-    from_not_encoded(path.as_bytes(), &PATH).is_empty() && !path.contains('|') // which some do not
-}
-
-/// The first byte of a path and query that neither may hold.
-fn find_not_of_target(target: &str) -> Option<u8> {
-    match from_not_encoded(target.as_bytes(), &PATH) {
-        [b'?', query @ ..] => query.iter().find(|byte| !QUERY[usize::from(**byte)]).copied(),
+/// The first byte of a target that neither its path nor its query may hold.
+fn find_not_of_target(target: &[u8]) -> Option<u8> {
+    let first = |text: &[u8], allowed: &[bool; 256]| text.iter().position(|byte| !allowed[usize::from(*byte)]);
+    let end = first(target, &PATH)?;
+    match &target[end..] {
+        [b'?', query @ ..] => first(query, &QUERY).map(|at| query[at]),
         rest => rest.first().copied(),
     }
 }
@@ -160,9 +171,9 @@ fn check_target(method: &str, target: &str) -> Result<(), Rejection> {
         return Err(Rejection { status: 414, reason: "the target is too long" });
     }
     // RFC 9112, section 3.2: not corrected, because recipients disagree on what such bytes mean.
-    if let Some(byte) = find_not_of_target(target) {
+    if let Some(byte) = find_not_of_target(target.as_bytes()) {
         return Err(bad_request(match byte {
-            b'!'..=b'~' => "the target holds what must be percent-encoded",
+            b'!'..=b'~' => "the target holds a fragment or a backslash",
             _ => "the target holds a character other than visible ASCII",
         }));
     }
@@ -212,7 +223,7 @@ fn check_host(host: &[u8]) -> Result<(), Rejection> {
         (is_ip_literal(&rest[..end]), &rest[end + 1..])
     } else {
         let (name, port) = host.split_at(split(b':', host).unwrap_or(host.len()));
-        (!name.is_empty() && from_not_encoded(name, &HOST).is_empty(), port)
+        (is_registered_name(name), port)
     };
     let is_port = match port {
         [] => true,

@@ -89,35 +89,17 @@ fn targets_are_paths_or_absolute() {
     assert_eq!(authority("http://host:1/a"), Some("host:1"));
 }
 
-/// RFC 3986, appendix A, `path` and `query`, and what browsers do not encode.
 #[test]
-fn targets_hold_no_other_bytes_than_the_rfc_has_and_browsers_send() {
+fn targets_are_visible_ascii_without_fragments_and_backslashes_in_paths() {
     for byte in 0..=u8::MAX {
-        let in_path = byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?[]|".contains(&byte);
-        let in_query = in_path || b"%\\^`{}".contains(&byte);
-        for (prefix, is_allowed) in
-            [("/a", in_path), ("/?a=", in_query), ("http://h/", in_path), ("http://h?", in_query)]
-        {
+        let in_query = byte.is_ascii_graphic() && byte != b'#';
+        let in_path = in_query && byte != b'\\';
+        let rows = [("/a", in_path), ("/?a=", in_query), ("http://h/", in_path), ("http://h?", in_query)];
+        for (prefix, is_allowed) in rows {
             let target = [prefix.as_bytes(), &[byte], b"z"].concat();
             let found = std::str::from_utf8(&target).map(|target| check_target("GET", target).is_ok());
             assert_eq!(found, if byte.is_ascii() { Ok(is_allowed) } else { found }, "{prefix:?}, {byte:#x}");
         }
-    }
-    for good in [
-        "/%7C",
-        "/%fF%00",
-        "/a%20",
-        "/?%25%25",
-        "/?q=100%",
-        "/?%%41",
-        "/?a=b|c",
-        "/a|b?{\"a\":1}".replace('"', "%22").as_str(),
-    ] {
-        assert_eq!(check_target("GET", good), Ok(()), "{good}");
-    }
-    for bad in ["/%", "/%4", "/%zz", "/%4g", "/%g4", "/%+1", "/%\u{e9}1", "http://h/%", "/?a=\"b\"", "/?a=<b>", "/?a#b"]
-    {
-        assert_eq!(check_target("GET", bad).unwrap_err().status, 400, "{bad:?}");
     }
 }
 

@@ -73,31 +73,9 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
 /// The bytes of a token.
 const TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// The bytes of a path: visible ASCII, since clients send more of it as it is than RFC 3986 allows, and recipients agree on
-/// what it means. They do not on a backslash and a fragment.
-const PATH: [bool; 256] = visible_without(b"?\\#");
-
-/// The bytes of a query.
-const QUERY: [bool; 256] = visible_without(b"#");
-
 /// The bytes of `reg-name` and `IPv4address` that are not percent-encoded (RFC 3986, section 3.2.2), without the comma,
 /// which would make a list of it.
 const HOST: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+;=");
-
-const fn visible_without(others: &[u8]) -> [bool; 256] {
-    let mut table = [false; 256];
-    let mut byte = b'!';
-    while byte <= b'~' {
-        table[byte as usize] = true;
-        byte += 1;
-    }
-    let mut at = 0;
-    while at < others.len() {
-        table[others[at] as usize] = false;
-        at += 1;
-    }
-    table
-}
 
 const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
@@ -126,14 +104,14 @@ fn is_registered_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// The first byte of a target that neither its path nor its query may hold.
+/// The first byte that a target may not hold. It may hold more than RFC 3986 allows, because clients send it and recipients
+/// agree on what it means: all visible ASCII but a fragment's `#`, and a backslash in a path.
 fn find_not_of_target(target: &[u8]) -> Option<u8> {
-    let first = |text: &[u8], allowed: &[bool; 256]| text.iter().position(|byte| !allowed[usize::from(*byte)]);
-    let end = first(target, &PATH)?;
-    match &target[end..] {
-        [b'?', query @ ..] => first(query, &QUERY).map(|at| query[at]),
-        rest => rest.first().copied(),
-    }
+    let mut in_query = false;
+    target.iter().copied().find(|byte| {
+        in_query |= *byte == b'?';
+        !byte.is_ascii_graphic() || *byte == b'#' || (*byte == b'\\' && !in_query)
+    })
 }
 
 /// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters

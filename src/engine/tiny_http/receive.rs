@@ -18,8 +18,8 @@ use super::Shared;
 use super::accept_point::AcceptPoint;
 use super::admission::Batch;
 use super::server::{self, RunningServer};
-use crate::engine::Serve;
 use crate::engine::gate::AcceptGate;
+use crate::engine::{Peer, Serve};
 use crate::sync::lock;
 
 /// Requests received per batch before serving: large enough to see pipelined requests queue up, bounded so that fast
@@ -194,8 +194,8 @@ impl ReceiveLoop {
                 Err(error) => return ReceiveEnd::Failed(error),
             }
             if let Some(exchange) = run_queue.pop_front() {
+                spin.on_served(exchange.peer());
                 run_queue.extend(serve(exchange));
-                spin.on_served();
                 continue;
             }
             if stop.load(Ordering::Acquire) {
@@ -230,14 +230,19 @@ pub(super) fn serve_all(serve: &Serve, run_queue: &mut RunQueue) {
 
 /// Decides whether to spin or to sleep until the next request.
 ///
-/// A sleep and a wake-up cost more than an inline response, so the listener spins where requests arrive one by one in
-/// quick succession. It sleeps where they are rare, and where they arrive in batches: one sleep costs little for a batch,
-/// and the threads that read the next batch need the core.
+/// A sleep and a wake-up cost more than an inline response, so the listener spins where one or two clients ask in quick
+/// succession: they get twice as many responses. It sleeps where requests are rare, and where more clients ask: then each
+/// sleep serves several of them, and the threads that read their next requests need the core (1.4 of 17 µs of CPU time for
+/// each request of 64 clients, on two cores).
 #[derive(Default)]
 struct SpinWait {
     started: Option<Instant>,
+    /// The latest sleep was short.
     worthwhile: bool,
-    served: usize,
+    /// The latest two clients.
+    clients: [Option<Peer>; 2],
+    /// Requests served since another client has asked.
+    in_a_row: u32,
 }
 
 /// Maximum spin: about the cost of a sleep and a wake-up, so that spinning in vain costs twice as much at most.
@@ -246,26 +251,26 @@ const SPIN_FOR: Duration = Duration::from_micros(50);
 /// Sleep, shorter than which requests count as arriving in quick succession.
 const SPIN_IF_SLEPT_LESS: Duration = Duration::from_micros(200);
 
-/// Exchanges served between two sleeps at which requests count as arriving in batches.
-const BATCH_TRAFFIC: usize = 8;
+/// Requests in a row of the same one or two clients, from which on no others count as active: more than chance brings.
+const SPIN_FROM: u32 = 4;
 
 impl SpinWait {
-    fn on_served(&mut self) {
-        if self.started.take().is_some() {
-            self.served = 0;
+    fn on_served(&mut self, client: Peer) {
+        self.started = None;
+        if self.clients.contains(&Some(client)) {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+        } else {
+            self.clients = [self.clients[1], Some(client)];
+            self.in_a_row = 0;
         }
-        self.served += 1;
     }
 
     /// Whether to yield and try again, rather than to sleep.
     fn should_spin(&mut self) -> bool {
-        match self.started {
-            None => {
-                self.started = Some(Instant::now());
-                true // one yield in any case: it costs next to nothing
-            }
-            Some(started) => self.worthwhile && self.served < BATCH_TRAFFIC && started.elapsed() < SPIN_FOR,
+        if !self.worthwhile || self.in_a_row < SPIN_FROM {
+            return false;
         }
+        self.started.get_or_insert_with(Instant::now).elapsed() < SPIN_FOR
     }
 
     fn on_sleep(&mut self, span: Duration) {
@@ -278,4 +283,48 @@ pub(super) enum ReceiveEnd {
     Stopped,
     RestartWanted,
     Failed(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(port: u16) -> Peer {
+        Peer::Inet(([127, 0, 0, 1], port).into())
+    }
+
+    fn serve(spin: &mut SpinWait, ports: impl IntoIterator<Item = u16>) {
+        ports.into_iter().for_each(|port| spin.on_served(client(port)));
+    }
+
+    #[test]
+    fn the_listener_spins_for_one_or_two_clients_in_quick_succession_and_for_no_more() {
+        let mut spin = SpinWait::default();
+        serve(&mut spin, [1; 10]);
+        assert!(!spin.should_spin(), "it has not slept yet");
+        spin.on_sleep(SPIN_IF_SLEPT_LESS / 2);
+        assert!(spin.should_spin());
+        serve(&mut spin, [1, 2].repeat(5));
+        assert!(spin.should_spin());
+        serve(&mut spin, [1, 2, 3].repeat(5));
+        assert!(!spin.should_spin());
+        serve(&mut spin, [3; 10]);
+        assert!(spin.should_spin(), "the others have left");
+        spin.on_sleep(SPIN_IF_SLEPT_LESS);
+        assert!(!spin.should_spin(), "requests are rare");
+    }
+
+    #[test]
+    fn a_spin_in_vain_ends() {
+        let mut spin = SpinWait::default();
+        serve(&mut spin, [1; 10]);
+        spin.on_sleep(Duration::ZERO);
+        let began = Instant::now();
+        while spin.should_spin() {
+            assert!(began.elapsed() < Duration::from_secs(10), "it has spun for 10 s");
+        }
+        assert!(began.elapsed() >= SPIN_FOR);
+        serve(&mut spin, [1]);
+        assert!(spin.should_spin(), "a request begins the next one");
+    }
 }

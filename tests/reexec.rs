@@ -57,7 +57,12 @@ fn assert_unnoticed(report: &Report) {
 }
 
 fn load(server: &Serving, mode: Mode) -> Load {
-    Load { mode, lasts: Duration::from_secs(2), ..Load::new(server.addr, 16) }
+    Load { mode, lasts: LIMIT * 5, ..Load::new(server.addr, 16) }
+}
+
+fn some_more(running: &Running) {
+    let answered = running.answered();
+    wait_until(LIMIT, "some answers", || running.answered() > answered + 64);
 }
 
 #[test]
@@ -67,11 +72,11 @@ fn reexecs_under_load_are_not_noticed() {
         let mut server = Allout::new().start();
         let running = Running::start(load(&server, mode), Some(server.id())).expect("the clients start");
         for _ in 0..4 {
-            let answered = running.answered();
-            wait_until(LIMIT, "some answers", || running.answered() > answered + 64);
+            some_more(&running);
             running.cause(|| reexec(&server));
         }
-        let report = running.finish(None);
+        some_more(&running);
+        let report = running.end();
         println!("{report}");
         assert_unnoticed(&report);
         server.stop();
@@ -138,7 +143,8 @@ fn a_binary_that_cannot_serve_is_no_reason_to_be_down() {
         assert_eq!(server.get("/").status, 200, "the new binary {what}");
     }
     assert_eq!(server.times(SERVES), 1);
-    let report = running.finish(None);
+    some_more(&running);
+    let report = running.end();
     assert_unnoticed(&report);
     // And then a good one.
     place.put_copy(env!("CARGO_BIN_EXE_allout"));
@@ -168,7 +174,8 @@ fn hangups_in_quick_succession_are_at_least_one_reexec_and_never_the_end() {
         server.signal(Signal::HUP);
         std::thread::sleep(Duration::from_millis(5)); // so that they come in every phase
     }
-    let report = running.finish(None);
+    some_more(&running);
+    let report = running.end();
     println!("{} images: {report}", server.times(SERVES));
     assert_unnoticed(&report);
     assert!(server.times(SERVES) > 1);

@@ -66,8 +66,7 @@ fn a_rolling_restart_behind_haproxy_is_not_noticed() {
 
     for mode in [Mode::KeepAlive, Mode::Close] {
         let load = Load { mode, lasts: Duration::from_secs(300), ..Load::new(frontend, 16) };
-        let lasts = Duration::from_secs(3) * u32::try_from(ROUNDS).expect("a few") / 2 + Duration::from_secs(1);
-        let running = Running::start(Load { lasts, ..load }, None).expect("the clients start");
+        let running = Running::start(load, None).expect("the clients start");
         let began = std::time::Instant::now();
         for round in 0..ROUNDS / 2 {
             let which = round % 2;
@@ -78,7 +77,7 @@ fn a_rolling_restart_behind_haproxy_is_not_noticed() {
             std::thread::sleep(Duration::from_millis(600));
         }
         println!("{} restarts in {:?}", ROUNDS / 2, began.elapsed());
-        let report = running.finish(None);
+        let report = running.end();
         println!("{report}");
         let counts = &report.counts;
         assert_eq!((counts.lost, counts.refused, counts.waiting), (0, 0, 0), "{report}");

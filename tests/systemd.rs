@@ -574,8 +574,8 @@ fn assert_unnoticed(report: &Report) {
 }
 
 /// The load's threads are in the network of the thread that starts them: this one's, which is the machine's.
-fn load(mode: Mode, lasts: Duration) -> Running {
-    let load = Load { mode, lasts, retry: false, ..Load::new(HERE, 32) };
+fn load(mode: Mode) -> Running {
+    let load = Load { mode, lasts: LIMIT * 10, retry: false, ..Load::new(HERE, 32) };
     Running::start(load, None).expect("the clients start")
 }
 
@@ -588,12 +588,13 @@ fn restarts_with_a_socket_of_systemd_are_not_noticed() {
     machine.run("allout --systemd-unit=socket > /etc/systemd/system/allout.socket && systemctl daemon-reload");
     machine.run("systemctl start allout.socket");
     for mode in [Mode::KeepAlive, Mode::Close] {
-        let running = load(mode, Duration::from_secs(15));
+        let running = load(mode);
         for _ in 0..10 {
             some_more(&running);
             running.cause(|| machine.run("systemctl restart allout.service").clear());
         }
-        assert_unnoticed(&running.finish(None));
+        some_more(&running);
+        assert_unnoticed(&running.end());
     }
     // The socket is idle while the service is stopped: the next request starts it.
     machine.run("systemctl stop allout.service");
@@ -611,14 +612,15 @@ fn reloads_are_not_noticed() {
         }
         machine.run("systemctl start allout");
         let before = machine.show("MainPID,NRestarts,ExecMainStartTimestampMonotonic");
-        let running = load(Mode::Close, Duration::from_secs(20));
+        let running = load(Mode::Close);
         for reload in 1..=5 {
             some_more(&running);
             running.cause(|| machine.run("systemctl reload allout").clear());
             let serving = || machine.said("info").matches("listening on http://").count() == reload + 1;
             wait_until(LIMIT, "the re-exec", serving);
         }
-        assert_unnoticed(&running.finish(None));
+        some_more(&running);
+        assert_unnoticed(&running.end());
         // Longer than the watchdog's patience.
         std::thread::sleep(Duration::from_secs(3));
         machine.wait_for("ActiveState,SubState", "ActiveState=active SubState=running");
@@ -671,13 +673,13 @@ fn a_package_is_installed_started_upgraded_and_removed() {
     let next = "/tmp/next/DEBIAN/control";
     machine.run(&format!("dpkg-deb -R /tmp/allout.deb /tmp/next && sed -i 's/^Version: .*/Version: 99/' {next}"));
     machine.run("dpkg-deb -b /tmp/next /tmp/next.deb");
-    // For longer than the upgrade takes: a re-exec under load that leaves it no pause may take all its grace.
-    let running = load(Mode::Close, Duration::from_secs(40));
+    let running = load(Mode::Close);
     some_more(&running);
     running.cause(|| machine.run("dpkg -i /tmp/next.deb").clear());
-    wait_until(LIMIT, "the new program to run", || program() == "/usr/bin/allout");
+    // A re-exec under load that leaves it no pause may take all its grace.
+    wait_until(LIMIT * 2, "the new program to run", || program() == "/usr/bin/allout");
     some_more(&running);
-    assert_unnoticed(&running.finish(None));
+    assert_unnoticed(&running.end());
     assert_eq!(machine.show("MainPID"), before);
     assert_eq!(
         machine.show("Result,ActiveState,UnitFileState"),

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -265,9 +265,17 @@ pub struct Running {
 struct Shared {
     load: Load,
     until: Instant,
+    /// No more requests are wanted, though there is time.
+    enough: AtomicBool,
     sent: AtomicU64,
     answered: AtomicU64,
     cause: OnceLock<Instant>,
+}
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        self.enough.load(Ordering::Relaxed) || Instant::now() >= self.until
+    }
 }
 
 impl Running {
@@ -280,6 +288,7 @@ impl Running {
         let shared = Arc::new(Shared {
             load,
             until,
+            enough: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             cause: OnceLock::new(),
@@ -319,6 +328,12 @@ impl Running {
     pub fn cause(&self, cause: impl FnOnce()) {
         self.shared.cause.get_or_init(Instant::now);
         cause();
+    }
+
+    /// Ends the load before its time: each client finishes what it has begun.
+    pub fn end(self) -> Report {
+        self.shared.enough.store(true, Ordering::Relaxed);
+        self.finish(None)
     }
 
     /// Waits for the end of the process, if `exit_within` says so, and of the clients.
@@ -389,7 +404,7 @@ impl<'a> Client<'a> {
 
     fn run(mut self) -> Counts {
         let mut held = None;
-        while Instant::now() < self.shared.until {
+        while !self.shared.is_over() {
             let connection = match held.take() {
                 Some(h) => h,
                 None => match self.connect() {
@@ -433,7 +448,7 @@ impl<'a> Client<'a> {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
-            if Instant::now() >= self.shared.until {
+            if self.shared.is_over() {
                 return Err(Gone);
             }
         }

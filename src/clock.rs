@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// A deadline that the clock cannot represent is put off to this.
+/// Stands for a time span that the clock cannot represent.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// `start + span`, or a century after `start` if the clock cannot represent that.

@@ -35,7 +35,7 @@ pub(crate) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     message
 }
 
-/// Drops a value that the application made.
+/// Drops a value of the application, whose `drop` may panic.
 /// Errors: the message of the panic, if it panics.
 pub(crate) fn drop_caught<T>(value: T) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(|| drop(value))).map_err(panic_message)
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_visible_ascii_is_left_as_it_was_received() {
+    fn everything_but_visible_ascii_is_escaped() {
         assert_eq!(escaped("/a%20b?c=d"), "/a%20b?c=d");
         assert_eq!(escaped("/a\nb\u{2028}\u{1b}[2J"), "/a\\x0ab\\xe2\\x80\\xa8\\x1b[2J");
     }

@@ -1,9 +1,9 @@
 //! The service's own readiness checks, which `/readyz` shows.
 //!
-//! Each runs now and then on a thread of its own, and `/readyz` tells the last result: so it answers at once, however long
-//! a check takes, and no client can make checks run. One member starts the checks; it is the only one to receive from the
-//! channel on which each tells that it is done, and no send on that channel blocks. A check that still runs when the
-//! service stops is abandoned, and named in the log.
+//! Each check runs at an interval on a thread of its own, and `/readyz` shows its last result: so `/readyz` answers at
+//! once, however long a check takes, and no client can make checks run. One member starts the threads and receives from
+//! an unbounded channel, on which each thread sends the number of its check once it is done; no send blocks. A check
+//! that still runs when the service stops is abandoned, and named in the log.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Default time within which a check must answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A readiness check of a service's own: a name, a function, how often it runs, and how long it may take.
+/// A readiness check of the application: a name, a function, how often it runs, and how long it may take.
 ///
 /// ```
 /// use std::time::Duration;
@@ -86,7 +86,7 @@ impl Check {
     }
 }
 
-/// A check and how it went.
+/// A check, and its last result.
 struct CheckState {
     check: Check,
     progress: Mutex<Progress>,
@@ -99,7 +99,7 @@ struct Progress {
 }
 
 impl CheckState {
-    /// Runs the check here and now.
+    /// Runs the check on the calling thread.
     fn run(&self) {
         let began = Instant::now();
         lock(&self.progress).running_since = Some(began);
@@ -125,7 +125,7 @@ impl CheckState {
         }
     }
 
-    /// Text of the failure.
+    /// The last result; or a failure while the check takes longer than its limit, and before the first result.
     fn verdict(&self) -> Result<(), String> {
         let progress = lock(&self.progress);
         let running_for = progress.running_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -161,7 +161,7 @@ impl Checks {
             for (number, (state, thread, due)) in checks.iter_mut().enumerate() {
                 if thread.is_none() && *due <= now {
                     *thread = start(state, number, &sender);
-                    *due = saturating_add(now, state.check.every); // if it could not be started
+                    *due = saturating_add(now, state.check.every); // the next attempt, if no thread could be created
                 }
             }
             let idle = checks.iter().filter(|(_, thread, _)| thread.is_none()).map(|(.., due)| *due);
@@ -185,14 +185,15 @@ impl Checks {
         }
     }
 
-    /// Runs those that have not run yet, here and now: where no member does.
+    /// Runs the checks that have not run yet, on the calling thread: for requests that are handled without a running
+    /// service.
     pub(crate) fn run_once(&self) {
         for state in self.all().iter().filter(|state| lock(&state.progress).last.is_none()) {
             state.run();
         }
     }
 
-    /// Name and failure of each check.
+    /// Name and result of each check.
     pub(super) fn verdicts(&self) -> Vec<(String, Result<(), String>)> {
         self.all().iter().map(|state| (state.check.name.clone(), state.verdict())).collect()
     }
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_told_by_its_last_run() {
+    fn a_check_shows_the_result_of_its_last_run() {
         let checks = checks([
             Check::new("good", || Ok::<_, String>(())),
             Check::new("bad", || Err("the \"disk\" is gone")),
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_may_run_once_and_never_again() {
+    fn a_check_whose_interval_never_ends_runs_once() {
         let once = Check::new("once", || Ok::<_, String>(())).every(Duration::MAX).limit(Duration::MAX);
         let (stop, checks) = (Stop::new(), checks([once]));
         thread::scope(|scope| {

@@ -42,7 +42,7 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// Moves the route that is at `from` unless it is moved. False if there is none.
+    /// Moves the admin route whose default path is `from`. False if there is no such route.
     pub(crate) fn set(&mut self, from: &str, to: &str) -> bool {
         let path = match from {
             "/healthz" => &mut self.healthz,
@@ -67,14 +67,14 @@ impl Paths {
     }
 }
 
-/// Metrics that are the service's own, in Prometheus' text format.
+/// Metrics of the application, in Prometheus' text format.
 #[cfg(feature = "metrics")]
 pub(crate) type OwnMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// The admin routes of a service.
 #[derive(Clone)]
 pub(crate) struct AdminRoutes {
-    /// Any of them.
+    /// Whether there are admin routes at all.
     pub(crate) routes: bool,
     pub(crate) shutdown: bool,
     pub(crate) status: bool,
@@ -103,7 +103,7 @@ impl Default for AdminRoutes {
     }
 }
 
-/// An error of the installation of the admin routes.
+/// Why the admin routes could not be installed.
 #[derive(Debug)]
 pub(crate) enum InstallError {
     Route(BadRoute),
@@ -138,8 +138,8 @@ impl AdminRoutes {
         })
     }
 
-    /// Adds the routes that the service itself does not have; if `own_router`, to a router of their own, and the paths are
-    /// 404 on the service's.
+    /// Adds the admin routes, except where the service has a route at the same path. With `own_router` they go to a
+    /// router of their own, and their paths are 404 on the service's.
     pub(crate) fn install(
         self,
         mut service: Router,
@@ -157,7 +157,7 @@ impl AdminRoutes {
         admin.begin_admin_routes();
         add_health(admin, &self.paths, &state.lifecycle, &self.checks)?;
         let ports = facts.ports.clone();
-        // Without an address no request comes from elsewhere.
+        // Without an address there are no requests but those of the process itself.
         let guards_status = self.status && !own_router && !facts.addresses.is_empty();
         let guard = Arc::new(Guard::new(self.token, ports));
         add_shutdown(admin, &self.paths.shutdown, state, stopper, self.shutdown.then(|| Arc::clone(&guard)))?;
@@ -310,7 +310,7 @@ fn add_status(routes: &mut Router, paths: &Paths, page: StatusPage) -> Result<()
     Ok(())
 }
 
-/// Adds `/metrics`, unless the service has its own. Not inline: it reads /proc.
+/// Adds `/metrics`, unless the service has a route there. Not inline: it reads /proc.
 #[cfg(feature = "metrics")]
 fn add_metrics(
     routes: &mut Router,

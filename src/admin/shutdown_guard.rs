@@ -1,8 +1,9 @@
-//! The guard of `/shutdown`, and of `/status` where others are served as well: the clients that may use them.
+//! The guard of `/shutdown`, and of `/status` where clients other than operators are served: decides which clients may
+//! use them.
 //!
-//! With the token: every client that shows it. Without it, a request must be one that a person or a script on this
-//! machine makes: `curl localhost:8088/shutdown`, by the user that runs the service or by root. Two things look like one
-//! and must not pass.
+//! A client that shows the token may. Without the token, a request must be one that a person or a script on this
+//! machine makes: `curl localhost:8088/shutdown`, by the user that runs the service or by root. Two things look like
+//! one and must not pass.
 //!
 //! *A web page* in a browser on this machine: `GET` needs no permission of the other site. So the request must be for a
 //! loopback host (against DNS rebinding) and from no other page (`Origin`, `Referer`, `Sec-Fetch-Site`).
@@ -16,8 +17,8 @@
 //! # Limitations
 //!
 //! * A proxy that runs as root passes, if the service does not run as root and so cannot inspect it. So does one that
-//!   accepts its clients by other means than TCP, and one that starts the service itself. Where there is one: have no
-//!   such route, or a token; and let the proxy deny the route.
+//!   accepts its clients by other means than TCP, and one that starts the service itself. Where there is such a proxy,
+//!   leave out the route or require a token, and let the proxy deny the route.
 //! * A client that closes its socket before the answer has no owner any more, and is refused.
 //! * Without `/proc`, or in another process namespace than the client of the same user, the client is refused.
 
@@ -65,7 +66,7 @@ pub(crate) struct Guard {
     waiting: AtomicUsize,
     /// Held during a look-up: the earliest time of the next.
     next_look_up: Mutex<Option<Instant>>,
-    /// The client's sockets that have [passed](Guard::check_reader) last.
+    /// The client sockets that have [passed](Guard::check_reader) most recently.
     passed: Mutex<Vec<PeerSocket>>,
 }
 
@@ -128,7 +129,7 @@ impl Guard {
         if named("origin").chain(named("referer")).any(|url| !is_own(url)) {
             return Err((403, "from another page"));
         }
-        // Browsers fetch in advance: an address that is typed half, for example.
+        // Browsers fetch in advance, for example an address that is only half typed.
         let in_advance = |why: &str| why.contains("prefetch") || why.contains("prerender") || why == "preview";
         if named("sec-purpose").chain(named("purpose")).chain(named("x-moz")).any(in_advance) {
             return Err((403, "in advance"));
@@ -161,9 +162,9 @@ impl Guard {
         verdict.map_err(|reason| (403, reason))
     }
 
-    /// As [`check_process`](Guard::check_process), for a client that reads again and again on a kept connection: its socket
-    /// passes without another look-up of the process. An inode is another socket's only once the kernel's counter has gone
-    /// round (`get_next_ino`, fs/inode.c).
+    /// As [`check_process`](Guard::check_process), for a client that reads again and again on a kept connection: its
+    /// socket passes without another look-up of the process. An inode number is another socket's only once the kernel's
+    /// counter has wrapped around (`get_next_ino`, fs/inode.c).
     /// Errors: the reason why the request is refused.
     pub(crate) fn check_reader(&self, peer: SocketAddr) -> Result<(), Denial> {
         let peers = find_sockets(peer, &self.ports).map(|sockets| sockets.peers).unwrap_or_default();
@@ -197,7 +198,7 @@ fn authorize(
         if inode == 0 {
             return Err("from a socket that was closed");
         }
-        // Every user that is not mapped here looks the same: it may be another one.
+        // All users that are not mapped into this user namespace look the same: the client may be any of them.
         if uid != 0 && (uid != own_uid || uid == OVERFLOW_UID) {
             return Err("from a process of another user");
         }
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_may_and_others_may_not() {
+    fn clients_on_this_machine_pass_and_others_do_not() {
         for peer in [HERE, "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             check(None, peer, "/shutdown", &[("Host", "localhost:8088")], PASSES);
         }
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_told_by_what_they_add() {
+    fn proxies_are_recognized_by_the_headers_that_they_add() {
         for name in ["Forwarded", "via", "X-Forwarded-For", "x-forwarded-proto", "X-FORWARDED-X", "X-Real-IP"] {
             check(None, HERE, "/shutdown", &[("Host", "localhost"), (name, "")], Err("through a proxy"));
         }
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_must_be_our_own() {
+    fn requests_from_pages_of_other_sites_do_not_pass() {
         let from = |name, value, expected| {
             check(None, HERE, "/shutdown", &[("Host", "localhost:8088"), (name, value)], expected);
         };

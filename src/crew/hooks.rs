@@ -1,8 +1,9 @@
-//! Hooks: code of the user that runs at two points of a drain, each with a deadline.
+//! Hooks: the application's code at two points of a drain ([`before_drain`](crate::Service::before_drain) and
+//! [`after_drain`](crate::Service::after_drain)), with a deadline each.
 //!
-//! The hooks of one point run one after the other on a thread of their own, so that one that hangs costs no more than the
-//! time until the deadline, and so that a second signal is heard meanwhile. A panic of one is a failure of the service;
-//! the others still run.
+//! The hooks of one point run one after the other on a thread of their own, so that a hook that hangs costs no more
+//! than the time until the deadline, and a second signal is handled meanwhile. A hook that panics is a failure of the
+//! service; the others still run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;

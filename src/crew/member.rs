@@ -13,7 +13,7 @@ use crate::text::panic_message;
 /// Longest thread name that Linux keeps, in bytes: `TASK_COMM_LEN` (16) less the final NUL, prctl(2), `PR_SET_NAME`.
 const MAX_THREAD_NAME: usize = 15;
 
-/// The end of a member.
+/// How a member ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exit {
@@ -44,9 +44,9 @@ impl From<()> for Exit {
 /// The type `!`, which stable Rust has no name for outside of a function's signature.
 type Never = <fn() -> ! as Returns>::Value;
 
-/// A function, for the type that it returns.
+/// Names the type that a function returns.
 pub trait Returns {
-    /// That type.
+    /// The returned type.
     type Value;
 }
 
@@ -82,9 +82,9 @@ pub(crate) struct MemberState {
     pub(crate) since: Instant,
     /// `None` while the member runs.
     pub(crate) exit: Option<Exit>,
-    /// The crew goes on when it has finished.
+    /// The member may finish while the crew goes on.
     pub(super) may_finish: bool,
-    /// Restarts, of a member that is restarted when it ends.
+    /// Restarts of this member; `None` if it is not restarted when it ends.
     pub(crate) restarts: Option<Arc<Restarts>>,
 }
 

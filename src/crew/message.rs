@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 
 use crate::crew::member::{Exit, SlotId};
 
-/// A request of any thread to the crew.
+/// A command to the crew, from any thread.
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
     Signal(i32),
@@ -25,7 +25,7 @@ pub(crate) enum Message {
     Command { command: Command, at: Instant },
     /// Something that a drain waits for may have changed.
     Recheck,
-    /// A child of this process has ended, which is process 1.
+    /// A child has ended. Sent in process 1 alone, which has to wait for orphans.
     ChildEnded,
 }
 
@@ -67,7 +67,7 @@ impl Stopper {
         let _ = self.sender.send(Message::Command { command, at: Instant::now() });
     }
 
-    /// Has the thread that runs the crew wait for orphans.
+    /// Makes the thread that runs the crew wait for orphans: children that the kernel has given to process 1.
     pub(crate) fn child_ended(&self) {
         let _ = self.sender.send(Message::ChildEnded);
     }

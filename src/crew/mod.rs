@@ -70,7 +70,7 @@ pub struct Crew {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
     members: MemberTable,
-    /// The member that receives signals, which stops after all others so that a second signal is heard until then.
+    /// The signal thread, which stops after all other members, so that a second signal is handled until then.
     signals: Option<SlotId>,
     stop: Stop,
     grace: Duration,
@@ -106,7 +106,8 @@ impl Crew {
         self
     }
 
-    /// Tells members to stop. A member that does not look at it is abandoned at the end of the grace period.
+    /// The stop as members see it: it tells them to return. A member that does not look at it is abandoned at the end
+    /// of the grace period.
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
@@ -116,7 +117,7 @@ impl Crew {
         self.members.clone()
     }
 
-    /// Stops this crew, from any thread.
+    /// A handle that stops this crew, from any thread.
     pub fn stopper(&self) -> Stopper {
         Stopper { sender: self.sender.clone() }
     }
@@ -207,7 +208,7 @@ impl Crew {
         }
     }
 
-    /// Has the table show how often a member was restarted.
+    /// Shows in the table how often a member was restarted.
     pub(crate) fn show_restarts(&mut self, slot: SlotId, restarts: Arc<Restarts>) {
         if let Some(slot) = self.members.lock().get_mut(slot.0) {
             slot.state.restarts = Some(restarts);
@@ -288,7 +289,7 @@ impl Crew {
 
     /// Handles one message, waiting for it until `until`.
     ///
-    /// A drain waits nowhere else, so that a second signal is heard in every phase.
+    /// A drain waits nowhere else, so that a second signal is handled in every phase.
     pub(crate) fn wait_event(&mut self, until: Instant, shutdown: &mut Shutdown) {
         match self.receiver.recv_deadline(until) {
             Ok(Message::Exited { slot, exit }) => {
@@ -342,7 +343,7 @@ impl Crew {
         let mut slots = self.members.lock();
         let selected = slots.iter_mut().enumerate().filter(|(number, _)| which(SlotId(*number), self.signals));
         let interrupts: Vec<Interrupt> = selected.filter_map(|(_, slot)| slot.interrupt.take()).collect();
-        drop(slots); // no lock is held while code of others runs
+        drop(slots); // no lock is held while the application's code runs
         for interrupt in interrupts {
             // The application's code, on the thread that everything waits for.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(interrupt)) {
@@ -356,7 +357,7 @@ impl Crew {
         (0..self.members.len()).map(SlotId).filter(|slot| Some(*slot) != self.signals && self.is_running(*slot))
     }
 
-    /// True while no member has ended, but for those that may.
+    /// True while every member runs, apart from those that [may finish](Crew::allow_finish).
     pub(crate) fn all_running(&self) -> bool {
         let mut slots = (0..self.members.len()).map(SlotId);
         slots.all(|slot| self.is_running(slot) || self.members.has_finished_well(slot))
@@ -380,7 +381,7 @@ impl Crew {
             slot.thread.take()
         });
         if let Some(thread) = thread {
-            let _ = thread.join(); // to report is the last thing that it does, and its panics were caught before
+            let _ = thread.join(); // reporting its exit is the last act of the thread, whose panics were caught before
         }
     }
 }

@@ -16,7 +16,7 @@ const EXIT_ABANDONED: u8 = 3;
 /// Added to the number of the signal that forced the exit, as shells report it.
 const EXIT_SIGNAL: i32 = 128;
 
-/// The cause for which a crew or a service stopped: the first signal, request or exit of a member that ended it.
+/// The cause of a stop: the first signal, request to stop, or exit of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -179,8 +179,8 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// For `main` to return. A failure that no logger has told is printed to stderr, in one line: the one thing that this crate
-/// prints.
+/// Lets `main` return an outcome. A failure that no logger has written is printed to stderr, in one line: the one thing
+/// that this crate prints.
 impl Termination for Outcome {
     fn report(self) -> ExitCode {
         if self.code() != 0 {
@@ -190,10 +190,10 @@ impl Termination for Outcome {
     }
 }
 
-/// Prints why the process fails, if no logger tells it.
+/// Prints why the process fails, if no logger writes it.
 pub(crate) fn print_unless_logged(failure: &str) {
     if !log::log_enabled!(log::Level::Error) {
-        let _ = writeln!(io::stderr(), "{failure}"); // nothing is left to tell it to
+        let _ = writeln!(io::stderr(), "{failure}"); // stderr is closed: no place is left to report it
     }
 }
 

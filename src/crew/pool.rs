@@ -25,8 +25,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Workers that never time out, so that the first slow request after a pause needs no new thread.
 const MIN_WORKERS: usize = 1;
 
-/// Workers beyond the pool's limit, for urgent jobs: those of an operator who wants to know why all others are busy, or to
-/// stop the service.
+/// Workers beyond the pool's limit, for urgent jobs: an operator's `/status` and `/shutdown` run even if all other
+/// workers are busy.
 const RESERVED_WORKERS: usize = 4;
 
 /// A job of a [`Pool`].
@@ -108,7 +108,7 @@ impl<W: Work> Pool<W> {
         lock(&self.state)
     }
 
-    /// The member that this pool is.
+    /// The pool's place among the members.
     pub(crate) fn slot(&self) -> SlotId {
         self.guard.slot()
     }
@@ -131,7 +131,7 @@ impl<W: Work> Pool<W> {
         if state.closing {
             return Err(job);
         }
-        // Each queued job has an idle worker on its way to it, up to as many as are idle.
+        // As many queued jobs as there are idle workers are about to be taken by them.
         if state.idle + state.starting > state.jobs.len() {
             state.jobs.push_back(job);
             self.work.notify_one();
@@ -188,7 +188,7 @@ impl<W: Work> Pool<W> {
                 state = self.lock();
                 state.running.remove(&number);
                 if state.threads > self.max_threads {
-                    break; // one was reserved for an urgent job; the others take what is queued
+                    break; // one thread more than the limit was for an urgent job; the others take the queued ones
                 }
                 continue;
             }
@@ -235,7 +235,7 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// Joins the worker that ended last. To be called after the pool has reported its exit.
+    /// Joins the worker that ended last. Call it after the pool has reported its exit.
     pub(crate) fn join(&self) {
         let last = self.lock().last_exited.take();
         if let Some(last) = last {

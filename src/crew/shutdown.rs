@@ -30,7 +30,7 @@ pub(crate) struct Shutdown {
     pub(crate) reexec_again: bool,
     /// The first stop signal, and when it was received.
     first_signal: Option<(i32, Instant)>,
-    /// Members of which the abandoned work was reported piece by piece.
+    /// Members whose abandoned work was reported item by item, and that are not reported themselves.
     already_reported: Vec<SlotId>,
     extended_to: Option<Instant>,
 }
@@ -62,8 +62,8 @@ impl Shutdown {
         matches!(self.cause, Cause::Reexec(_))
     }
 
-    /// Handles a command that came after the cause. A stop replaces a re-exec, with a grace period of its own; a re-exec
-    /// that is asked for during another one comes after it.
+    /// Handles a command that came after the cause. A stop replaces a re-exec, with a grace period of its own; a
+    /// re-exec that is asked for during another one follows it.
     pub(crate) fn receive(&mut self, command: Command, at: Instant) {
         match command {
             Command::Signal(_) | Command::Stop(_) if self.is_reexec() => {
@@ -80,7 +80,7 @@ impl Shutdown {
         }
     }
 
-    /// Takes note of a stop signal. The second one forces the exit, unless it is the first one repeated.
+    /// Records a stop signal. The second one forces the exit, unless it is the first one repeated.
     fn receive_signal(&mut self, number: i32, at: Instant) {
         match self.first_signal {
             None => self.first_signal = Some((number, at)),
@@ -91,7 +91,7 @@ impl Shutdown {
         }
     }
 
-    /// Names `slot` as a member that need not be listed as abandoned, because its work was.
+    /// Marks a member that is not to be reported as abandoned, because its work was.
     pub(crate) fn mark_reported(&mut self, slot: SlotId) {
         self.already_reported.push(slot);
     }
@@ -100,7 +100,7 @@ impl Shutdown {
         self.already_reported.contains(&slot)
     }
 
-    /// Puts off the deadline, if it would come before `earliest`.
+    /// Postpones the deadline to `earliest`, if it would come before.
     pub(crate) fn extend_to(&mut self, earliest: Instant) {
         self.extended_to = Some(earliest);
     }

@@ -1,14 +1,15 @@
 //! The signal thread: turns signals into commands for the crew.
 //!
-//! A signal handler may do next to nothing (signal-safety(7)). signal-hook's handler writes into a pipe, and this thread
-//! reads it. It is the last member to stop, so that a second stop signal is heard until everything else has ended.
+//! A signal handler may do next to nothing (signal-safety(7)). signal-hook's handler writes into a pipe, and this
+//! thread reads it. It is the last member to stop, so that a second stop signal is handled until everything else has
+//! ended.
 //!
 //! | signal | |
 //! | --- | --- |
 //! | SIGTERM, SIGINT, SIGQUIT | stop |
 //! | SIGHUP | re-exec |
 //! | SIGUSR1 | write the state to the log |
-//! | SIGUSR2 | nothing: files of logs are opened anew without it, and by default it would end the process |
+//! | SIGUSR2 | nothing: log files are reopened without it, and its default would end the process |
 //! | SIGCHLD | as process 1 alone: wait for orphans |
 
 use std::io;
@@ -26,7 +27,7 @@ pub(crate) const STOP: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 /// Signals that a service handles.
 pub(crate) const HANDLED: [i32; 6] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2];
 
-/// Signals that are caught, and that no thread handles yet.
+/// Signals that are caught, before a thread handles them.
 pub(crate) struct SignalSource(Signals);
 
 /// Catches the signals from here on.
@@ -42,7 +43,7 @@ pub(crate) fn register() -> io::Result<SignalSource> {
 impl Crew {
     /// Makes SIGTERM, SIGINT and SIGQUIT stop all members, and a second one of them end the wait at once.
     ///
-    /// To be called before any thread is started, so that no signal is missed. The thread that handles them is a member,
+    /// Call it before any thread is started, so that no signal is missed. The thread that handles them is a member,
     /// `signals`. A [`Service`](crate::Service) that is run does this by itself.
     ///
     /// # Errors
@@ -69,8 +70,8 @@ impl Crew {
 }
 
 impl SignalSource {
-    /// Catches `signals`, and unblocks them: the image before this one has blocked them, and so may whatever started the
-    /// process.
+    /// Catches `signals`, and unblocks them: the previous image blocked them before its `exec`, and a parent process
+    /// may have.
     fn new(signals: &[i32]) -> io::Result<SignalSource> {
         let source = Signals::new(signals)?;
         crate::sys::signals::unblock(signals)?;

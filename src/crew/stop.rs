@@ -1,8 +1,8 @@
-//! The stop, as threads see it that are to stop: latches, each released once, for any number of waiters.
+//! The stop as the threads see it that are to stop: latches, each released once, for any number of waiters.
 //!
-//! A latch is a channel on which nothing is ever sent. Releasing it drops the only sender; the disconnected channel wakes
-//! every waiter, now and later. So nothing polls, no release can block, and a waiter can put the latch into a `select!`
-//! beside what else it waits for.
+//! A latch is a channel on which nothing is ever sent. Releasing it drops the only sender; the disconnected channel
+//! wakes every waiter, now and later. So nothing polls, no release can block, and a waiter can put the latch into a
+//! `select!` beside other channels.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -43,10 +43,10 @@ impl Latch {
 
 /// The stages of a stop, for members and handlers.
 ///
-/// *Draining* begins with the [cause](crate::Cause) of the stop: a signal, `/shutdown`, the end of a member. A handler that
-/// could go on without end, such as one that streams, should come to an end then. *Stopping* begins when members are told to
-/// return, which in a service is after the last request. *Grace expires* shortly before the grace period ends: the last
-/// moment to answer. Clones are cheap and show the same stages.
+/// *Draining* begins with the [cause](crate::Cause) of the stop: a signal, `/shutdown`, the end of a member. A handler
+/// that could go on without end, such as one that streams, should return then. *Stopping* begins when members are told
+/// to return, which in a service is after the last request. *Grace expires* shortly before the grace period ends: the
+/// last moment to answer. Clones are cheap and show the same stages.
 #[derive(Clone, Debug)]
 pub struct Stop {
     stages: Arc<Stages>,
@@ -72,13 +72,13 @@ impl std::fmt::Display for GraceExpired {
 }
 
 impl std::error::Error for GraceExpired {
-    /// Itself, because what wraps an error may show the sources of that error alone.
+    /// A mark in place of itself: an error type that wraps this one may expose its sources alone.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&GraceMark)
     }
 }
 
-/// Marks a [`GraceExpired`] among the sources of another error.
+/// Shows that a [`GraceExpired`] is the source of another error.
 #[derive(Debug)]
 pub(crate) struct GraceMark;
 
@@ -106,7 +106,7 @@ impl Stop {
         self.stages.stopping.release();
     }
 
-    /// Lets the grace expire, which includes *stopping*.
+    /// Begins the stage *grace expires*, which includes *stopping*.
     pub(crate) fn expire(&self) {
         self.stop();
         self.stages.expired.release();

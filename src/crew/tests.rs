@@ -46,7 +46,7 @@ fn a_member_that_panics_is_the_cause_with_its_message() {
 }
 
 #[test]
-fn who_is_asked_to_stop_stops_with_code_0() {
+fn a_crew_that_is_asked_to_stop_ends_with_code_0() {
     let mut crew = Crew::new();
     crew.spawn("waits", waits).unwrap();
     let stopper = crew.stopper();
@@ -88,7 +88,7 @@ fn a_member_that_never_ends_is_abandoned_and_named() {
 }
 
 #[test]
-fn a_failure_after_the_first_message_is_told_too() {
+fn a_failure_after_the_cause_is_reported_too() {
     let mut crew = Crew::new();
     crew.spawn("fails late", |stop| {
         stop.wait();
@@ -102,7 +102,7 @@ fn a_failure_after_the_first_message_is_told_too() {
 }
 
 #[test]
-fn a_second_signal_cuts_it_short() {
+fn a_second_signal_ends_the_stop_at_once() {
     let mut crew = Crew::new();
     let (_kept, receiver) = crossbeam_channel::bounded::<()>(0);
     crew.spawn("never ends", move |_| {

@@ -46,10 +46,11 @@
 //! A connection whose handshake ends while the kernel ignores new ones inherits the filter that makes it do so, until the
 //! engine finds it and lifts the filter; the client retransmits. Such a connection has longer before its input is shut.
 //!
-//! Places 1 to 3 fill again if packets of new connections pass the filter, as those do that arrive with a TTL of 255. So
-//! once all places are empty the kernel is told to refuse new connections, which lets those handshakes end that have begun,
-//! and the places are checked once more. Where such clients were seen, 1 gets the longest time, and connections are refused
-//! from 1.2 s after the end of accepting on, since those clients may never leave all places empty at once.
+//! Places 1 to 3 fill again if packets of new connections pass the filter, as those do that arrive with a TTL of 255.
+//! So once all places are empty the kernel is told to refuse new connections (the gate is *sealed*, see
+//! [`gate`](crate::engine::gate)), which lets those handshakes end that have begun, and the places are checked once
+//! more. Where such clients were seen, 1 gets the longest time, and connections are refused from 1.2 s after the end of
+//! accepting on, since those clients may never leave all places empty at once.
 //!
 //! Engines stop with the members, so after all of these places are empty, and accepting has been stopped all along. Where
 //! the socket is handed over, places 1 and 2 belong to its next holder, and the connection of place 3 is made to a private
@@ -88,8 +89,9 @@ const MAX_ATTEMPT: Duration = Duration::from_millis(800);
 /// Minimum time between two attempts, in which queued connections are served.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(400);
 
-/// Longest time from the end of accepting until the gate is sealed, if new connections pass it: handshakes that were under
-/// way are over, one that had to be repeated (after 1 s, `TCP_TIMEOUT_INIT`) included.
+/// Longest time from the end of accepting until the gate is sealed (see the module text), if packets of new connections
+/// pass the filter: handshakes that were under way are over, one that had to be repeated (after 1 s,
+/// `TCP_TIMEOUT_INIT`) included.
 const SEAL_AFTER: Duration = Duration::from_millis(1200);
 
 /// The parts that a drain works on.
@@ -106,7 +108,7 @@ pub(crate) struct Drain {
     pub(crate) outlive_us: Vec<bool>,
 }
 
-/// Reason why a wait ended before its time.
+/// Reason why a wait for quiescence ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// No connection is left, or none that could still be detected.
@@ -187,7 +189,7 @@ impl Drain {
         }
     }
 
-    /// Leaves the listening socket to the next image, if this is a re-exec and goes on to be one: see the module text.
+    /// Leaves the listening socket to the next image, if this is a re-exec that no stop replaces: see the module text.
     /// True if it was left; then no connection is left, or the deadline has passed, or a second signal came.
     fn hand_over(&self, crew: &mut Crew, shutdown: &mut Shutdown) -> bool {
         let mut attempt = FIRST_ATTEMPT;
@@ -233,7 +235,7 @@ impl Drain {
         }
     }
 
-    /// Waits until no connection is left, for as long as `until`, or the deadline of a stop that replaces a re-exec.
+    /// Waits until no connection is left, but not beyond `until`, or the deadline of a stop that replaces a re-exec.
     fn wait_quiescent(&self, until: Instant, crew: &mut Crew, shutdown: &mut Shutdown) -> End {
         let reexec = shutdown.is_reexec();
         let mut progress = Progress::new();
@@ -252,7 +254,7 @@ impl Drain {
                 return End::Over;
             }
             if self.engine_threads.iter().any(|thread| !crew.is_running(*thread)) && self.engines.in_flight() == 0 {
-                return End::Quiescent; // with an engine's thread gone, more than this is not known
+                return End::Quiescent; // without that engine's threads quiescence cannot be detected
             }
             self.wait(shutdown.next_deadline(now).min(until), &mut progress, crew, shutdown);
         }

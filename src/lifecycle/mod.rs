@@ -1,4 +1,4 @@
-//! From serving to stopped.
+//! From serving to stopped: the phases, the drain, and re-exec.
 
 pub(crate) mod drain;
 pub(crate) mod phase;

@@ -51,7 +51,7 @@ pub(crate) struct Lifecycle {
     announced: Mutex<Option<Announced>>,
 }
 
-/// The stop that a drain serves, for other threads.
+/// The stop that the drain carries out, for other threads to show.
 #[derive(Clone, Debug)]
 pub(crate) struct Announced {
     /// Its cause, as the log has it.
@@ -89,17 +89,18 @@ impl Lifecycle {
         }
     }
 
-    /// Lets the grace expire: handlers that watch for it answer now.
+    /// Lets the grace expire: handlers that wait on it answer now.
     pub(crate) fn expire(&self) {
         self.stop.expire();
     }
 
-    /// Released when a drain begins, and when members are told to stop: what to wait on for a change of the phase.
+    /// The latches to wait on for a change of the phase: released when a drain begins, and when members are told to
+    /// stop.
     pub(crate) fn stop(&self) -> &Stop {
         &self.stop
     }
 
-    /// Tells others which stop the drain serves, and whether it ends in a re-exec instead of an exit.
+    /// Publishes which stop the drain carries out, and whether it ends in a re-exec instead of an exit.
     pub(crate) fn announce(&self, shutdown: &Shutdown) {
         self.reexecuting.store(shutdown.is_reexec(), Ordering::Release);
         let mut announced = lock(&self.announced);
@@ -109,7 +110,7 @@ impl Lifecycle {
         }
     }
 
-    /// The stop that the drain serves, once it has begun.
+    /// The stop that the drain carries out; `None` before it begins.
     pub(crate) fn announced(&self) -> Option<Announced> {
         lock(&self.announced).clone()
     }
@@ -122,7 +123,8 @@ impl Lifecycle {
         self.phase() > Phase::Serving
     }
 
-    /// Whether a stop has begun that nothing replaces any more: a stop replaces a re-exec.
+    /// True once a stop has begun that ends in an exit. A stop may still replace a re-exec, and nothing replaces a
+    /// stop.
     pub(crate) fn is_stopping_for_good(&self) -> bool {
         self.is_draining() && !self.is_reexecuting()
     }

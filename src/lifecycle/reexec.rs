@@ -1,5 +1,6 @@
-//! Re-exec: after a drain, the same process goes on with the binary that is on disk now. Same pid, same listening socket,
-//! with all that the kernel has queued on it.
+//! Re-exec: after a drain, the same process goes on with the binary that is on disk now: same pid, same listening
+//! sockets, with all connections that the kernel has queued on them. An *image* is a program as a process runs it, from
+//! one `exec` to the next.
 //!
 //! # Why a bad binary does not end the service
 //!
@@ -8,16 +9,16 @@
 //! exits with a code that no other end has, does the drain begin. A binary that is missing, broken, built for
 //! another machine or at odds with its arguments costs one line in the log, and the service goes on.
 //!
-//! The file is opened before its preflight, and that open file is what is executed, both times: a binary that is replaced,
-//! renamed or removed in between changes nothing. If it is *written to* in between, the running image is executed again
-//! instead, which no one can write to (`ETXTBSY`), and likewise if `exec` fails.
+//! The file is opened before its preflight, and that open file is what is executed, both times: a binary that is
+//! replaced, renamed or removed in between changes nothing. If it is *written to* in between, the running image is
+//! executed again instead, whose file cannot be written to (`ETXTBSY`), and likewise if `exec` fails.
 //!
 //! # Why no signal is lost, and none kills
 //!
-//! Before the old image's handlers go, all signals that it handles are [held](crate::sys::signals::hold): they stay
-//! pending over `exec`, and the next image, which starts with them blocked, unblocks them when its handlers stand. A stop
-//! that arrives after the listening socket was left to the next image is sent again while signals are held, so that the
-//! next image takes over, drains and exits.
+//! Before the handlers of the old image are removed, all signals that it handles are [held](crate::sys::signals::hold):
+//! they stay pending over `exec`, and the next image, which starts with them blocked, unblocks them once its handlers
+//! are installed. A stop that arrives after the listening socket was left to the next image is sent again while signals
+//! are held, so that the next image takes over, drains and exits.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::Metadata;
@@ -50,7 +51,8 @@ const SOCKETS: &str = "ALLOUT_SOCKET";
 const EXIT_PREFLIGHT_OK: u8 = 99;
 /// Longest time that a preflight may take; a start takes milliseconds.
 const MAX_PREFLIGHT: Duration = Duration::from_secs(10);
-/// Least time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with them.
+/// Minimum time between two re-execs because of a leaking engine, so that a client cannot keep the service busy with
+/// them.
 pub(crate) const MIN_LEAK_REEXEC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Variables of the protocols between a service manager and this process, which are not for its children.
@@ -60,7 +62,8 @@ const PRIVATE_ENV: [&str; 6] =
 /// Variables that the next image does not get: the socket has another number by then.
 const LISTEN_ENV: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
-/// True if this image, which started at `started`, may re-exec because its engine leaks. The first of a process always may.
+/// True if this image, which started at `started`, may re-exec because its engine leaks. The first image of a process
+/// always may.
 pub(crate) fn may_reexec_for_leak(started: Instant) -> bool {
     inherited().is_none() || started.elapsed() >= MIN_LEAK_REEXEC_INTERVAL
 }
@@ -70,14 +73,14 @@ pub(crate) fn is_preflight() -> bool {
     std::env::var_os(PREFLIGHT).is_some()
 }
 
-/// The path of a Unix socket among those that the service would leave to this process, which is a preflight.
+/// The path of one of the Unix sockets that the running service would leave to this process, which is a preflight.
 pub(crate) fn left_unix_socket() -> Option<PathBuf> {
     let value = std::env::var_os(PREFLIGHT)?.into_vec();
     value.strip_prefix(LEFT_UNIX.as_bytes()).map(|path| PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// Ends this process, which is a preflight: it would start, or it would not, for this reason. The code behind `run` belongs to a
-/// service that has stopped, and another one is serving.
+/// Ends this process, which is a preflight, with success or with the reason why the service would not start. It does
+/// not return, because the code after `run` is for a service that has stopped, while the service still runs.
 pub(crate) fn end_preflight(failure: Option<&str>) -> ! {
     if let Some(why) = failure {
         log::error!("{why}");
@@ -87,7 +90,7 @@ pub(crate) fn end_preflight(failure: Option<&str>) -> ! {
     std::process::exit(i32::from(if failure.is_some() { EXIT_FAILED } else { EXIT_PREFLIGHT_OK }))
 }
 
-/// The listening sockets that the image before this one has left, if there was one: descriptors and labels.
+/// Descriptors and labels of the listening sockets that the previous image has left; `None` if there was none.
 pub(crate) fn inherited() -> Option<Vec<(RawFd, String)>> {
     let value = std::env::var(SOCKETS).ok()?;
     let (sockets, pid) = value.split_once(':')?;
@@ -231,7 +234,7 @@ impl Preflight {
         Ok(Preflight { child, until: Instant::now() + MAX_PREFLIGHT, binary: Some(binary) })
     }
 
-    /// Once it is over: the binary that passed, or why it did not.
+    /// The binary that passed, or why it did not; `None` while the preflight runs.
     pub(crate) fn result(&mut self) -> Option<Result<Binary, String>> {
         let passed = match self.child.try_wait() {
             Ok(Some(status)) if status.code() == Some(i32::from(EXIT_PREFLIGHT_OK)) => Ok(()),
@@ -254,12 +257,13 @@ impl Drop for Preflight {
         let _ = self.child.wait(); // so that no zombie is left
         sys::children::set_own(None);
         if sys::children::is_process_1() {
-            sys::children::reap_orphans(); // those that came after it in the kernel's list
+            sys::children::reap_orphans(); // those that the preflight hid: the kernel tells of the first child that has ended
         }
     }
 }
 
-/// The standard input of a preflight, which is at its end. Not `/dev/null`, which a root without anything does not have.
+/// The standard input of a preflight, which is at its end. Not `/dev/null`, which an empty root directory, as a
+/// container may have, lacks.
 fn no_input() -> Stdio {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_or_else(|_| Stdio::inherit(), |(reader, _)| reader.into())
 }
@@ -277,7 +281,7 @@ fn program_name(binary: &Path) -> OsString {
     std::env::args_os().next().unwrap_or_else(|| binary.as_os_str().to_owned())
 }
 
-/// Becomes `binary`, or the running image once more if that cannot be. Returns only with an error.
+/// Executes `binary`, or the running image once more if that fails. Returns only with an error.
 ///
 /// `sockets` are the listening sockets with their labels. The caller has [held](crate::sys::signals::hold) the signals; `resend` are those that the next image is to receive.
 pub(crate) fn exec_new_image(binary: &Binary, sockets: &[(BorrowedFd<'_>, String)], resend: &[Signal]) -> io::Error {

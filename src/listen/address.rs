@@ -46,7 +46,7 @@ impl Address {
         self.inet().map_or_else(|| "localhost".to_owned(), |address| address.to_string())
     }
 
-    /// The internet address, or one that nothing has.
+    /// The internet address, or the unspecified one.
     pub(crate) fn inet_or_unspecified(&self) -> SocketAddr {
         self.inet().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
     }

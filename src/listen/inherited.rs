@@ -1,4 +1,5 @@
-//! Sockets that were passed: what is a listening socket, which options are left on it, and which addresses stay.
+//! Inherited sockets: checks that they listen, resets the options that a previous holder has set, and warns of
+//! addresses that cannot change.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,24 +12,24 @@ use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::sigio::set_sigio;
 use crate::sys::tcp::release_receive_buffer;
 
-/// Receive buffer, in bytes as getsockopt(2) shows them, of a socket on which an engine has bounded what arrives at once: it
-/// sets the half, which the kernel doubles (socket(7)).
+/// Receive buffer, in bytes as getsockopt(2) shows it, of a socket on which an engine has limited what arrives at once:
+/// the engine sets half of this, which the kernel doubles (socket(7)).
 const BOUNDED_BUFFER: usize = 8 * 1024;
 
-/// Receive buffer, in bytes, with which connections begin otherwise: the default of `net.ipv4.tcp_rmem`, which is shown as
-/// twice as much.
+/// Receive buffer, in bytes, of connections whose buffer is not limited: half of the default in `net.ipv4.tcp_rmem`,
+/// because the kernel doubles what is set.
 const DEFAULT_BUFFER: usize = 64 * 1024;
 
 /// Length of the accept queue of a socket that was passed: as many as the kernel's default allows (`net.core.somaxconn`), and
 /// as the printed unit of the socket asks for. An engine may have left a shorter one.
 const BACKLOG: i32 = 4096;
 
-/// The sockets of the image before this one are kept, whatever the options say by now: opening another one could fail, when
-/// there is nothing left to go back to.
+/// Warns of configured addresses that differ from those of the sockets that the previous image has left. Those are
+/// kept: opening others could fail, when there is no image to return to.
 pub(super) fn warn_of_changes(wanted: &Wanted<'_>, sockets: &[ListenSocket]) {
     let own = sockets.iter().filter(|socket| !socket.outlives_us);
     let kept: Vec<_> = own.filter_map(|socket| Some((Address::of(&socket.listener).ok()?, socket.role))).collect();
-    // All of the service manager's: the options were not used before, either.
+    // All sockets are the service manager's: the configured addresses were not used before, either.
     if kept.is_empty() {
         return;
     }
@@ -95,7 +96,7 @@ fn reset_options(socket: &Socket, receive_buffer: Option<usize>) -> io::Result<(
         Some(bytes) => socket.set_recv_buffer_size(bytes),
         None if socket.recv_buffer_size()? == BOUNDED_BUFFER => {
             socket.set_recv_buffer_size(DEFAULT_BUFFER)?;
-            let _ = release_receive_buffer(socket); // without, it does not grow beyond that
+            let _ = release_receive_buffer(socket); // if it fails, the buffer does not grow beyond that
             Ok(())
         }
         None => Ok(()),
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_holder_left_on_the_socket_is_undone() {
+    fn options_of_a_previous_holder_are_reset() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             set_min_ttl_filter(&listener, true).unwrap();

@@ -1,4 +1,5 @@
-//! The listening sockets: bound here, or passed to this process by a service manager or by the image before this one.
+//! The listening sockets: bound here, or passed to this process by a service manager or by the previous image (see
+//! [`reexec`](crate::lifecycle::reexec)).
 //!
 //! A service manager passes sockets as `sd_listen_fds(3)` says. The variables stay set, because a process that may have
 //! threads must not change its environment; they name this process alone (`LISTEN_PID`), and the descriptors are not
@@ -48,7 +49,7 @@ impl Role {
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct ListenSocket {
-    /// Holds the descriptor of a Unix socket as well, which is all that is used of it then.
+    /// The type serves for Unix sockets as well, of which it only holds the descriptor.
     pub(crate) listener: TcpListener,
     pub(crate) role: Role,
     /// The file of a Unix socket, if it is ours to remove.
@@ -94,10 +95,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) receive_buffer: Option<usize>,
 }
 
-/// Opens all sockets of a service, the main ones first: those that were passed, by the image before this one or else by
-/// the service manager, and new ones for a role of which none was passed.
+/// Opens all sockets of a service, the main ones first: those that were passed, by the previous image or else by the
+/// service manager, and new ones for a role of which none was passed.
 ///
-/// `left` are the descriptors and [labels](ListenSocket::label) of the sockets that the image before this one has left, if
+/// `left` are the descriptors and [labels](ListenSocket::label) of the sockets that the previous image has left, if
 /// there was one.
 /// Errors: a socket that was passed cannot be used; or an address is taken, or not one of this machine, or needs a
 /// privilege.
@@ -175,8 +176,8 @@ pub(crate) fn adopt(listener: TcpListener, receive_buffer: Option<usize>) -> Res
     Ok(ListenSocket { listener, role: Role::Main, file: None, outlives_us: false })
 }
 
-/// The file of a socket that the image before this one has left with this label, if it is a Unix socket. Another process may
-/// have put its own in the place of the file by now.
+/// The file of a socket that the previous image has left with this label, if it is a Unix socket. By now another
+/// process may have replaced the file.
 fn own_file(listener: &TcpListener, label: &str) -> Option<SocketFile> {
     match Address::of(listener) {
         Ok(Address::Unix(path)) => SocketFile::with_id(&path, label.split_once(FILE)?.1),
@@ -228,7 +229,7 @@ fn take_inherited(fd: RawFd, receive_buffer: Option<usize>) -> Result<TcpListene
 fn bind(address: SocketAddr, only_v6: bool, receive_buffer: Option<usize>) -> Result<TcpListener, ListenError> {
     let listen = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?; // not refused because of connections of an earlier instance in TIME-WAIT
+        socket.set_reuse_address(true)?; // else refused while connections of an earlier instance are in TIME-WAIT
         if only_v6 {
             socket.set_only_v6(true)?;
         }
@@ -277,7 +278,7 @@ mod tests {
         let main = (Role::Main, "http".to_owned());
         assert_eq!(roles, [main.clone(), main, (Role::Admin, "admin".to_owned())]);
 
-        // Every address of both families with one port.
+        // The unspecified addresses of both families, with one port.
         let port = sockets[0].listener.local_addr().unwrap().port();
         drop(sockets);
         let main = [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0; 8], port))];

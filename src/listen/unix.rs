@@ -1,4 +1,4 @@
-//! Unix-domain listening sockets: bound to a path, which is a file that belongs to the process that has made it.
+//! Unix-domain listening sockets: bound to a path, whose file belongs to the process that has made it.
 
 use std::fs::{self, File};
 use std::io;
@@ -34,8 +34,8 @@ pub struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// A socket at this path, for processes of the same user: mode 0600. A socket that is there and on which nothing listens
-    /// any more is replaced; the file is removed when the service has stopped, unless another has replaced it.
+    /// A socket at this path, for processes of the same user: mode 0600. A stale socket, on which nothing listens any
+    /// more, is replaced. The file is removed when the service has stopped, unless another has replaced it.
     pub fn new(path: impl Into<PathBuf>) -> UnixSocket {
         UnixSocket { path: path.into(), mode: 0o600, owner: None, group: None }
     }
@@ -69,7 +69,7 @@ impl UnixSocket {
         fchmod(&socket, Mode::empty())?; // the file's mode until it has its owner; unix(7) says nothing of it
         socket.bind(&SockAddr::unix(&self.path)?)?;
         let file = SocketFile::at(&self.path)?;
-        // Not for nothing: filters of system calls refuse it (systemd's @privileged).
+        // Only if asked for: filters of system calls refuse it (systemd's `@privileged`).
         if self.owner.is_some() || self.group.is_some() {
             std::os::unix::fs::chown(&self.path, self.owner, self.group)?;
         }
@@ -79,14 +79,15 @@ impl UnixSocket {
     }
 }
 
-/// Attempts to lock a directory, [`LOCK_PAUSE`] apart: 200 ms, in which another process replaces a socket many times.
+/// Attempts to lock a directory, [`LOCK_PAUSE`] apart: 200 ms, many times what another process needs to replace a
+/// socket.
 const LOCK_TRIES: u32 = 20;
 
 /// Pause between two attempts.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Locks the directory of a path until the file is dropped. None if it may not be read, or if it stays locked: every user
-/// who may read it can do that, and must not keep a service from its start or its end.
+/// Locks the directory of a path until the file is dropped. `None` if it may not be read, or if it stays locked: every
+/// user who may read the directory can lock it, and must not keep a service from starting or stopping.
 fn lock_directory(path: &Path) -> Option<File> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = File::open(directory).ok()?;
@@ -111,7 +112,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(_) => {}
     }
     let client = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    client.set_nonblocking(true)?; // a full queue is one of a socket that is in use
+    client.set_nonblocking(true)?; // a full accept queue (EAGAIN) is that of a socket in use
     match client.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
@@ -119,7 +120,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file of a socket that is ours. Dropped, it is removed, unless another file has taken its place.
+/// The file of a socket that this process has bound. Dropping it removes the file, unless another file has taken its
+/// place.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -128,14 +130,12 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file that is there.
-    /// Errors: none is.
+    /// The file that is at this path now.
+    /// Errors: there is none.
     pub(crate) fn at(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.to_owned(), id: id(path)? })
     }
-}
 
-impl SocketFile {
     /// The file that was at this path when it had this [identity](SocketFile::id_text).
     pub(super) fn with_id(path: &Path, text: &str) -> Option<SocketFile> {
         let (device, inode) = text.split_once('.')?;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_another_keeps_locked_delays_it_and_no_more() {
+    fn a_directory_that_stays_locked_delays_a_start_and_no_more() {
         let directory = std::env::temp_dir().join(format!("allout-locked-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let held = File::open(&directory).unwrap();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_and_what_another_has_put_there_stays() {
+    fn a_file_that_is_no_socket_and_the_socket_of_another_process_stay() {
         let wanted = UnixSocket::new(path("others"));
         fs::write(wanted.path(), "x").unwrap();
         assert_eq!(wanted.bind(8).unwrap_err().kind(), io::ErrorKind::AlreadyExists);

@@ -37,7 +37,7 @@ fn write(record: &ResponseRecord<'_>) {
         ("duration_us", Value::from(micros)),
         ("peer", Value::from_display(&record.peer)),
     ];
-    // As empty strings in each line they would only be noise.
+    // These fields are left out where they are empty: in most lines they are.
     if let Some(cut) = record.cut {
         fields.push(("cut", Value::from(cut.name())));
     }

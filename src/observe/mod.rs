@@ -34,7 +34,7 @@ pub(crate) struct ResponseRecord<'a> {
     pub(crate) status: u16,
     /// Bytes written to the client, head included.
     pub(crate) bytes: u64,
-    /// The cause for which the response was not written to its end, if it was not.
+    /// Why the response was not written to its end; `None` if it was.
     pub(crate) cut: Option<Cut>,
     /// Time from dispatch to the end of the write.
     pub(crate) duration: Duration,
@@ -52,12 +52,12 @@ pub(crate) struct RequestFacts {
     pub(crate) version: &'static str,
     /// The client's address: the peer's, or what a trusted proxy says.
     pub(crate) client: Option<IpAddr>,
-    /// Empty without that header, as is the next.
+    /// Empty if the request has no such header; so is the next field.
     pub(crate) user_agent: String,
     pub(crate) referer: String,
 }
 
-/// The cause for which a response was not written to its end. The connection was closed, so that the client sees it.
+/// Why a response was not written to its end. The connection was closed, so that the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// The client left, or did not read fast enough.

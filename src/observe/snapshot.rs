@@ -24,11 +24,11 @@ pub(crate) struct Located {
 #[derive(Clone, Debug)]
 pub(crate) struct Stopping {
     pub(crate) cause: String,
-    /// It ends in a re-exec.
+    /// Whether it ends in a re-exec.
     pub(crate) reexec: bool,
     pub(crate) lasted: Duration,
     pub(crate) grace_left: Duration,
-    /// Event that it waits for, in words.
+    /// What the stop waits for, in words.
     pub(crate) waiting_for: Vec<String>,
 }
 
@@ -64,8 +64,8 @@ impl Snapshot {
 }
 
 impl ServiceState {
-    /// Every request in flight, oldest first, with its worker. By peer: a worker keeps its connection, whose request may
-    /// not be the one that the worker was given.
+    /// Every request in flight, oldest first, with its worker. Matched by peer: a worker keeps its connection, whose
+    /// present request may not be the one that the worker was given.
     pub(crate) fn requests(&self) -> Vec<Located> {
         let jobs = self.pool.running_jobs();
         let worker = |peer: Peer| jobs.iter().find(|job| job.id == peer).map(|job| job.worker);

@@ -1,9 +1,10 @@
-//! Stops a thread that accepts in a loop, by itself, once too many descriptors are open: without it a crowd is accepted
-//! faster than another thread can look.
+//! Stops an accept thread once too many descriptors are open. It works on that thread itself: a crowd of connections is
+//! accepted faster than another thread could notice.
 //!
-//! The kernel sends SIGIO to the accepting thread whenever a connection arrives (fcntl(2), `F_SETOWN_EX`, `O_ASYNC`). So its
-//! handler runs on that thread before it accepts again, and puts a listening socket to which no client connects under the
-//! number on which the thread accepts. The handler makes system calls and uses atomics, no lock and no memory.
+//! The kernel sends SIGIO to the accepting thread whenever a connection arrives (fcntl(2), `F_SETOWN_EX`, `O_ASYNC`).
+//! So the handler runs on that thread before it accepts again, and puts another listening socket, the *private
+//! listener*, to which no client connects, under the descriptor number on which the thread accepts. The handler makes
+//! system calls and uses atomics, no lock and no memory.
 
 use std::io;
 use std::net::TcpListener;
@@ -20,10 +21,10 @@ use signal_hook::consts::SIGIO;
 use super::fd::{cookie, replace_fd};
 use super::sigio::set_sigio;
 
-/// How long the thread may take until it waits for a connection.
+/// Longest time for a new accept thread to reach its first `accept`.
 const STARTS_WITHIN: Duration = Duration::from_millis(50);
 
-/// How often the thread is looked for later: where the kernel does not tell what a thread waits for, it is never found.
+/// Most later searches for the thread: where the kernel does not tell what a thread waits for, it is never found.
 const MAX_MISSES: u32 = 100;
 
 /// The brake of one accepting thread.
@@ -32,7 +33,7 @@ pub(crate) struct AcceptBrake {
     listener: Arc<TcpListener>,
     /// The socket from which the thread accepts while the brake is on.
     private: TcpListener,
-    /// Cookies of the two.
+    /// Cookies of the listener and of the private listener.
     cookies: [u64; 2],
     /// `/proc/self/fd`: its size is the number of open descriptors (since Linux 6.2, `proc_fd_getattr` in `fs/proc/fd.c`).
     fd_dir: Option<OwnedFd>,
@@ -42,7 +43,7 @@ pub(crate) struct AcceptBrake {
     accept_fd: AtomicI32,
     /// The thread, or 0 while it is not known.
     thread: AtomicI32,
-    /// How often the thread was looked for in vain.
+    /// Searches for the thread that failed.
     missed: AtomicU32,
     /// Open descriptors at which the brake goes on.
     max_fds: AtomicU64,
@@ -134,8 +135,9 @@ impl AcceptBrake {
         self.on.load(Ordering::Acquire)
     }
 
-    /// Has each connection to the private listener interrupt the thread, so that a call of `accept` that waits at the other
-    /// one begins anew (`ERESTARTSYS`, `inet_csk_wait_for_connect`), with the socket that the number holds by then.
+    /// Makes each connection to the private listener interrupt the thread, so that a call of `accept` that waits at the
+    /// other one begins anew (`ERESTARTSYS`, `inet_csk_wait_for_connect`), with the socket that the number holds by
+    /// then.
     ///
     /// # Errors
     ///
@@ -153,7 +155,8 @@ impl AcceptBrake {
         set_sigio(&self.private, Some(thread.ok_or(io::ErrorKind::NotFound)?))
     }
 
-    /// Has the thread accept from the private listener. A call of `accept` that waits at the other one goes on waiting.
+    /// Makes the thread accept from the private listener. A call of `accept` that already waits at the listener goes on
+    /// waiting.
     /// Errors: the thread has ended.
     pub(crate) fn apply(&self) -> io::Result<()> {
         let number = self.accept_fd.load(Ordering::Acquire);
@@ -164,8 +167,8 @@ impl AcceptBrake {
         Ok(())
     }
 
-    /// Has the thread accept from the listening socket again, once it has accepted one connection more from the private
-    /// listener.
+    /// Makes the thread accept from the listening socket again, once it has accepted one connection more from the
+    /// private listener.
     /// Errors: the thread has ended.
     pub(crate) fn release(&self) -> io::Result<()> {
         let number = self.accept_fd.load(Ordering::Acquire);
@@ -174,13 +177,14 @@ impl AcceptBrake {
         result
     }
 
-    /// Whether the thread lives: whether its number still holds one of the two sockets. It closes the number when it ends.
+    /// Whether the thread runs: whether its descriptor number still holds one of the two sockets. It closes the number
+    /// when it ends.
     pub(crate) fn is_thread_alive(&self) -> bool {
         let number = self.accept_fd.load(Ordering::Acquire);
         number < 0 || cookie(number).is_ok_and(|held| self.cookies.contains(&held))
     }
 
-    /// Has the next connection that arrives wake the calling thread.
+    /// Makes the next connection that arrives wake the calling thread.
     pub(crate) fn arm(&self) {
         self.armed.store(true, Ordering::SeqCst);
         if !self.has_thread() {
@@ -201,7 +205,7 @@ impl AcceptBrake {
         was_armed && !self.armed.swap(false, Ordering::SeqCst)
     }
 
-    /// Ends the signals.
+    /// Switches the signals off.
     pub(crate) fn end(&self) {
         self.thread.store(0, Ordering::Release);
         let _ = set_sigio(&*self.listener, None); // as above
@@ -212,7 +216,7 @@ impl AcceptBrake {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.wake();
         }
-        // The number is safe to replace on the thread that owns it alone.
+        // Only on the thread that owns the number is it safe to replace it.
         if self.thread.load(Ordering::Acquire) != rustix::thread::gettid().as_raw_nonzero().get() || self.is_on() {
             return;
         }

@@ -51,7 +51,7 @@ impl AddressSpace {
         if with_arena < self.arenas { with_arena } else { free.saturating_sub(self.reserved_for_arenas()) / STACK }
     }
 
-    /// The least limit, in bytes, with which so many threads are possible; and the same if there were a single arena.
+    /// The least limit, in bytes, that suffices for so many threads: with all arenas, and with a single one.
     pub(crate) fn needed_for(self, threads: u64) -> (u64, u64) {
         let one_arena = self.used + HEAP + threads * STACK;
         let more = if threads < self.arenas { ARENA + threads * ARENA } else { self.reserved_for_arenas() };
@@ -62,7 +62,7 @@ impl AddressSpace {
         if self.arenas == 0 { 0 } else { ARENA * (self.arenas + 1) }
     }
 
-    /// That of a process which uses none, with a single arena.
+    /// The address space of a process that uses none of it yet, with a single arena.
     #[cfg(test)]
     pub(crate) const fn empty(limit: u64) -> AddressSpace {
         AddressSpace { limit, used: 0, arenas: 0 }

@@ -18,7 +18,7 @@ pub(crate) fn set_own(child: Option<u32>) {
     OWN.store(pid.unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Waits for all orphans that have ended, and does not block. To be called by the main thread: the kernel gives it the
+/// Waits for all orphans that have ended, and does not block. Call it on the main thread: the kernel gives it the
 /// orphans (`find_new_reaper` in kernel/exit.c), while children that other threads have started are left to those
 /// (`__WNOTHREAD`, wait(2)).
 pub(crate) fn reap_orphans() {

@@ -16,7 +16,7 @@ pub(crate) fn cookie(number: RawFd) -> Result<u64, Errno> {
     with_raw_fd(number, |fd| sockopt::socket_cookie(fd))
 }
 
-/// A duplicate of whatever file `number` is at this moment.
+/// A duplicate of the file that `number` is at this moment.
 /// Errors: `EBADF` if the number is not in use, `EMFILE` if no descriptor is left.
 pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
     with_raw_fd(number, |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))

@@ -10,15 +10,15 @@ use super::{bind_device, min_ttl, peer_name, tcp};
 /// A feature that may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Feature {
-    /// `SO_COOKIE`: what a socket is recognized by.
+    /// `SO_COOKIE`: identifies a socket.
     SocketCookie,
-    /// `IP_MINTTL`: the gate in front of a listening socket.
+    /// `IP_MINTTL`: the filter of a listening socket, by which a drain stops accepting (`engine::gate`).
     MinTtl,
     /// `TCP_INFO` with all fields that are read.
     TcpInfo,
     /// `SO_PEERNAME`: the peer of a connection that was reset.
     PeerName,
-    /// `SO_BINDTOIFINDEX` without privileges: the seal of the gate.
+    /// `SO_BINDTOIFINDEX` without privileges: refuses new connections at the end of a drain (`engine::gate`).
     BindDevice,
     /// `/proc`.
     Proc,
@@ -43,7 +43,7 @@ impl Feature {
 pub(crate) fn missing() -> io::Result<Vec<Feature>> {
     let socket = |domain| Socket::new(domain, Type::STREAM, None);
     let socket = socket(Domain::IPV4).or_else(|_| socket(Domain::IPV6))?;
-    // A socket without a peer is told so by a kernel that knows the option.
+    // For a socket without a peer the error shows whether the kernel knows the option.
     let has_peer_name = peer_name::is_known(&socket);
     let all = [
         (Feature::SocketCookie, sockopt::socket_cookie(&socket).is_ok()),

@@ -12,6 +12,6 @@ pub(crate) fn trim() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other C libraries have no such call.
+/// Does nothing: C libraries other than glibc have no such call.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn trim() {}

@@ -91,7 +91,7 @@ fn least_upwards(mount: &Path, path: &str, file: &str) -> u64 {
     let mut least = u64::MAX;
     loop {
         let limit = fs::read_to_string(group.join(file)).ok().and_then(|text| text.trim().parse().ok());
-        least = least.min(limit.unwrap_or(u64::MAX)); // "max" is no number, and no limit
+        least = least.min(limit.unwrap_or(u64::MAX)); // "max": no limit
         if group == mount || !group.pop() {
             return least;
         }

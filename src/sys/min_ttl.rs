@@ -1,8 +1,8 @@
 //! A packet filter of one socket, by the least time to live that an arriving packet must have: `IP_MINTTL` (ip(7)) and
 //! `IPV6_MINHOPCOUNT`.
 //!
-//! Packets start with a TTL of 64 on Linux, 128 on Windows, so that a least of 255 drops all but those of a sender on the
-//! same link that asks for 255. No privilege is needed, as it is for a socket filter on TCP since Linux 6.18.
+//! Packets start with a TTL of 64 on Linux and 128 on Windows, so a minimum of 255 drops all but those of a sender on
+//! the same link that sets 255. No privilege is needed, as it is for a socket filter on TCP since Linux 6.18.
 //!
 //! On a listening socket: no new connection, while a handshake that has begun goes on (`net/ipv4/tcp_ipv4.c`, `tcp_v4_rcv`
 //! checks it where a listening or established socket was found, not for a half-open one). On a connection: no byte and no
@@ -37,9 +37,10 @@ pub(crate) fn has_min_ttl_filter(socket: impl AsFd) -> bool {
     get(&socket, libc::IP_MINTTL, IPV6_MINHOPCOUNT).is_ok_and(|least| least > 0)
 }
 
-/// Whether the packets of an accepted connection's client pass the filter: whether the one that ended the handshake had a
-/// TTL of 255, which a connection keeps where other sockets have that of multicast packets (`mc_ttl` and `mcast_hops` in
-/// `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`, `net/ipv4/tcp_ipv4.c` and `net/ipv6/tcp_ipv6.c`).
+/// Whether the packets of an accepted connection's client pass the filter: whether the packet that ended the handshake
+/// had a TTL of 255. A connection keeps that TTL in the field that other sockets use for multicast packets (`mc_ttl`
+/// and `mcast_hops` in `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`, `net/ipv4/tcp_ipv4.c` and
+/// `net/ipv6/tcp_ipv6.c`).
 pub(crate) fn passes_min_ttl_filter(socket: impl AsFd) -> bool {
     get(&socket, libc::IP_MULTICAST_TTL, libc::IPV6_MULTICAST_HOPS).is_ok_and(|ttl| ttl == ALL_BUT_255)
 }
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_seen_on_a_connection_whether_its_client_passes_the_filter() {
+    fn a_connection_shows_whether_its_client_passes_the_filter() {
         for (address, local) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
             let listener = TcpListener::bind(address).unwrap();
             let to = SocketAddr::new(local.parse().unwrap(), listener.local_addr().unwrap().port());

@@ -30,10 +30,10 @@ pub(crate) struct PeerSocket {
 /// The sockets of the network namespace, as far as they matter here.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
-    /// Those that are bound to the peer's address and connected to a port of ours on a loopback address. More than
-    /// one is possible: `127.0.0.1` and `127.0.0.2` are two servers, to which a client may connect from one port.
+    /// The sockets that are bound to the peer's address and connected to a port of ours on a loopback address. More
+    /// than one is possible: `127.0.0.1` and `127.0.0.2` are two servers, to which a client may connect from one port.
     pub(crate) peers: Vec<PeerSocket>,
-    /// The inodes of those that listen.
+    /// The inodes of listening sockets.
     pub(crate) listening: HashSet<u64>,
 }
 

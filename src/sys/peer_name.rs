@@ -10,7 +10,7 @@ use socket2::SockRef;
 const SOCKADDR_IN: usize = 16;
 const SOCKADDR_IN6: usize = 28;
 
-/// The peer of a connection. `getpeername` fails once the connection was reset; this option still tells
+/// The peer of a connection. `getpeername` fails once the connection was reset; this option still returns it
 /// (`inet_getname`, `net/ipv4/af_inet.c`: only a socket that never had a peer has none).
 pub(crate) fn peer_name(socket: impl AsFd) -> Option<SocketAddr> {
     let is_ipv4 = SockRef::from(&socket).local_addr().ok()?.is_ipv4();
@@ -21,7 +21,7 @@ pub(crate) fn peer_name(socket: impl AsFd) -> Option<SocketAddr> {
     Some(parse(&bytes, is_ipv4))
 }
 
-/// Whether the kernel knows the option, told by a socket without a peer.
+/// Whether the kernel knows the option, tried on a socket without a peer.
 pub(super) fn is_known(socket: impl AsFd) -> bool {
     let mut bytes = [0_u8; SOCKADDR_IN];
     let error = get(socket, &mut bytes).err().and_then(|error| error.raw_os_error());

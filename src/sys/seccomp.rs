@@ -1,4 +1,4 @@
-//! For tests: a kernel that does not know a socket option, for one thread and the threads that it creates.
+//! For tests: makes the kernel refuse a socket option, for one thread and the threads that it creates.
 
 use std::thread;
 
@@ -51,7 +51,7 @@ fn statement(code: u32, k: u32) -> sock_filter {
     sock_filter { code: u16::try_from(code).expect("codes have 16 bits"), jt: 0, jf: 0, k }
 }
 
-/// Compares what was loaded: how many instructions to skip if it is `k`, and if it is not.
+/// Compares the loaded word with `k`, and skips so many instructions if it is equal, and if it is not.
 fn jump(k: u32, if_equal: u8, if_not: u8) -> sock_filter {
     let equal = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k);
     sock_filter { jt: if_equal, jf: if_not, ..equal }

@@ -15,7 +15,7 @@ const BLOCK_HERE: c_int = libc::SIGURG;
 /// Longest wait for other threads to block the signals that are held: a few microseconds each, unless the machine is busy.
 const MAX_HOLD_WAIT: Duration = Duration::from_millis(200);
 
-/// Pause between two looks at whether they have.
+/// Pause between two checks whether they have.
 const HOLD_TICK: Duration = Duration::from_micros(50);
 
 /// Highest signal number, signal(7): each is a bit of [`HELD`].
@@ -24,7 +24,7 @@ const MAX_SIGNAL: c_int = 64;
 /// The signals that are held, as bits: signal n is bit n - 1.
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// Threads that have been told to block them, and do.
+/// Threads that block them by now.
 static BLOCKED: AtomicUsize = AtomicUsize::new(0);
 
 type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
@@ -35,8 +35,8 @@ pub(crate) fn unblock(signals: &[c_int]) -> io::Result<()> {
     change_mask(libc::SIG_UNBLOCK, signals)
 }
 
-/// Keeps `signals` pending from here on, in the whole process, so that the next image receives them. To be called once, by
-/// the thread that is to call `exec`. Every handler that was set before is replaced.
+/// Keeps `signals` pending from here on, in the whole process, so that the next image receives them. Call it once, on
+/// the thread that will call `exec`. Every handler that was set before is replaced.
 ///
 /// This thread blocks them. No call blocks signals in another thread, so each of those is interrupted by a signal whose
 /// handler does ([`block_here`]); until then it passes on the held signals that it catches ([`pass_on`]). A thread that
@@ -78,8 +78,8 @@ fn other_threads() -> Vec<pid_t> {
 
 /// Interrupts one thread. False if it has ended.
 fn signal_thread(thread: pid_t) -> bool {
-    // SAFETY: a system call with three numbers. The process id is our own, so that an id that was reused is no other
-    // process's thread; the handler of the signal stands.
+    // SAFETY: a system call with three numbers. The process id is our own, so a thread id that was reused is never in
+    // another process; the signal's handler is installed.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, BLOCK_HERE) == 0 }
 }
 

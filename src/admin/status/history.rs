@@ -9,7 +9,7 @@ use crate::sync::lock;
 /// Most counts that are kept: two minutes of a page that is loaded every two seconds.
 const MAX_SAMPLES: usize = 61;
 
-/// Least time between two counts, so that several pages do not shorten the history.
+/// Minimum time between two counts, so that several pages do not shorten the history.
 const MIN_INTERVAL: Duration = Duration::from_millis(1500);
 
 /// Counts older than this are dropped: they say nothing of the present.
@@ -34,14 +34,14 @@ pub(super) struct Rates {
     pub(super) total: u64,
     /// Per second, since the start of the service.
     pub(super) overall: f64,
-    /// Per second, and the time that it covers. `None` at the first look.
+    /// Per second, and the time that it covers. `None` at the first request for the page.
     pub(super) recent: Option<(f64, Duration)>,
     /// Per second, between any two counts, oldest first.
     pub(super) course: Vec<f64>,
 }
 
 impl History {
-    /// Notes that there are so many responses now, and returns the rates.
+    /// Records the number of responses until now, and returns the rates.
     pub(super) fn record(&self, responses: u64, uptime: Duration) -> Rates {
         let mut samples = lock(&self.0);
         record(&mut samples, Sample { at: Instant::now(), responses }, uptime)

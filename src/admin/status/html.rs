@@ -1,5 +1,5 @@
-//! The page of `/status`. It is complete without the script, which loads it anew every two seconds and keeps what was
-//! seen last when there is no answer.
+//! The page of `/status`. It is complete without the script, which reloads it every two seconds, and leaves the last
+//! state on the screen when there is no answer.
 //!
 //! Every text from elsewhere passes [`Text`], which escapes it.
 
@@ -17,13 +17,13 @@ use crate::text::human_duration;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Parts of the page that are of one response alone.
+/// Parts of the page that differ from response to response.
 pub(super) struct Page<'a> {
     /// Lets the browser apply the style and run the script of this page, and no other.
     pub(super) nonce: &'a str,
     /// The last segment of its path, for links.
     pub(super) name: &'a str,
-    /// It is not loaded anew.
+    /// Whether it is not reloaded.
     pub(super) paused: bool,
 }
 

@@ -1,8 +1,9 @@
 //! `/status`: the state of a service as a page, and as JSON.
 //!
-//! It shows what the state dump and the metrics know and keeps nothing itself but [`History`]: a few counts, taken when
-//! the page is asked for. On a socket of the admin routes' own it is open as they are. On one that others use it names
-//! clients and paths, so it takes the same credentials as `/shutdown` ([`Guard`]).
+//! It shows the values of the state dump and the metrics, and keeps none itself but [`History`]: a few counts, taken
+//! when the page is asked for. On a socket for the admin routes alone it is as open as they are. On a socket that
+//! serves other clients as well it takes the same credentials as `/shutdown` ([`Guard`]), because it names clients and
+//! paths.
 
 mod format;
 mod history;
@@ -24,7 +25,7 @@ use history::{History, Rates};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit that this was built from, if the build was told.
+/// The commit that this was built from, if the build was told (`ALLOUT_COMMIT`).
 fn commit() -> Option<&'static str> {
     option_env!("ALLOUT_COMMIT").filter(|commit| !commit.is_empty())
 }
@@ -35,7 +36,7 @@ pub(crate) struct Facts {
     pub(crate) engine: &'static str,
     /// Role (`http` or `admin`) and address of each listening socket.
     pub(crate) addresses: Vec<(&'static str, String)>,
-    /// Ports of those that have one.
+    /// Ports of the listening sockets that have one.
     pub(crate) ports: Vec<u16>,
     /// Reason why the limits are below those of the configuration, if they are.
     pub(crate) bound: String,
@@ -58,7 +59,7 @@ pub(super) struct StatusPage {
     pub(super) checks: Checks,
     /// Without metrics no responses are counted.
     pub(super) routes: Option<Routes>,
-    /// `None`: the socket is for operators alone.
+    /// `None` if the socket is for operators alone.
     pub(super) guard: Option<Arc<Guard>>,
     /// The path of the page.
     pub(super) path: String,

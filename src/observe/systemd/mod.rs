@@ -9,15 +9,15 @@
 //!
 //! # What `WATCHDOG=1` means
 //!
-//! A client would be answered now: a request for `/livez` over a new connection was, through the kernel and the engine;
-//! the engine's monitor runs when it is woken; and not all workers are stuck in requests that have timed out. A check
-//! that fails is repeated a few times within the watchdog's period. In a drain `WATCHDOG=1` means only that its grace,
-//! which bounds it, is not over: connections of our own would delay the drain.
+//! A client would be answered now: a request for `/livez` on a new connection was answered; the engine's monitor ticks
+//! when it is woken; and not all workers are stuck in requests that have timed out. A check that fails is repeated a
+//! few times within the watchdog's period. In a drain `WATCHDOG=1` means only that the grace period, which bounds the
+//! drain, is not over: connections of our own would delay it.
 //!
 //! # When it wakes up
 //!
-//! For the watchdog, and when the phase changes. Without a watchdog the thread sleeps while the service serves, and the
-//! status has no numbers, because they would be out of date.
+//! For each check of the watchdog, and when the phase changes. Without a watchdog the thread sleeps while the service
+//! serves, and the status has no numbers, because they would be out of date.
 
 mod notify;
 mod watchdog;
@@ -130,7 +130,7 @@ impl SystemdNotifier {
     fn drain(&self, socket: &mut NotifySocket) {
         let began = Instant::now();
         let left = || self.grace.saturating_sub(began.elapsed());
-        // In a datagram of its own: it starts the timeout that the next one extends.
+        // In a datagram of its own: it starts the timeout that the next datagram extends.
         let mut reexecuting = self.lifecycle.is_reexecuting();
         if reexecuting {
             // MONOTONIC_USEC is required since systemd 253, to tell overlapping reloads apart.
@@ -150,7 +150,7 @@ impl SystemdNotifier {
             }
             self.lifecycle.stop().wait_timeout(PROGRESS_INTERVAL);
         }
-        // The last notification: this member stops now, too.
+        // The last notification: this member stops now as well.
         let word = if self.lifecycle.is_reexecuting() { "re-executing" } else { "stopped" };
         let status = match self.engines.in_flight() {
             0 => format!("{word}: every request was answered"),

@@ -40,7 +40,7 @@ impl Checks {
         self.check_http(limit)
     }
 
-    /// Some worker is free, or can be started, or serves a request whose time is not over.
+    /// A worker is idle, or can be started, or serves a request that has not timed out.
     fn check_workers(&self) -> Result<(), String> {
         let stats = self.pool.stats();
         if stats.busy < stats.threads || stats.busy == 0 || (stats.busy < stats.max_threads && stats.queued == 0) {

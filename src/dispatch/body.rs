@@ -8,7 +8,7 @@ use crate::http::body::Body;
 use crate::http::fault::{BodyError, mark_truncated_body};
 use crate::http::head::Framing;
 
-/// Memory, in bytes, that is reserved for a body because of its announced length alone.
+/// Most memory, in bytes, that is reserved for a body because of its announced length alone.
 const MAX_RESERVED: u64 = 64 * 1024;
 
 /// Bytes of a body that are read before it is sent back; as many as `io::copy` reads at once.
@@ -16,7 +16,7 @@ const FIRST_PIECE: usize = 8 * 1024;
 
 /// # Body
 impl Request {
-    /// The body's announced length in bytes; 0 if there is no body, none if it is chunked.
+    /// The body's announced length in bytes; 0 if there is no body, `None` if it is chunked.
     pub fn body_length(&self) -> Option<u64> {
         match self.exchange.head().map(|head| head.framing) {
             Ok(Framing::Length(length)) => Some(length),

@@ -8,7 +8,7 @@ use crate::crew::stop::Stop;
 use crate::engine::{Exchange, Peer};
 use crate::http::body::Body;
 
-/// The limit of a body where no service says another: that of a service with the default configuration.
+/// Limit of a body, in bytes, for a request that no service handles: that of the default configuration.
 const MAX_BODY: u64 = 1024 * 1024;
 
 /// A request that is being made, for [`Service::handle`](crate::Service::handle), or for a handler that is called alone.
@@ -104,7 +104,7 @@ impl RequestBuilder {
         self.header("Content-Type", "application/x-www-form-urlencoded").body(body)
     }
 
-    /// Sets where the request comes from; otherwise from this machine.
+    /// Sets the peer that sent the request. Default: an address of this machine.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -116,7 +116,7 @@ impl RequestBuilder {
         self
     }
 
-    /// Sets a parameter of the path, decoded, for a handler that is called alone: a service finds them by its routes.
+    /// Sets a parameter of the path, decoded, for a handler that is called alone. (A service takes them from the path.)
     ///
     /// ```
     /// let request = allout::Request::get("/hello/you").param("name", "you").build();

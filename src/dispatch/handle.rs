@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
-use super::middleware::{Call, Way};
+use super::middleware::{Call, Chain};
 use super::request::Request;
 use super::route::Route;
 use super::router::RouteMatch;
@@ -66,7 +66,7 @@ impl Dispatch {
     /// Runs the middleware, or only that which never waits, and then `end`.
     fn run(&self, request: &mut Request, must_not_wait: bool, end: &Call<'_>) -> Response {
         let guard = |request: &mut Request, call: &Call<'_>| self.guard(request, call);
-        self.settings.around.run(request, Way { must_not_wait, guard: &guard, end })
+        self.settings.around.run(request, Chain { must_not_wait, guard: &guard, end })
     }
 
     /// Reads the rest of the body, if that is small enough. Where it breaks off the request has not arrived whole: 400 or
@@ -77,7 +77,7 @@ impl Dispatch {
                 return response; // sending it reads the rest
             }
             log::error!("the response of {} has the body of another request", describe(request));
-            let error = self.dress(request, Response::from(500));
+            let error = self.with_own_error(request, Response::from(500));
             return self.with_whole_body(request, error, close);
         }
         request.exchange_mut().consume_body(close);
@@ -86,7 +86,7 @@ impl Dispatch {
             return response;
         }
         self.stats.rejected.fetch_add(1, Ordering::Relaxed);
-        self.dress(request, truncated_body(body.timed_out))
+        self.with_own_error(request, truncated_body(body.timed_out))
     }
 
     fn reject(&self, request: &Request, rejection: Rejection) -> Response {
@@ -99,7 +99,7 @@ impl Dispatch {
     }
 
     /// Calls a handler or a middleware. Its panic is not the end of a member: it is caught, logged and counted, and the
-    /// client gets a 500. An error of this crate becomes what the service makes of it.
+    /// client gets a 500. An error response of this crate is replaced by the service's own.
     fn guard<F>(&self, request: &mut Request, call: &F) -> Response
     where
         F: Fn(&mut Request) -> Response + ?Sized,
@@ -108,7 +108,8 @@ impl Dispatch {
             Ok(mut response) => {
                 if let Some(failure) = response.take_failure() {
                     let body = request.exchange().body();
-                    // A parser may hide that it is the body that failed: a client must not fill the log with errors.
+                    // A parser may hide that the body failed, which is the client's fault: a client must not fill the
+                    // log with errors.
                     let is_clients = body.truncated && response.status() == 500;
                     let level = if is_clients { log::Level::Info } else { failure.level };
                     log::log!(level, "the handler of {} failed: {}", describe(request), failure.reason);
@@ -124,16 +125,17 @@ impl Dispatch {
                 Response::error(500, "Internal Server Error")
             }
         };
-        self.dress(request, response)
+        self.with_own_error(request, response)
     }
 
-    /// The response to an error of this crate, as the service wants it. If that panics, as it is.
-    fn dress(&self, request: &Request, response: Response) -> Response {
-        if !self.settings.around.dresses(&response) {
+    /// The service's own response ([`on_error`](crate::Service::on_error)) in place of an error response of this crate;
+    /// the latter if the service has none, or making it panics.
+    fn with_own_error(&self, request: &Request, response: Response) -> Response {
+        if !self.settings.around.replaces(&response) {
             return response;
         }
-        match catch_unwind(AssertUnwindSafe(|| self.settings.around.dress(request, &response))) {
-            Ok(dressed) => dressed,
+        match catch_unwind(AssertUnwindSafe(|| self.settings.around.replacement(request, &response))) {
+            Ok(replacement) => replacement,
             Err(payload) => {
                 let message = panic_message(payload);
                 self.count_panic(&format!("the error response of {} panicked: {message}", describe(request)));
@@ -142,7 +144,7 @@ impl Dispatch {
         }
     }
 
-    /// Takes a request apart that no handler needs any more. What handlers have left in it may panic.
+    /// Takes apart a request that no handler needs any more. Its extensions may panic when they are dropped.
     pub(super) fn end(&self, mut request: Request) -> (Exchange, String, Route) {
         for message in request.drop_extensions() {
             let of = describe(&request);

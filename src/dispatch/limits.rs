@@ -1,4 +1,4 @@
-//! Limits that a route can have for itself.
+//! The limits of a single route.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No limit of its own.
+    /// Sets no limit: all are those of the service.
     pub fn new() -> Limits {
         Limits::default()
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::request::Request;
 use crate::http::response::Response;
 
-/// Answers a request by itself, or by what is next.
+/// Answers a request by itself, or by calling the next.
 type Middleware = Arc<dyn Fn(&mut Request, Next<'_>) -> Response + Send + Sync>;
 
 /// Makes the response to an error of this crate.
@@ -16,33 +16,33 @@ type ErrorResponse = Arc<dyn Fn(&Request, ErrorInfo<'_>) -> Response + Send + Sy
 #[derive(Clone)]
 struct Layer {
     run: Middleware,
-    /// It never waits: it may run on the thread that receives.
+    /// Whether it never waits, so that it may run on the thread that receives.
     inline: bool,
 }
 
-/// All middleware, the outermost first, and what makes the bodies of errors.
+/// All middleware, the outermost first, and the function that makes error responses.
 #[derive(Clone, Default)]
 pub(crate) struct Around {
     layers: Vec<Layer>,
     on_error: Option<ErrorResponse>,
 }
 
-/// The rest of a request's way: the middleware that was added after this one, then the handler.
+/// The rest of the chain: the middleware that was added after this one, then the handler.
 ///
 /// Without a handler it answers 404 or 405, or says why the request is rejected.
 #[must_use = "without `run` the request never reaches its handler"]
 pub struct Next<'a> {
     layers: &'a [Layer],
-    way: Way<'a>,
+    chain: Chain<'a>,
 }
 
-/// A middleware with what is next, or a handler.
+/// A middleware with the rest of the chain, or a handler.
 pub(super) type Call<'a> = dyn Fn(&mut Request) -> Response + 'a;
 
-/// Runs a middleware, or the handler.
+/// How the chain of middleware and handler runs.
 #[derive(Clone, Copy)]
-pub(super) struct Way<'a> {
-    /// Leaves out the middleware that may wait.
+pub(super) struct Chain<'a> {
+    /// Whether to leave out the middleware that may wait.
     pub(super) must_not_wait: bool,
     /// Runs a middleware or the handler: its panic is a 500.
     pub(super) guard: &'a dyn Fn(&mut Request, &Call<'_>) -> Response,
@@ -57,7 +57,7 @@ impl fmt::Debug for Next<'_> {
 }
 
 impl Next<'_> {
-    /// The response of the rest. A panic in there is a 500 here.
+    /// Runs the rest of the chain, and returns its response. A panic there is a 500 here.
     ///
     /// ```
     /// use allout::{Request, Service};
@@ -70,18 +70,18 @@ impl Next<'_> {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn run(self, request: &mut Request) -> Response {
-        let Next { layers, way } = self;
-        match layers.iter().position(|layer| layer.inline || !way.must_not_wait) {
+        let Next { layers, chain } = self;
+        match layers.iter().position(|layer| layer.inline || !chain.must_not_wait) {
             Some(at) => {
-                let next = |request: &mut Request| (layers[at].run)(request, Next { layers: &layers[at + 1..], way });
-                (way.guard)(request, &next)
+                let next = |request: &mut Request| (layers[at].run)(request, Next { layers: &layers[at + 1..], chain });
+                (chain.guard)(request, &next)
             }
-            None => (way.guard)(request, way.end),
+            None => (chain.guard)(request, chain.end),
         }
     }
 }
 
-/// An error that this crate answers by itself: that there is no such route, for example.
+/// An error that this crate answers by itself: no such route, for example.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ErrorInfo<'a> {
@@ -115,18 +115,18 @@ impl Around {
         self.layers.iter().all(|layer| layer.inline)
     }
 
-    /// Runs the middleware and then the handler, as the way says.
-    pub(super) fn run(&self, request: &mut Request, way: Way<'_>) -> Response {
-        Next { layers: &self.layers, way }.run(request)
+    /// Runs the middleware and then the handler.
+    pub(super) fn run(&self, request: &mut Request, chain: Chain<'_>) -> Response {
+        Next { layers: &self.layers, chain }.run(request)
     }
 
-    /// True if the service has a response of its own in place of this one.
-    pub(super) fn dresses(&self, response: &Response) -> bool {
+    /// True if the service has its own response in place of this one.
+    pub(super) fn replaces(&self, response: &Response) -> bool {
         self.on_error.is_some() && response.own_reason().is_some()
     }
 
     /// The service's own response in place of this one, if it has one. Runs the service's code, which may panic.
-    pub(super) fn dress(&self, request: &Request, error: &Response) -> Response {
+    pub(super) fn replacement(&self, request: &Request, error: &Response) -> Response {
         let (status, reason) = (error.status(), error.own_reason().unwrap_or_default());
         let Some(make) = &self.on_error else { return Response::from(status) };
         let mut response = make(request, ErrorInfo { status, reason }).with_status(status).finished();

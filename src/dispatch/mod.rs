@@ -1,8 +1,8 @@
-//! Dispatch: from an exchange to its response: the handler, its thread, and the observers.
+//! Dispatch, from an exchange to its response: finds the handler, chooses its thread, and tells the observers.
 //!
 //! An exchange whose handler is *inline* (it never blocks), and whose body is buffered, is answered right where it was
-//! received: no hop, no wake-up. All others go to a worker. So nothing that may block ever runs where it would hold up
-//! others; that includes the response: the thread that receives writes only what the socket takes at once.
+//! received: no hop, no wake-up. All others go to a worker. So nothing that may block runs on the thread that receives;
+//! that includes the response, of which this thread writes only what the socket takes at once.
 //!
 //! Every exchange leaves by one of these ways, and each is counted: answered, rejected, shed, or aborted.
 
@@ -41,11 +41,11 @@ struct Routed {
     matched: RouteMatch,
 }
 
-/// A response on its way.
+/// A response to be written, and its exchange.
 struct Reply {
     request: Request,
     response: Response,
-    /// The connection must not go on after it.
+    /// Whether the connection closes after it.
     close: bool,
 }
 
@@ -107,8 +107,8 @@ pub(crate) struct DispatchSettings {
 }
 
 impl Dispatch {
-    /// Answers an exchange here and now if that is certain not to block, or else has a worker answer it. Returns the next
-    /// exchange of the same connection, if there is one.
+    /// Answers an exchange on the calling thread if that is certain not to block, and otherwise on a worker. Returns
+    /// the next exchange of the same connection, if there is one.
     pub(crate) fn serve(self: &Arc<Self>, exchange: Exchange) -> Option<Exchange> {
         let routed = self.route(exchange);
         let inline = routed.matched.inline && (routed.matched.must_not_wait || self.settings.around.is_inline());
@@ -126,8 +126,8 @@ impl Dispatch {
         slot.and_then(|slot| slot.take()).unwrap_or_else(|| Response::from(500))
     }
 
-    /// Gives a task to a worker; sheds the request if none is idle and the queue is full. Admin routes have workers in
-    /// reserve.
+    /// Gives a task to a worker; sheds the request if none is idle and the queue is full. Admin routes have reserved
+    /// workers.
     fn submit(self: &Arc<Self>, task: Task) -> Option<Exchange> {
         let is_urgent = matches!(&task, Task::Handle(routed) if routed.matched.is_admin);
         let job = Job { dispatch: Arc::clone(self), task };
@@ -178,7 +178,7 @@ impl Dispatch {
         response.link_stream(|| request.stream_link());
         let facts = self.settings.record_requests.then(|| facts(&request));
         let (exchange, id, route) = self.end(request);
-        // Behind a body that broke off it is not known where the next request begins.
+        // After a body that broke off it is not known where the next request begins.
         let close = close || exchange.body().truncated;
         let method = method_label(exchange.method());
         let (peer, since) = (exchange.peer(), exchange.since());

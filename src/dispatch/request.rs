@@ -25,7 +25,7 @@ pub struct Request {
     pub(super) body_is_taken: bool,
 }
 
-/// The request's context within the service.
+/// The parts of the service that a request refers to.
 pub(crate) struct Context {
     pub(crate) route: Route,
     pub(crate) params: Params,
@@ -40,8 +40,8 @@ pub(crate) struct Context {
 pub struct Client(engine::Client);
 
 impl Client {
-    /// True if the client has closed or reset the connection. A client that has ended its sending side alone counts as
-    /// gone as well; it still gets its response.
+    /// True if the client has closed or reset the connection. A client that has shut only its sending side counts as
+    /// gone as well, although it still gets its response.
     ///
     /// Asks the kernel at each call: about a microsecond.
     pub fn is_gone(&self) -> bool {
@@ -174,7 +174,7 @@ impl Request {
         &self.context.route.pattern
     }
 
-    /// The first header of this name, in any case; none if its value is not UTF-8.
+    /// The first header of this name, in any case; `None` if its value is not UTF-8.
     ///
     /// ```
     /// let request = allout::Request::get("/").header("Accept-Language", "de").build();
@@ -210,8 +210,9 @@ impl Request {
         Client(self.exchange.client())
     }
 
-    /// The request's id: the client's `X-Request-Id` if it is sane, else a new one. It is returned and logged. It is no
-    /// file name: clients choose it, may choose the same one twice, and it may hold `/` and `..`.
+    /// The request's id: the client's `X-Request-Id` if it is at most 64 letters, digits and `-_.:/+=@`, else a new
+    /// one. It is returned and logged. It must not become a file name or a key: clients choose it, may choose the same
+    /// one twice, and it may hold `/` and `..`.
     pub fn id(&self) -> &str {
         &self.id
     }

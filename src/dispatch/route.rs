@@ -8,7 +8,8 @@ pub(crate) const FALLBACK: &str = "*";
 /// The route that a request took.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
-    /// The pattern, never the path: the paths that clients send are without number, and metrics are labelled by this.
+    /// The pattern, never the path: the number of paths that clients send is unbounded, and metrics are labelled by
+    /// this.
     pub(crate) pattern: Arc<str>,
     /// Position among the router's patterns; `usize::MAX` for a request that matched no path.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "only metrics count by it"))]

@@ -1,4 +1,4 @@
-//! Router: which handler answers which method on which path. Paths are matched by `matchit`, as axum does.
+//! The router: finds the handler for a method and a path. Paths are matched by `matchit`, as axum does.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -69,11 +69,11 @@ pub(crate) struct Router {
 pub(crate) struct RouteMatch {
     pub(crate) route: Route,
     pub(crate) handler: Option<Handler>,
-    /// The handler never blocks: it may run on the thread that receives.
+    /// Whether the handler never blocks, so that it may run on the thread that receives.
     pub(crate) inline: bool,
-    /// It is answered whatever the workers are doing: middleware that may wait is left out.
+    /// Whether it is answered whatever the workers are doing, so that middleware that may wait is left out.
     pub(crate) must_not_wait: bool,
-    /// An admin route: if it needs a worker, one is reserved for it.
+    /// Whether it is an admin route, which may take a reserved worker.
     pub(crate) is_admin: bool,
     pub(crate) params: Params,
     pub(crate) limits: Limits,
@@ -122,7 +122,7 @@ impl Router {
         self.first_admin = Some(self.paths.len());
     }
 
-    /// Has `path` answered with 404, whatever the method, also where a fallback answers everything else.
+    /// Answers `path` with 404, whatever the method, also where a fallback answers everything else.
     /// Errors: as for [`add`](Router::add).
     pub(crate) fn mask(&mut self, path: &str) -> Result<(), BadRoute> {
         self.path_routes(path)?.masked = true;
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_cannot_be_are_refused() {
+    fn invalid_routes_are_refused() {
         let handler: Handler = Arc::new(|_| Response::text(""));
         let mut routes = routes();
         assert!(routes.add("GET", "/healthz", true, Arc::clone(&handler)).is_err());

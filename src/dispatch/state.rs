@@ -2,8 +2,8 @@
 
 use crate::dispatch::request::Request;
 
-/// A handler from one that also takes the state which handlers share: a database, a cache, a configuration. Each call of
-/// `with_state` clones the state, so it is an [`Arc`](std::sync::Arc), or holds some.
+/// Makes a handler from a function that takes shared state (a database, a cache, a configuration) beside the request.
+/// Each call of `with_state` clones the state, so it is an [`Arc`](std::sync::Arc), or holds some.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

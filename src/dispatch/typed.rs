@@ -58,9 +58,10 @@ impl Request {
         self.cookies().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
-    /// The address of the client: behind proxies that are [trusted](crate::Service::trust_proxies) the one that they name,
-    /// otherwise that of the [peer](Request::peer). `None` if it is not known: the client of a Unix socket, or one whom a
-    /// trusted proxy does not name (`unknown`, or no address at all). Never grant a right because of a `None`.
+    /// The address of the client: behind proxies that are [trusted](crate::Service::trust_proxies) the one that they
+    /// name, otherwise that of the [peer](Request::peer). `None` if it is not known: that of a client of a Unix socket,
+    /// or of one that a trusted proxy does not name (`unknown`, or no address at all). Never grant a right because of a
+    /// `None`.
     pub fn client_ip(&self) -> Option<IpAddr> {
         let peer = self.peer().ip();
         match self.proxies() {
@@ -73,7 +74,7 @@ impl Request {
 /// # Parts of any type
 #[cfg(feature = "serde")]
 impl Request {
-    /// The parameters of the route's path, by their names.
+    /// The parameters of the route's path as a value of any type, whose fields have their names.
     ///
     /// ```
     /// use allout::{StatusError, Request, Service};
@@ -101,7 +102,8 @@ impl Request {
         from_pairs(pairs).map_err(|reason| StatusError::new(404, reason))
     }
 
-    /// The query, by its names: one that comes several times is a sequence, one that is empty is `None` of an option.
+    /// The query as a value of any type, whose fields have the names of its parameters. One that comes several times
+    /// fills a sequence; an empty one is `None` of an option.
     ///
     /// ```
     /// use allout::{StatusError, Request, Service};

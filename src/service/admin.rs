@@ -9,8 +9,8 @@ use crate::service::error::StartError;
 
 /// # Admin routes
 impl Service {
-    /// Leaves out the operational routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`, `/status`). One of them
-    /// alone is left out where the service has a route of its own at its path, or [elsewhere](Service::admin_path).
+    /// Leaves out all admin routes (`/healthz`, `/readyz`, `/livez`, `/shutdown`, `/metrics`, `/status`). To replace a
+    /// single one, add a route of the service's own at its path; to move one, see [`admin_path`](Service::admin_path).
     pub fn without_admin_routes(mut self) -> Service {
         self.admin.routes = false;
         self
@@ -21,9 +21,9 @@ impl Service {
     ///
     /// It answers to clients on this machine that run as the same user as the service, or as root: `curl
     /// localhost:8088/shutdown`. A request is refused with 403 if it comes from another web page or through a proxy. A
-    /// proxy on this machine that adds no header is told by its process: another user's, or one that listens on TCP. One
-    /// that runs as root while the service does not is not told: behind it, use a [token](Service::shutdown_token) or
-    /// leave the route out.
+    /// proxy on this machine that adds no header is recognized by its process, which is another user's, or listens on
+    /// TCP. A proxy that runs as root is not recognized by a service that does not: behind one, use a
+    /// [token](Service::shutdown_token) or leave the route out.
     pub fn with_shutdown_route(mut self) -> Service {
         self.admin.shutdown = true;
         self
@@ -32,7 +32,7 @@ impl Service {
     /// Adds `/shutdown` as [`with_shutdown_route`](Service::with_shutdown_route) does, and lets every client use it that
     /// shows this token: `Authorization: Bearer TOKEN`.
     ///
-    /// A request with a wrong token is refused, wherever it comes from. An empty token is never right.
+    /// A request with a wrong token is refused, wherever it comes from. An empty token lets no request pass.
     ///
     /// ```
     /// let service = allout::Service::new().shutdown_token(std::env::var("SHUTDOWN_TOKEN").unwrap_or_default());
@@ -42,9 +42,9 @@ impl Service {
         self.with_shutdown_route()
     }
 
-    /// Adds `/status`, a page with the state of the service: phase, and a stop while it lasts; checks, requests in flight,
-    /// routes, connections, workers, members, rates, settings. It needs nothing from elsewhere, works without its script,
-    /// and is loaded anew every two seconds unless the reader pauses it. Requests are shown without their query.
+    /// Adds `/status`, a page with the state of the service: phase, and a stop while it lasts; checks, requests in
+    /// flight, routes, connections, workers, members, rates, settings. It loads nothing from other servers, works
+    /// without its script, and reloads every two seconds unless it is paused. Requests are shown without their query.
     ///
     /// On an [admin address](Service::admin_listen) it is open, as `/metrics` is. Otherwise it answers to the clients that
     /// [`/shutdown`](Service::with_shutdown_route) would answer to: those on this machine of the same user, root, and
@@ -82,8 +82,8 @@ impl Service {
 
     /// Logs every response, or none, at level `info` and with the target `allout::access`: `method`, `uri`, `version`,
     /// `route`, `status`, `bytes`, `duration_us`, `peer`, `id`, and, where there are such, `client` (the address that a
-    /// [trusted proxy](Service::trust_proxies) says), `user_agent`, `referer` and `cut`, as fields of the `log` crate. Off
-    /// unless asked for.
+    /// [trusted proxy](Service::trust_proxies) says), `user_agent`, `referer` and `cut`, as fields of the `log` crate.
+    /// Default: off.
     ///
     /// It is logged after the response was written, on the thread that wrote it: use a logger that never blocks for long.
     ///
@@ -95,8 +95,7 @@ impl Service {
         self
     }
 
-    /// Has an admin route elsewhere: the one that is otherwise at `from` (`/healthz`, `/readyz`, `/livez`, `/metrics`,
-    /// `/shutdown` or `/status`) at `to`.
+    /// Moves an admin route (`/healthz`, `/readyz`, `/livez`, `/metrics`, `/shutdown` or `/status`) to another path.
     ///
     /// ```
     /// use allout::{Request, Service};
@@ -111,9 +110,9 @@ impl Service {
         self
     }
 
-    /// Adds a readiness check: as long as it fails `/readyz` answers 503, with its name and what is wrong; as JSON if the
-    /// client accepts that (`Accept: application/json`). It runs from the start of the service on; until it has run once,
-    /// the service is not ready. `/healthz` does not ask it.
+    /// Adds a readiness check: as long as it fails `/readyz` answers 503, with its name and what is wrong; as JSON if
+    /// the client accepts that (`Accept: application/json`). It runs from the start of the service on; until it has run
+    /// once, the service is not ready. `/healthz` does not depend on it.
     ///
     /// ```
     /// use allout::{Check, Request, Service};
@@ -128,9 +127,9 @@ impl Service {
         if checks.add(check) { self.member("checks", move |stop| checks.run(stop)) } else { self }
     }
 
-    /// Appends metrics of the service's own to `/metrics`, in Prometheus' text format: of a registry of any crate, or
-    /// written by hand. Each family begins with a line of its own, and its name is not one that begins with `allout_` or
-    /// `process_`.
+    /// Appends metrics of the application to `/metrics`, in Prometheus' text format: from a registry of any crate, or
+    /// written by hand. Each family begins on a line of its own. Names that begin with `allout_` or `process_` are
+    /// taken.
     ///
     /// With the crate `prometheus`: `.append_metrics(|| TextEncoder::new().encode_to_string(&prometheus::gather())...)`.
     ///

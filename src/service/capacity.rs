@@ -91,7 +91,7 @@ pub(super) struct Capacity {
     /// For each listening socket.
     pub(super) connections: usize,
     pub(super) workers: usize,
-    /// The limit that keeps them below the configuration.
+    /// The limit that keeps the numbers below the configuration.
     bound: Option<Bound>,
 }
 
@@ -116,11 +116,13 @@ impl fmt::Display for Bound {
 }
 
 impl Capacity {
-    /// The numbers of `config`, for so many listening sockets, or fewer if the limits allow no more.
+    /// The numbers of `config`, or lower ones if the limits allow no more. The listening sockets share what the limits
+    /// allow.
     ///
-    /// Each connection has its descriptors and one more, which its handler may open; see [`for_handlers`]. Of the threads a quarter are for
-    /// workers; of those for which the address space suffices as well. Of the memory a half is for connections and a quarter for workers; the rest is for bodies, and for socket
-    /// buffers, which cgroups of version 2 charge as well.
+    /// Descriptors: each connection needs its own, and its handler may open one more, for which [`for_handlers`] keeps
+    /// some where connections have no thread. Threads, by their limit and by address space: three quarters are for
+    /// connections, a quarter for workers. Memory: a half is for connections, a quarter for workers, the rest for
+    /// bodies and for socket buffers, which cgroups of version 2 charge as well.
     pub(super) fn new(config: &Config, sockets: usize, limits: Limits) -> Capacity {
         let cost = config.engine.cost_of_connection();
         let memory = limits.memory.saturating_sub(OTHER_MEMORY);
@@ -156,7 +158,7 @@ impl Capacity {
         Capacity { connections: config.max_connections.min(each), workers: config.workers.min(workers), bound }
     }
 
-    /// The limit that bounds it, for the end of a line of the log: empty, or ` (limit on memory: 32 MiB)`.
+    /// The limit that bounds the numbers, for the end of a line of the log: empty, or ` (limit on memory: 32 MiB)`.
     pub(super) fn bound(&self) -> String {
         self.bound.map(|bound| format!(" ({bound})")).unwrap_or_default()
     }
@@ -168,8 +170,9 @@ fn with_descriptors(limit: u64, cost: ConnectionCost) -> u64 {
     if cost.threads > 0 { left / (cost.descriptors + 1) } else { (left - for_handlers(limit, left)) / cost.descriptors }
 }
 
-/// Descriptors that are kept for handlers where idle connections have none: of thousands few have a request in flight. A
-/// handler that finds none has an error to deal with; a new connection takes the place of an idle one.
+/// Descriptors that are kept for handlers, if connections have no thread: fewer than one for each connection, since few
+/// of thousands have a request in flight. A handler without a descriptor fails, while a connection without one only
+/// takes the place of an idle one.
 fn for_handlers(limit: u64, left: u64) -> u64 {
     (limit / 32).max(256).min(left / 2)
 }

@@ -21,16 +21,17 @@ use crate::service::error::StartError;
 #[non_exhaustive]
 pub struct Config {
     /// Addresses to listen on; port 0 picks a free one. Default: `127.0.0.1:8088`, so that only this machine is served
-    /// unless others are meant to be. Not used when a service manager passes sockets.
+    /// unless the application asks for more. Not used when a service manager passes sockets.
     pub listen: Vec<SocketAddr>,
     /// Unix-domain sockets to listen on besides; the native engine alone serves them. Default: none. Not used when a service
     /// manager passes sockets.
     pub listen_unix: Vec<UnixSocket>,
-    /// Address of a socket of its own for the admin routes, which are then not served on the others. Default: none.
+    /// Address for the admin routes, which are then served there alone. Default: none, so that they are served with the
+    /// other routes.
     pub admin_listen: Option<SocketAddr>,
     /// The engine on every listening socket. Default: [`EngineKind::TinyHttp`].
     pub engine: EngineKind,
-    /// Threads that receive requests, of the native engine. Default 0: half as many as cores, 1 at least and 16 at most.
+    /// Threads of the native engine that receive requests. Default 0: half as many as cores, 1 at least and 16 at most.
     pub receivers: usize,
     /// Most workers at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the control group
     /// does not suffice for them.
@@ -70,7 +71,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Errors: [`StartError::Setting`]: a number or a time is zero that leaves no request answered.
+    /// Errors: [`StartError::Setting`]: a number or a time is zero, with which no request would be answered.
     pub(super) fn check(&self) -> Result<(), StartError> {
         let zero = [
             ("workers", self.workers == 0),

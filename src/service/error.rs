@@ -1,4 +1,4 @@
-//! The errors of the start of a service.
+//! The errors with which the start of a service fails.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use crate::crew::outcome::{Cause, Outcome};
 use crate::dispatch::router::BadRoute;
 use crate::listen::ListenError;
 
-/// An error of the start of a service.
+/// The reason why a service did not start.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StartError {
@@ -30,9 +30,9 @@ pub enum StartError {
     Stopped(Cause),
     /// A limit of the process is too low: which one, and what is needed.
     Limit(String),
-    /// The kernel has not what the engine needs: what, and what else is possible.
+    /// The kernel lacks a feature that the engine needs: which one, and what to do instead.
     Kernel(String),
-    /// A setting cannot be: why.
+    /// A setting is invalid: which one, and why.
     Setting(String),
     /// The system refuses a thread, a descriptor or the like: which one, and the error.
     System(&'static str, io::Error),
@@ -77,11 +77,11 @@ impl std::error::Error for StartError {
     }
 }
 
-/// The cause for which a service does not run.
+/// A service that did not start.
 pub(crate) enum NotStarted {
-    /// Nothing had started yet.
+    /// No part had started yet.
     Error(StartError),
-    /// Outcome of stopping the parts that had started before.
+    /// Some parts had started; the outcome is that of stopping them.
     Stopped(StartError, Box<Outcome>),
 }
 

@@ -1,4 +1,4 @@
-//! A service without a socket: requests that are made are answered as those that are received.
+//! A service without a socket: answers requests that a test has made as if they had been received.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,7 +48,7 @@ impl Service {
         }
     }
 
-    /// The routes of the service and all that they need, with nothing that receives.
+    /// The dispatch of the service, without an engine that receives requests.
     pub(super) fn dispatch(&self) -> Result<Dispatch, StartError> {
         let mut unused = Crew::new();
         let pool = Pool::new(1, 0, unused.reserve("workers"));

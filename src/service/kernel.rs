@@ -4,7 +4,7 @@ use crate::engine::EngineKind;
 use crate::service::error::StartError;
 use crate::sys::features::{self, Feature};
 
-/// Losses on a kernel without some features.
+/// The effects of missing kernel features.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
     /// Warning that limits or requests are lost. Empty if none are.
@@ -13,7 +13,7 @@ pub(super) struct Losses {
     pub(super) note: Option<String>,
 }
 
-/// Asks the kernel.
+/// Checks which features the kernel has.
 /// Errors: [`StartError::Kernel`]: the engine cannot work with this one.
 pub(super) fn check(engine: EngineKind) -> Result<Losses, StartError> {
     losses(engine, &features::missing().map_err(|error| StartError::System("a socket", error))?)

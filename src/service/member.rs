@@ -1,4 +1,4 @@
-//! A member of a service: one that stays, one that may end well, and how one is restarted.
+//! The members that an application adds: their kinds, how they are spawned, and how a member is restarted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,22 +17,22 @@ pub(super) struct Member {
     pub(super) interrupt: Hook,
     pub(super) body: Box<dyn FnOnce(&Stop) -> Exit + Send>,
     pub(super) kind: Kind,
-    /// Restarts, of a member that is restarted.
+    /// Restarts so far, if the member is restarted when it ends.
     pub(super) restarts: Option<Arc<Restarts>>,
 }
 
 /// The kind of a member: when it starts, and what its end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Its end is that of everyone.
+    /// Its end stops the service.
     Stays,
-    /// Its good end is nothing.
+    /// It may finish while the service goes on.
     MayFinish,
-    /// The same, and nothing else starts before.
+    /// It may finish, and must do so before other members start and the service is ready.
     BeforeReady,
 }
 
-/// The number of restarts of a member that ends, and the pauses before them.
+/// How often a member is restarted when it ends, and after which pauses.
 ///
 /// ```
 /// use std::time::Duration;
@@ -53,7 +53,7 @@ impl Default for Restart {
 }
 
 impl Restart {
-    /// Five times, after 100 ms, 200 ms, 400 ms and so on, up to 10 s; a member that has run for a minute begins anew.
+    /// Five times, after 100 ms, 200 ms, 400 ms and so on, up to 10 s; after a run of a minute the count starts again.
     pub fn new() -> Restart {
         Restart {
             times: 5,
@@ -63,7 +63,7 @@ impl Restart {
         }
     }
 
-    /// Sets how many restarts there are in a row.
+    /// Sets the most restarts in a row.
     ///
     /// ```
     /// let restart = allout::Restart::new().times(10);
@@ -86,7 +86,7 @@ impl Restart {
         self
     }
 
-    /// Sets the time after which a run counts as a good one: what failed before it is forgotten.
+    /// Sets the length of a run after which the count of restarts starts again.
     ///
     /// ```
     /// let restart = allout::Restart::new().reset_after(std::time::Duration::from_secs(600));
@@ -129,7 +129,8 @@ impl Restart {
     }
 }
 
-/// Spawns the members; of those that must end before the service is ready, one after the other, each to its end.
+/// Spawns the members: first those that must finish before the service is ready, one after the other, then the others
+/// at once.
 /// Errors: the system cannot create a thread, or there was a cause to stop before they had ended.
 pub(super) fn spawn(crew: &mut Crew, members: Vec<Member>) -> Result<(), StartError> {
     let (before, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.kind == Kind::BeforeReady);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_lasted_long_enough_is_a_new_beginning() {
+    fn a_run_that_lasted_long_enough_resets_the_count() {
         let (runs, told, stop) = (Cell::new(0), Restarts::default(), Stop::new());
         let restart = Restart { reset_after: Duration::ZERO, ..QUICK };
         let exit = restart.run("x", &told, &stop, |stop| {

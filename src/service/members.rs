@@ -1,4 +1,4 @@
-//! The members of a service.
+//! The methods that add members to a service.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use crate::service::member::{Kind, Member, Restart};
 impl Service {
     /// Adds a member to the crew: a thread of this name (15 bytes at most are kept) that lives and dies with the service.
     ///
-    /// Its [`Stop`] tells it to return, once the last request has been answered or the grace period is nearly over, and
-    /// it is waited for within that. It returns nothing, or a `Result` of nothing. If it ends before it is told to, in
-    /// whichever way, everyone goes out.
+    /// Its [`Stop`] tells it to return, once the last request has been answered or the grace period is nearly over; the
+    /// service waits for it until the grace period ends. It returns nothing, or a `Result` of nothing. If it ends
+    /// before it is told to, for whatever reason, the service stops.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -28,8 +28,9 @@ impl Service {
         self.add_member(name, Kind::Stays, || {}, body)
     }
 
-    /// As [`member`](Service::member), for one that waits for something else than [`Stop`]: `interrupt` is called once,
-    /// from another thread, to make it return. It must not block, and must be safe to call when the member has returned.
+    /// As [`member`](Service::member), for a member that waits for something other than its [`Stop`]: `interrupt` is
+    /// called once, from another thread, to make it return. It must not block, and must be safe to call when the member
+    /// has returned.
     ///
     /// ```
     /// use allout::{Service, channel};
@@ -53,8 +54,8 @@ impl Service {
         self.add_member(name, Kind::Stays, interrupt, body)
     }
 
-    /// As [`member`](Service::member), for one that may end while the service goes on: it warms a cache, for example. If
-    /// it fails or panics, everyone goes out.
+    /// As [`member`](Service::member), for a member that may finish while the service goes on: it warms a cache, for
+    /// example. If it fails or panics, the service stops.
     ///
     /// ```
     /// use allout::Service;
@@ -66,8 +67,9 @@ impl Service {
 
     /// Runs `body` to its end before the service is ready: a migration, for example. Several run one after the other.
     ///
-    /// The socket is open already: requests that come wait until it has ended. Members, readiness and systemd's `READY=1`
-    /// come after it. If it fails the service does not start; a stop that is asked for meanwhile is told by its [`Stop`].
+    /// The socket is open already: requests that come wait until it has ended. Members, readiness and systemd's
+    /// `READY=1` come after it. If it fails the service does not start. Its [`Stop`] tells it of a stop that is asked
+    /// for meanwhile.
     ///
     /// ```
     /// # use allout::Service;
@@ -77,8 +79,8 @@ impl Service {
         self.add_member(name, Kind::BeforeReady, || {}, body)
     }
 
-    /// As [`member`](Service::member), for one that is started again when it ends, fails or panics: after a pause, and a
-    /// number of times; then everyone goes out, with its last end as the cause.
+    /// As [`member`](Service::member), for a member that is started again when it ends, fails or panics: after a pause,
+    /// and a limited number of times. After the last one the service stops, with the member's last end as the cause.
     ///
     /// ```
     /// # use allout::{Restart, Service, Stop};

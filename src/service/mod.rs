@@ -1,4 +1,4 @@
-//! A service: put together, started, run to its end.
+//! The service: the public builder, which puts all parts together, and runs them to their end.
 
 mod admin;
 mod capacity;
@@ -36,8 +36,8 @@ use crate::service::run::{Runner, ServiceHandle};
 /// Called with the addresses of a service once it serves.
 type OnListening = Box<dyn FnOnce(&[SocketAddr]) + Send>;
 
-/// A service that is being put together: routes, settings, members, hooks. It begins with [`run`](Service::run), or with
-/// [`start`](Service::start) on threads of its own.
+/// A service that is being put together: routes, settings, members, hooks. [`run`](Service::run) runs it on the calling
+/// thread, [`start`](Service::start) on a thread of its own.
 ///
 /// ```no_run
 /// use allout::{Outcome, Service};
@@ -81,12 +81,12 @@ impl Default for Service {
 }
 
 impl Service {
-    /// A service with the default [`Config`] and the operational routes alone.
+    /// A service with the default [`Config`] and no routes but the admin routes.
     pub fn new() -> Service {
         Service::with_config(Config::default())
     }
 
-    /// A service with this configuration and the operational routes alone.
+    /// A service with this configuration and no routes but the admin routes.
     ///
     /// ```
     /// use allout::{Config, Service};
@@ -113,13 +113,13 @@ impl Service {
         }
     }
 
-    /// The first thing that is wrong is what keeps the service from starting.
+    /// Records an error that keeps the service from starting. The first one is reported.
     pub(crate) fn fail(&mut self, error: StartError) {
         self.error.get_or_insert(error);
     }
 
-    /// A handle that stops the service, from any thread: for handlers and members. Used before the service runs, it stops
-    /// it then.
+    /// A handle that stops the service, from any thread: for handlers and members. A stop that is asked for before the
+    /// service runs takes effect once it runs.
     ///
     /// ```
     /// # use allout::Service;
@@ -143,10 +143,10 @@ impl Service {
         self
     }
 
-    /// Runs `hook` when the drain begins, while everything is still served: to tell others to look elsewhere.
+    /// Runs `hook` when the drain begins, while everything is still served: to tell a load balancer, for example.
     ///
-    /// Hooks run one after the other, in the order in which they were added. Half the grace is theirs; the drain goes on
-    /// without those that take longer. One that panics makes the outcome a failure.
+    /// Hooks run one after the other, in the order in which they were added. They have half the grace period together;
+    /// the drain goes on without those that take longer. A hook that panics makes the outcome a failure.
     ///
     /// ```
     /// let service = allout::Service::new().before_drain(|| println!("tell the load balancer"));
@@ -156,9 +156,9 @@ impl Service {
         self
     }
 
-    /// Runs `hook` after the last request was answered (or abandoned), before members are told to stop: to save state that
-    /// requests have changed. The rest of the grace period is theirs, in the same way as
-    /// [before](Service::before_drain).
+    /// Runs `hook` after the last request was answered (or abandoned), before members are told to stop: to save state
+    /// that requests have changed. They have the rest of the grace period; all else is as for
+    /// [`before_drain`](Service::before_drain).
     ///
     /// ```
     /// let service = allout::Service::new().after_drain(|| println!("save the state"));
@@ -190,11 +190,11 @@ impl Service {
     ///
     /// # Re-exec
     ///
-    /// Before anything stops, the binary on disk is started a second time with the same arguments: it gets as far as this
-    /// call, which ends that process: nothing behind it runs there. What `main` does before must be harmless while another
-    /// instance serves: no port or lock taken, no file truncated. What must be done once belongs into a
-    /// [member](Service::member). If that start succeeds, the service drains, and the process goes on with that very file,
-    /// under the same pid and on the same socket.
+    /// Before anything stops, the binary on disk is started a second time with the same arguments, as a *preflight*. It
+    /// gets as far as this call, which ends that process, so that no code after it runs there. What `main` does before
+    /// this call must be harmless while another instance serves: no port or lock taken, no file truncated. What must be
+    /// done once belongs into a [member](Service::member). If that start succeeds, the service drains, and the process
+    /// goes on with that very file, under the same pid and on the same socket.
     ///
     /// No connection is refused and no request is lost. New connections wait while accepting is stopped: for less than a
     /// second at a time while the service waits for slow requests, and for the exits of members and
@@ -221,7 +221,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`StartError`]: the address is in use, a route cannot be, or the system refuses something.
+    /// [`StartError`]: the address is in use, a route is invalid, or the system refuses something.
     pub fn start(self) -> Result<ServiceHandle, StartError> {
         // Before all others, so that none has to be stopped if it cannot be created.
         let runner = Runner::spawn().map_err(|error| StartError::System("a thread", error))?;
@@ -231,8 +231,8 @@ impl Service {
         }
     }
 
-    /// Whether the service would start here and now: settings, routes, limits, kernel and addresses are tried. No member is
-    /// started, and no connection is accepted.
+    /// Checks whether the service would start now: settings, routes, limits, kernel and addresses are tried. No member
+    /// is started, and no connection is accepted.
     ///
     /// # Errors
     ///
@@ -243,8 +243,9 @@ impl Service {
         self.would_reexec().and(sockets.map(drop))
     }
 
-    /// Whether a running service could [re-exec](Service::run) into this one: as [`would_start`](Service::would_start),
-    /// but for the addresses, which the running one keeps. A re-exec asks this before anything stops.
+    /// Checks whether a running service could [re-exec](Service::run) into this one: as
+    /// [`would_start`](Service::would_start), apart from the addresses, which the running one keeps. A re-exec checks
+    /// this before anything stops.
     ///
     /// # Errors
     ///
@@ -254,7 +255,8 @@ impl Service {
             return Err(error);
         }
         self.config.check()?;
-        // A preflight is told what the running service keeps; otherwise that is taken for what this one would listen on.
+        // A preflight is told which Unix socket the running service keeps. Otherwise that is taken to be the configured
+        // one.
         let own = || self.config.listen_unix.first().map(|socket| socket.path().to_owned());
         let unix = if reexec::is_preflight() { reexec::left_unix_socket() } else { own() };
         parts::check_unix(self.config.engine, unix)?;

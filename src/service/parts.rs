@@ -115,7 +115,7 @@ impl Service {
     }
 }
 
-/// Stops the parts that have started before one that could not, so that a start that fails leaves nothing behind.
+/// Stops the parts that had started when another one failed to, so that a start that fails leaves nothing behind.
 fn undo(crew: Crew, engines: &Engines, sockets: &[ListenSocket], error: StartError) -> NotStarted {
     let cause = match &error {
         StartError::Stopped(cause) => cause.clone(),
@@ -178,8 +178,8 @@ fn new_engines(
     Ok(Engines::new(engines.map_err(system("the listening socket"))?))
 }
 
-/// Tells the internet addresses to all who want to know, and returns them. A panic stops the service, as that of a member
-/// does.
+/// Calls the functions of [`on_listening`](Service::on_listening) with the internet addresses, and returns those. A
+/// panic there stops the service, as the panic of a member does.
 fn tell_addresses(listening: &[(Address, Role)], on_listening: Vec<OnListening>, crew: &mut Crew) -> Vec<SocketAddr> {
     let addresses: Vec<_> = listening.iter().filter_map(|(address, _)| address.inet()).collect();
     for tell in on_listening {
@@ -214,7 +214,7 @@ pub(super) fn facts(config: &Config, listening: &[(Address, Role)], bound: Strin
     }
 }
 
-/// The state that others read.
+/// The state that metrics, status page and state dump read.
 fn new_state(
     crew: &Crew,
     engines: Engines,
@@ -304,7 +304,8 @@ fn start_engines(
         let dispatch = admin.filter(|_| *role == Role::Admin).unwrap_or(service);
         Arc::clone(engine).start(&serve(dispatch)).map_err(system(engine.kind().name()))?;
     }
-    // Each thread receives one message of this one, and then runs. If this one returns early, they end instead.
+    // Each engine thread waits for one message from this thread, and then runs. If this function returns early, they
+    // end instead, because the channel is disconnected. It is unbounded: no send blocks.
     let (go, gate) = unbounded::<()>();
     let mut slots = Vec::new();
     for (index, engine) in engines.iter().enumerate() {
@@ -325,7 +326,7 @@ fn warn(exposure: &[String], losses: &Losses) {
     losses.note.iter().for_each(|note| log::info!("{note}"));
 }
 
-/// One line that says what serves, where, and within which limits; the same when another image goes on.
+/// Logs one line that says what serves, where, and within which limits: at the start, and after each re-exec.
 fn announce(config: &Config, listening: &[(Address, Role)], capacity: &Capacity) {
     let of = |wanted: Role| {
         let urls = listening.iter().filter(|(_, role)| *role == wanted).map(|(address, _)| address.url());

@@ -1,4 +1,4 @@
-//! The routes of a service.
+//! The methods that add routes and middleware to a service.
 
 use std::sync::Arc;
 
@@ -14,9 +14,10 @@ use crate::service::error::StartError;
 impl Service {
     /// Answers `GET` (and `HEAD`) on `path`, which may have parameters: `/hello/{name}`, `/files/{*path}`.
     ///
-    /// The handler runs on a worker's thread, so that it may wait. It returns anything that [`Response`] is made from, and a
-    /// `Result` of such things; what it borrows from the request is copied for that. Handlers share state by
-    /// [`with_state`](crate::with_state). A path that cannot be, or is taken, keeps the service from starting.
+    /// The handler runs on a worker's thread, so that it may wait. It returns anything that [`Response`] is made from,
+    /// and a `Result` of such things; what it borrows from the request is copied for that. Handlers share state by
+    /// [`with_state`](crate::with_state). An invalid path, or one that has a handler for the method already, keeps the
+    /// service from starting.
     ///
     /// ```
     /// use allout::{Request, Service};
@@ -143,8 +144,8 @@ impl Service {
         self
     }
 
-    /// Sets limits for all methods of `path`, which has a route already, or for the fallback (`"*"`), in place of those of the
-    /// service.
+    /// Sets limits for all methods of `path`, or of the fallback (`"*"`), in place of those of the service. The path
+    /// must have a route already.
     ///
     /// ```
     /// use allout::{HandlerError, Limits, Service};
@@ -163,8 +164,8 @@ impl Service {
         self
     }
 
-    /// Puts a middleware around all handlers: it may answer by itself, or have the [next](Next::run) answer, and change the
-    /// request before and the response after. One for some routes alone looks at [`Request::route`].
+    /// Puts a middleware around all handlers: it may answer by itself, or call the [next](Next::run), and change the
+    /// request before and the response after. A middleware for some routes alone looks at [`Request::route`].
     ///
     /// Every response passes it, those of the library as well: 404, 405, 400, 413, 500 and the like. Of several, the one
     /// that is added first is the outermost: it sees the request first, and the response last. It may wait, as handlers
@@ -216,9 +217,9 @@ impl Service {
         self
     }
 
-    /// Makes the responses to the errors that the library answers by itself, in place of a short text: that there is no
-    /// such route, that a body is too large, that a handler failed or panicked, and what a handler returns as a mere
-    /// status (`404`). The status stays, and so do headers that belong to it (`Allow`, `Retry-After`).
+    /// Sets the function that makes the responses to errors that the library answers by itself, in place of a short
+    /// text: no such route, a body that is too large, a handler that failed or panicked, and a bare status (`404`) that
+    /// a handler returns. The status stays, and so do headers that belong to it (`Allow`, `Retry-After`).
     ///
     /// It must never wait: a request that is shed is answered where requests are received.
     ///

@@ -38,8 +38,8 @@ pub(super) fn own_process() -> io::Result<SignalSource> {
     let source = signals::register()?;
     // The process was started with it ignored: no preflight could be waited for.
     sys::signals::unignore_sigchld();
-    // By default it kills: a log that reaches RLIMIT_FSIZE is to be a failed write (EFBIG). Handled and not ignored,
-    // because children inherit what is ignored. Nothing reads the flag.
+    // By default it ends the process; a log that reaches RLIMIT_FSIZE is to get a failed write (EFBIG) instead. Handled
+    // and not ignored, because children inherit ignored signals. Nothing reads the flag.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     reexec::restore_process_name();
     Ok(source)
@@ -91,8 +91,8 @@ impl Parts {
         log_outcome(shutdown.outcome())
     }
 
-    /// Serves until there is a cause to stop. A re-exec is one once the binary has passed its preflight: then it comes with
-    /// that binary.
+    /// Serves until there is a cause to stop. A re-exec becomes the cause only once the new binary has passed its
+    /// preflight, and is returned with that binary.
     fn wait_for_cause(&mut self) -> (Cause, Option<Binary>) {
         let unix = self.drain.engines.iter().find_map(|engine| match engine.address() {
             Address::Unix(path) => Some(path.clone()),
@@ -135,7 +135,7 @@ impl Runner {
         let (parts, started) = bounded::<Parts>(1);
         let run = move || match started.recv() {
             Ok(parts) => parts.run(),
-            Err(_) => Outcome::immediate(Cause::NotStarted("a part did not start".to_owned())), // not looked at
+            Err(_) => Outcome::immediate(Cause::NotStarted("a part did not start".to_owned())), // not read: the start returns its error
         };
         Ok(Runner { parts, thread: thread::Builder::new().name("allout".to_owned()).spawn(run)? })
     }
@@ -184,7 +184,7 @@ struct ReexecRequests {
     leak: Option<String>,
     /// The preflight that decides, and why it was started.
     preflight: Option<(String, Preflight)>,
-    /// Asked for during the preflight: the binary on disk may be another one by now.
+    /// Reason of a request during the preflight, after which the binary on disk may be another one.
     again: Option<String>,
 }
 
@@ -237,7 +237,7 @@ impl ReexecRequests {
 #[derive(Debug)]
 #[must_use = "the service is stopped when its handle is dropped"]
 pub struct ServiceHandle {
-    /// None if it listens on Unix sockets alone.
+    /// Empty if it listens on Unix sockets alone.
     addresses: Vec<SocketAddr>,
     stopper: Stopper,
     thread: Option<JoinHandle<Outcome>>,
@@ -256,7 +256,7 @@ impl ServiceHandle {
         &self.addresses
     }
 
-    /// Stops it, from any thread.
+    /// A handle that stops it, from any thread.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }

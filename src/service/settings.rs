@@ -14,12 +14,12 @@ use crate::service::error::StartError;
 
 /// # Settings
 ///
-/// Each sets the field of [`Config`] with its name, which has the reason of the default.
+/// Each method sets the field of [`Config`] of the same name, whose text has the reason of the default.
 impl Service {
     /// An address to listen on: `"127.0.0.1:0"`, `([0, 0, 0, 0], 80)`; of the addresses of a name, the first. The first
     /// call replaces the addresses of the configuration, each further call adds one.
     ///
-    /// A name is resolved here and now. One that does not resolve keeps the service from starting.
+    /// A name is resolved at this call. One that does not resolve keeps the service from starting.
     ///
     /// ```
     /// let service = allout::Service::new().listen("127.0.0.1:8088").listen("[::1]:8088");
@@ -71,7 +71,7 @@ impl Service {
         }
     }
 
-    /// The address of a socket of its own for the admin routes, which are then not served on the others.
+    /// An address for the admin routes, which are then served there alone.
     ///
     /// ```
     /// let service = allout::Service::new().listen("0.0.0.0:80").admin_listen("127.0.0.1:9090");
@@ -92,7 +92,7 @@ impl Service {
         self.set(|config| config.engine = kind)
     }
 
-    /// Threads that receive requests, of the native engine; 0 chooses for this machine.
+    /// Threads of the native engine that receive requests; 0 chooses for this machine.
     ///
     /// ```
     /// let service = allout::Service::new().engine(allout::EngineKind::Native).receivers(4);
@@ -219,13 +219,12 @@ impl Service {
         self
     }
 
-    /// Believes these proxies when they name the client of a request, so that
-    /// [`client_ip`](crate::Request::client_ip) is its address: those of these addresses or networks (`10.0.0.0/8`), and
-    /// with `unix` those that connect to a Unix socket.
+    /// Trusts proxies at these addresses or networks (`10.0.0.0/8`), and with `unix` those that connect to a Unix
+    /// socket: the client that they name is the [`client_ip`](crate::Request::client_ip) of a request.
     ///
-    /// `header` is the one in which they name it, to which each of them appends: `X-Forwarded-For`, `Forwarded` (RFC 7239),
-    /// or one of their own (`X-Real-IP`). Others are never looked at, because a proxy passes on what its client made up. A
-    /// client whom they do not name is not known: its address is `None`, never that of the proxy.
+    /// `header` is the one in which they name it, to which each of them appends: `X-Forwarded-For`, `Forwarded` (RFC
+    /// 7239), or one of their own (`X-Real-IP`). Other headers are ignored, because a proxy may pass on those that its
+    /// client has made up. If the proxy names no client, the address is `None`, never that of the proxy.
     ///
     /// ```
     /// use allout::{Request, Service};

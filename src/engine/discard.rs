@@ -1,8 +1,8 @@
-//! Unread bodies that are read and thrown away, so that their connection can go on.
+//! Discards unread bodies, so that their connection can go on.
 
 use std::io;
 
-/// Reads up to `limit` bytes and a buffer more. True if the body ended within them.
+/// Reads and discards up to `limit` bytes and a buffer more. True if the body ended within them.
 /// Errors: the body cannot be read to its end.
 pub(super) fn discard(limit: u64, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> io::Result<bool> {
     let mut buffer = [0; 8 * 1024];

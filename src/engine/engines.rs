@@ -1,11 +1,11 @@
-//! All engines of a service, one for each listening socket, as one.
+//! The engines of a service, one for each listening socket, treated as one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ConnCensus, ConnStats, Ending, Engine, InFlight};
 
-/// All engines of a service: sums of what each of them knows. Cheap to clone.
+/// The engines of a service: calls go to each of them, numbers are sums. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Engines(Arc<[Arc<dyn Engine>]>);
 
@@ -22,19 +22,20 @@ impl Engines {
         self.iter().for_each(|engine| engine.stop_state().announce_close());
     }
 
-    /// `ending` is asked for each engine by its number.
+    /// `ending` gives the [`Ending`] of an engine by its number.
     pub(crate) fn stop_accepting(&self, ending: impl Fn(usize) -> Ending) {
         for (number, engine) in self.iter().enumerate() {
             engine.stop_accepting(ending(number));
         }
     }
 
-    /// Seals those that `which` selects by their number.
+    /// Seals the gates of the engines that `which` selects by their number.
     pub(crate) fn seal(&self, which: impl Fn(usize) -> bool) {
         self.iter().enumerate().filter(|(number, _)| which(*number)).for_each(|(_, engine)| engine.seal());
     }
 
-    /// Whether new connections come in after [`Ending::Filter`], because their packets pass the filter or it is not there.
+    /// Whether new connections still arrive after [`Ending::Filter`], because their packets pass the filter or it could
+    /// not be set.
     pub(crate) fn is_gate_passed(&self) -> bool {
         self.iter().any(|engine| engine.gate().is_passed())
     }

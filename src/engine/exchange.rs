@@ -1,4 +1,5 @@
-//! An exchange: a request that is first on its connection, and the right to respond to it; the same for every engine.
+//! An exchange: a request whose turn it is on its connection, and the right to respond to it; the same for every
+//! engine.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ impl Exchange {
         delegate!(self, exchange => exchange.peer())
     }
 
-    /// When it was this request's turn.
+    /// The moment of dispatch, from which the request timeout counts.
     pub(crate) fn since(&self) -> Instant {
         delegate!(self, exchange => exchange.since())
     }
@@ -129,7 +130,7 @@ impl Exchange {
         }
     }
 
-    /// More of the body is about to be read: the connection may take more at once.
+    /// Announces that more of the body is about to be read: the engine may enlarge the receive buffer.
     pub(crate) fn expect_body(&self) {
         match self {
             #[cfg(feature = "tiny-http")]
@@ -148,7 +149,8 @@ impl Exchange {
         }
     }
 
-    /// Whether a small response can be written without blocking, if it is the last where the body is still to come.
+    /// As [`can_answer_inline`](Self::can_answer_inline), for a response that closes the connection if the body has not
+    /// arrived.
     pub(crate) fn can_write_inline(&self) -> bool {
         match self {
             #[cfg(feature = "tiny-http")]
@@ -164,7 +166,7 @@ impl Exchange {
         match self {
             #[cfg(feature = "tiny-http")]
             Exchange::TinyHttp(exchange) => exchange.respond(response, close, request_id),
-            // Its receiver goes on with the connection.
+            // The connection's receiver serves its next request.
             Exchange::Native(exchange) => (exchange.respond(response, close, request_id), None),
             Exchange::Memory(exchange) => (exchange.respond(response), None),
         }

@@ -9,7 +9,8 @@
 //! then on the kernel refuses new connections, our own included, and handshakes that have begun go on
 //! ([`bind_to_no_device`]).
 //!
-//! A Unix socket has no such filter: its gate is shut for good, and the kernel refuses who comes then.
+//! A Unix socket has no such filter: its gate is closed by `shutdown`, for good, and the kernel refuses connections
+//! from then on.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -32,17 +33,17 @@ pub(crate) struct AcceptGate {
     /// Address of the socket.
     address: Address,
     state: Mutex<GateState>,
-    /// Clients pass it although it is closed.
+    /// Whether clients were seen to pass the gate although it is closed.
     passed: AtomicBool,
-    /// Nothing passes any more.
+    /// Whether it is [sealed](AcceptGate::seal).
     sealed: AtomicBool,
 }
 
 #[derive(Default)]
 struct GateState {
     closed: bool,
-    /// The service stops: what happens to the listening socket is decided.
-    settled: bool,
+    /// Whether a drain decides its state: see [`AcceptGate::end_accepting`].
+    drain_decides: bool,
 }
 
 impl GateState {
@@ -50,7 +51,8 @@ impl GateState {
         if self.closed != closed {
             match address {
                 Address::Inet(_) => set_min_ttl_filter(listener, closed)?,
-                // Clients are refused from here on, and those that are queued are accepted still. It does not open again.
+                // Connections are refused from here on; those that are queued are still accepted. It does not open
+                // again.
                 Address::Unix(_) if closed => SockRef::from(listener).shutdown(Shutdown::Both)?,
                 Address::Unix(_) => return Ok(()),
             }
@@ -82,43 +84,44 @@ impl AcceptGate {
         &self.address
     }
 
-    /// Address on which it listens, if that is not a path.
+    /// The internet address on which it listens; the unspecified one for a path.
     pub(crate) fn inet(&self) -> SocketAddr {
         self.address.inet_or_unspecified()
     }
 
-    /// Closes or opens the gate for as long as there are too many connections. Does nothing once it was
-    /// [settled](AcceptGate::settle).
+    /// Closes the gate while there are too many connections, and opens it again. Does nothing while a drain
+    /// [decides](AcceptGate::end_accepting).
     ///
     /// # Errors
     ///
     /// The system refuses.
     pub(crate) fn set_closed(&self, closed: bool) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if state.settled { Ok(()) } else { state.set(&self.listener, &self.address, closed) }
+        if state.drain_decides { Ok(()) } else { state.set(&self.listener, &self.address, closed) }
     }
 
-    /// Closes or opens the gate, since accepting ends here, until it is [unsettled](AcceptGate::unsettle).
+    /// Closes or opens the gate for a drain, in which this engine stops accepting. It stays so until
+    /// [`resume_accepting`](AcceptGate::resume_accepting).
     ///
     /// # Errors
     ///
     /// The system refuses.
-    pub(crate) fn settle(&self, closed: bool) -> io::Result<()> {
+    pub(crate) fn end_accepting(&self, closed: bool) -> io::Result<()> {
         let mut state = lock(&self.state);
-        state.settled = true;
+        state.drain_decides = true;
         self.passed.store(false, Ordering::Release);
         state.set(&self.listener, &self.address, closed).inspect_err(|_| self.passed.store(true, Ordering::Release))
     }
 
     /// Lifts the filter of a connection that was accepted behind the closed gate.
     pub(crate) fn lift_filter(&self, connection: impl AsFd) {
-        let _ = set_min_ttl_filter(&connection, false); // it took the same option before
+        let _ = set_min_ttl_filter(&connection, false); // cannot fail: it took the same option before
         if passes_min_ttl_filter(&connection) {
             self.passed.store(true, Ordering::Release);
         }
     }
 
-    /// Whether clients pass the gate although it was closed by [`settle`](AcceptGate::settle).
+    /// Whether clients pass the gate although it was closed by [`end_accepting`](AcceptGate::end_accepting).
     pub(crate) fn is_passed(&self) -> bool {
         self.passed.load(Ordering::Acquire)
     }
@@ -127,7 +130,7 @@ impl AcceptGate {
     ///
     /// # Errors
     ///
-    /// The kernel cannot.
+    /// The kernel has no such option for this process (see [`bind_to_no_device`]).
     pub(crate) fn seal(&self) -> io::Result<()> {
         self.sealed.store(true, Ordering::Release);
         // A Unix socket is shut.
@@ -147,8 +150,8 @@ impl AcceptGate {
     }
 
     /// Returns control of the gate to [`set_closed`](AcceptGate::set_closed) again: accepting goes on.
-    pub(crate) fn unsettle(&self) {
-        lock(&self.state).settled = false;
+    pub(crate) fn resume_accepting(&self) {
+        lock(&self.state).drain_decides = false;
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -204,7 +207,7 @@ impl AcceptGate {
     pub(crate) fn self_socket(&self) -> io::Result<Socket> {
         let address = self.inet();
         let own = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        own.set_nonblocking(true)?; // over loopback the handshake is done when connect returns; never wait for it
+        own.set_nonblocking(true)?; // over loopback the handshake is done when `connect` returns; this must never wait for it
         // Our own packets pass the closed gate: their TTL is the maximum, 255.
         match address {
             SocketAddr::V4(_) => own.set_ttl_v4(255)?,
@@ -229,7 +232,7 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
 
-    /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
+    /// Long enough for a handshake over loopback on any machine, and short enough for a test to wait in full.
     const SOON: Duration = Duration::from_millis(300);
 
     #[test]
@@ -257,10 +260,10 @@ mod tests {
             }
             gate.set_closed(false).unwrap();
             TcpStream::connect_timeout(&address, SOON).unwrap();
-            gate.settle(true).unwrap();
+            gate.end_accepting(true).unwrap();
             gate.set_closed(false).unwrap();
             assert!(gate.is_closed(), "a drain has closed it");
-            gate.unsettle();
+            gate.resume_accepting();
             gate.set_closed(false).unwrap();
             assert!(!gate.is_closed());
 

@@ -1,4 +1,4 @@
-//! Requests without a connection: made in this process, and answered to where they were made.
+//! Requests without a connection: made in this process, with a response for the code that made them.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
@@ -28,7 +28,7 @@ impl ResponseSlot {
     }
 }
 
-/// A request that was made, and where its response goes.
+/// A request that was made in this process, and the slot for its response.
 pub(crate) struct Exchange {
     method: String,
     target: String,
@@ -149,7 +149,7 @@ impl Exchange {
         discard(MAX_DISCARD, |into| self.read_body(into)).unwrap_or(false)
     }
 
-    /// Keeps the response for the one that made the request, as a client gets it.
+    /// Puts the response into the slot, as a client would get it.
     pub(crate) fn respond(mut self, mut response: Response) -> Sent {
         let status = response.status();
         if response.body().is_of_request() {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_response_arrives_where_the_request_was_made() {
+    fn the_response_is_in_the_slot_of_the_request() {
         for (method, status, text) in [("GET", 200, "abc"), ("HEAD", 200, ""), ("GET", 304, "")] {
             let exchange = exchange(method, "/", Body::empty());
             let slot = exchange.slot();

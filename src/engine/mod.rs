@@ -1,7 +1,7 @@
 //! The engines: everything between a listening socket and an exchange.
 //!
-//! The rest of the crate sees [`Engine`] and [`Exchange`], and never what is behind them. An engine knows nothing of
-//! routes, members or the lifecycle.
+//! The rest of the crate sees [`Engine`] and [`Exchange`], whatever the engine. An engine knows nothing of routes,
+//! members or the lifecycle.
 //!
 //! An engine is made ([`EngineKind::engine`]), then starts to receive ([`Engine::start`]); its threads are spawned by the crew
 //! ([`Engine::threads`]), which joins them before [`Engine::finish`].
@@ -43,8 +43,8 @@ pub(crate) use stop_state::StopState;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// The `tiny_http` crate: a thread for each connection. For clients that are trusted, or behind a proxy. Needs the
-    /// feature `tiny-http`, without which a service does not start with it; with it, it is the default.
+    /// The `tiny_http` crate: a thread for each connection. For clients that are trusted, or behind a proxy. The
+    /// default, if the feature `tiny-http` is on; a service with this engine does not start if it is off.
     #[cfg_attr(feature = "tiny-http", default)]
     TinyHttp,
     /// The engine of this crate: a few threads for all connections, strict parsing, any clients.
@@ -65,8 +65,8 @@ impl EngineKind {
         }
     }
 
-    /// Receive buffer that the listening socket must have before it listens, in bytes. None: the kernel chooses, and
-    /// enlarges it for a connection that sends much (tcp(7), `tcp_moderate_rcvbuf`).
+    /// Receive buffer that the listening socket must have before it listens, in bytes. `None`: the kernel chooses it,
+    /// and enlarges it for a connection that sends much (tcp(7), `tcp_moderate_rcvbuf`).
     pub(crate) fn receive_buffer(self) -> Option<usize> {
         match self {
             #[cfg(feature = "tiny-http")]
@@ -107,7 +107,7 @@ pub(crate) struct Settings {
     pub(crate) request_timeout: Duration,
     /// Time that an idle connection has in a drain to send one more request.
     pub(crate) keepalive_min: Duration,
-    /// Leaked connections at which the engine asks to be replaced.
+    /// Leaked connections at which the engine asks for a re-exec.
     pub(crate) leak_limit: u64,
     /// Receiving threads of the native engine; 0: as many as measured best for this machine.
     pub(crate) receivers: usize,
@@ -117,7 +117,7 @@ pub(crate) struct Settings {
     pub(crate) automatic: HeaderLines,
 }
 
-/// Callbacks of an engine into the rest. None of them may block.
+/// Callbacks of an engine into the service. None of them may block.
 pub(crate) struct Events {
     /// Quiescence, or the requests in flight, may have changed: a drain checks again.
     pub(crate) changed: Box<dyn Fn() + Send + Sync>,
@@ -138,7 +138,7 @@ pub(crate) struct EngineThread {
     pub(crate) interrupt: Box<dyn FnOnce() + Send>,
 }
 
-/// Fate of the listening socket when accepting stops.
+/// What becomes of the listening socket when accepting stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It is closed with this process: the kernel drops new SYNs, and the accept queue is accepted.
@@ -198,14 +198,15 @@ pub(crate) trait Engine: Send + Sync {
         self.gate().address()
     }
 
-    /// Progress of a stop. It announces that every response says `Connection: close` where nothing follows.
+    /// Progress of a stop. Once it announces the close, a response says `Connection: close` unless another request has
+    /// arrived.
     fn stop_state(&self) -> &StopState;
 
-    /// Stops accepting, and begins to close connections that have nothing left to say.
+    /// Stops accepting, and begins to close idle connections.
     fn stop_accepting(&self, ending: Ending);
 
-    /// Lets no new connection in any more after [`Ending::Filter`], whatever its packets are like: see [`gate`]. Where the
-    /// kernel cannot, accepting ends, and what it queues is lost.
+    /// Seals the [`gate`] after [`Ending::Filter`], so that no new connection arrives whatever the TTL of its packets.
+    /// Where the kernel cannot do that, accepting ends, and connections that are queued from then on are lost.
     fn seal(&self);
 
     /// Resumes accepting after [`Ending::HandOver`], the connections queued meanwhile included.
@@ -236,10 +237,10 @@ pub(crate) trait Engine: Send + Sync {
 
     fn stats(&self) -> &ConnStats;
 
-    /// Passes of the thread that watches connections, so far: it changes while that thread lives.
+    /// Passes that the thread which watches connections has made: the number grows as long as that thread runs.
     fn ticks(&self) -> u64;
 
-    /// Has the thread that watches connections make a pass soon.
+    /// Makes the thread that watches connections make a pass soon.
     fn wake(&self);
 
     /// Releases the listening socket, once all threads were joined; `socket_is_shared` if it outlives this process.

@@ -14,12 +14,12 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The IP address; none over a Unix socket.
+    /// The IP address; `None` for a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         self.addr().map(|addr| addr.ip())
     }
 
-    /// The address and port; none over a Unix socket.
+    /// The address and port; `None` for a Unix socket.
     pub fn addr(&self) -> Option<SocketAddr> {
         match self {
             Peer::Inet(addr) => Some(*addr),

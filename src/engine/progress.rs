@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-/// Bytes a second below which a client loses time: the order of Apache's `RequestReadTimeout MinRate=500`.
+/// Minimum rate in bytes a second, below which a client uses up its budget: the order of Apache's `RequestReadTimeout
+/// MinRate=500`.
 const MIN_RATE: u64 = 1024;
 
-/// A budget of time blocked on the client. Blocked time is taken from it, each byte moved adds `1 / MIN_RATE` seconds, and
-/// it never exceeds the timeout that it began with: a client that keeps to the least rate is never cut, one that stalls
-/// is cut after the timeout. Time that the handler takes does not count.
+/// A budget of time blocked on the client. Blocked time is taken from it, each byte moved adds `1 / MIN_RATE` seconds,
+/// and it never exceeds the timeout that it began with: a client that sends or reads at the minimum rate is never cut,
+/// one that stalls is cut after the timeout. Time that the handler takes does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     left: Duration,
@@ -40,7 +41,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_client_at_the_least_rate_is_never_cut() {
+    fn a_client_at_the_minimum_rate_is_never_cut() {
         let mut budget = Budget::new(TIMEOUT);
         for _ in 0..1000 {
             budget.spend(Duration::from_secs(1), MIN_RATE);

@@ -1,4 +1,4 @@
-//! Progress of a stop, as far as an engine must know.
+//! Progress of a stop, as far as it concerns an engine.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -10,7 +10,7 @@ use crate::sync::lock;
 #[derive(Debug, Default)]
 pub(crate) struct StopState {
     announced: OnceLock<Instant>,
-    /// One more with each step: accepting, stopping, stopped, accepting again, and so on.
+    /// Count of steps. They cycle: accepting, stopping, stopped, accepting again, and so on.
     steps: AtomicU64,
     /// When accepting was last stopped or resumed.
     last_change: Mutex<Option<Instant>>,
@@ -37,7 +37,7 @@ impl StopState {
         self.advance(ACCEPTING, 1);
     }
 
-    /// Accepting has been stopped: from here on it can be told whether anything is left.
+    /// Accepting has been stopped: from here on quiescence can be detected.
     pub(crate) fn accepting_stopped(&self) {
         self.advance(STOPPING, 1);
     }
@@ -48,7 +48,7 @@ impl StopState {
         self.advance(STOPPED, 1);
     }
 
-    /// The present stop counts as a new one: what was seen until now proves nothing any more.
+    /// Gives the present stop a new number, so that what was observed before proves nothing any more.
     pub(crate) fn restart_proof(&self) {
         self.advance(STOPPED, 3);
     }
@@ -69,7 +69,7 @@ impl StopState {
         self.announced.get().copied()
     }
 
-    /// When accepting began to stop; none while connections are accepted.
+    /// When accepting began to stop; `None` while connections are accepted.
     pub(crate) fn accept_stopped(&self) -> Option<Instant> {
         if self.is_accepting() { None } else { *lock(&self.last_change) }
     }
@@ -78,8 +78,8 @@ impl StopState {
         stage(self.steps.load(Ordering::SeqCst)) == ACCEPTING
     }
 
-    /// The number of this stop, once accepting has been stopped. What was seen during one stop proves nothing about the
-    /// next, since connections were accepted in between.
+    /// The number of this stop, once accepting has been stopped. What is observed during one stop proves nothing about
+    /// the next, since connections are accepted in between.
     pub(crate) fn stop_number(&self) -> Option<u64> {
         Some(self.steps.load(Ordering::SeqCst)).filter(|steps| stage(*steps) == STOPPED)
     }

@@ -1,8 +1,8 @@
-//! Directories: paths that stay within them, index pages, precompressed siblings.
+//! Serves the files of a directory: paths that stay within it, index pages, precompressed siblings.
 //!
-//! A path is opened by `openat2` with `RESOLVE_BENEATH`: the kernel refuses every path that leaves the directory, by `..` or
-//! by a symbolic link (openat2(2)). Where that system call is filtered or unknown (before Linux 5.6), each component is
-//! opened for itself and no symbolic link is followed at all.
+//! A path is opened by `openat2` with `RESOLVE_BENEATH`: the kernel refuses every path that leaves the directory, by
+//! `..` or by a symbolic link (openat2(2)). Where that system call is filtered or unknown (before Linux 5.6), each
+//! component is opened on its own, and no symbolic link is followed.
 
 mod types;
 
@@ -21,9 +21,9 @@ use crate::http::response::Response;
 
 /// A directory whose files are served.
 ///
-/// Regular files below it are served; names that begin with a dot are not, but for `.well-known`. A path that ends with a
-/// slash is its index page. A file with a sibling `NAME.br` or `NAME.gz` is sent from there to clients that accept that
-/// coding.
+/// Regular files below it are served; names that begin with a dot are not, except `.well-known`. A path that ends with
+/// a slash is its index page. A file with a sibling `NAME.br` or `NAME.gz` is sent from there to clients that accept
+/// that coding.
 ///
 /// ```no_run
 /// use allout::{Files, Service};
@@ -33,7 +33,7 @@ use crate::http::response::Response;
 #[derive(Clone, Debug)]
 pub struct Files {
     path: PathBuf,
-    /// Opened when the service is put together.
+    /// `None` until it is opened, when the files are added to a service.
     directory: Option<Arc<OwnedFd>>,
     index: Cow<'static, str>,
     cache_control: Option<Cow<'static, str>>,
@@ -45,8 +45,8 @@ const CODINGS: [(&str, &str); 2] = [(".br", "br"), (".gz", "gzip")];
 /// The flags that open a name: read-only, without waiting for the writer of a FIFO.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// Attempts to open a path. While anything is renamed on the machine, a link with `..` in it fails with `EAGAIN`, and is to
-/// be tried again (openat2(2)).
+/// Most attempts to open a path. While a file is renamed anywhere on the machine, a link with `..` in it may fail with
+/// `EAGAIN`, and is tried again (openat2(2)).
 const OPEN_TRIES: u32 = 100;
 
 impl Files {
@@ -117,7 +117,7 @@ impl Files {
 
     fn refuse(&self, error: &io::Error) -> Response {
         match error.kind() {
-            // What is not to be known is answered as if it did not exist.
+            // A file that may not be read is answered like one that does not exist.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied => {
                 Response::from(404)
             }
@@ -164,7 +164,7 @@ fn represent(request: &Request, directory: &OwnedFd, path: &str, file: File) -> 
             varies = true;
             if accepts(&accepted, coding) {
                 let mut response = whole(sibling)?;
-                // Not that of the file itself nor of another coding, were time and length the same.
+                // Differs from the tag of the file itself and of another coding, even if time and length are the same.
                 if let Some(tag) = response.header("etag").and_then(|tag| tag.strip_suffix('"')) {
                     let tag = format!("{tag}-{coding}\"");
                     response.set_header("ETag", tag);
@@ -228,7 +228,7 @@ fn open_file(directory: &OwnedFd, path: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// As `openat2` does it, but for links, none of which is followed.
+/// Does as `openat2`, but follows no link.
 fn open_by_components(directory: &OwnedFd, path: &str) -> io::Result<File> {
     let mut below: Option<OwnedFd> = None;
     let mut components = path.split('/').filter(|component| !component.is_empty()).peekable();

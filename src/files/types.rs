@@ -1,6 +1,6 @@
 //! The content type of a file by the end of its name.
 
-/// Ends of names, and their types: the IANA registry, and for what is not there the types of the HTML standard's ecosystem.
+/// Ends of names, and their types: those of the IANA registry, or else those that browsers use.
 const TYPES: [(&str, &str); 46] = [
     ("aac", "audio/aac"),
     ("apng", "image/apng"),

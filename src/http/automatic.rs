@@ -1,4 +1,4 @@
-//! The headers that every response gets, whatever its handler says.
+//! The headers that the service adds to every response.
 
 use super::validate::is_token;
 
@@ -28,7 +28,7 @@ impl AutomaticHeaders {
         AutomaticHeaders { server: Some("allout".to_owned()), nosniff: true, request_id: true }
     }
 
-    /// Another value of `Server`: a product, perhaps with its version (RFC 9110, section 10.2.4).
+    /// Sets the value of `Server`: a product, perhaps with its version (RFC 9110, section 10.2.4).
     ///
     /// ```
     /// use allout::{AutomaticHeaders, Service};
@@ -47,7 +47,8 @@ impl AutomaticHeaders {
         self
     }
 
-    /// Sends `X-Content-Type-Options: nosniff`, or not: with it browsers believe each `Content-Type`.
+    /// Sends `X-Content-Type-Options: nosniff`, or not. With it browsers do not guess another type than `Content-Type`
+    /// says.
     ///
     /// ```
     /// let headers = allout::AutomaticHeaders::new().nosniff(false);
@@ -58,7 +59,7 @@ impl AutomaticHeaders {
         self
     }
 
-    /// Sends `X-Request-Id`, or not: the id that the log has.
+    /// Sends `X-Request-Id` with the id that the log has, or not.
     ///
     /// ```
     /// let headers = allout::AutomaticHeaders::new().request_id(false);
@@ -69,7 +70,7 @@ impl AutomaticHeaders {
         self
     }
 
-    /// The headers as they are sent. Anything but the default is kept for ever: once for each service.
+    /// The headers as they are sent. Those other than the default are leaked, once for each service.
     /// Errors: the value of `Server` cannot be sent.
     pub(crate) fn build(self) -> Result<HeaderLines, String> {
         if self == AutomaticHeaders::new() {
@@ -95,9 +96,9 @@ impl AutomaticHeaders {
 /// The automatic headers, ready to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeaderLines {
-    /// Each with a line break before it.
+    /// The lines, each with a line break before it.
     pub(crate) lines: &'static str,
-    /// The id of the request is sent as well.
+    /// Whether the id of the request is sent as well.
     pub(crate) request_id: bool,
 }
 

@@ -12,7 +12,7 @@ use super::stream::{StreamSource, StreamWriter};
 
 /// The body of a response: bytes in memory, some of which are shared, or a reader.
 ///
-/// Made by `From` of texts and bytes, owned, static or shared, without a copy of them; or by [`reader`](Body::reader).
+/// It is made from text or bytes (owned, static or shared) by `From`, without a copy, or by [`reader`](Body::reader).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -51,7 +51,7 @@ impl Default for Content {
     }
 }
 
-/// Bytes of a body that its `Debug` shows.
+/// Most bytes of a body that its `Debug` shows.
 const SHOWN: usize = 200;
 
 impl fmt::Debug for Body {
@@ -135,7 +135,7 @@ impl Body {
         }
     }
 
-    /// Whether a part of it can be sent: it is a file, or in memory.
+    /// Whether a part of it can be sent, because it is a file or in memory.
     #[cfg(feature = "files")]
     pub(super) fn has_parts(&self) -> bool {
         matches!(self.0, Content::File(_)) || self.as_bytes().is_some()
@@ -163,17 +163,17 @@ impl Body {
         matches!(self.0, Content::OfRequest(_))
     }
 
-    /// The bytes that were read already of a request's body; none of any other.
+    /// The bytes of a request's body that were read already; empty for any other body.
     pub(crate) fn into_first(self) -> Vec<u8> {
         if let Content::OfRequest(body) = self.0 { body.first } else { Vec::new() }
     }
 
-    /// True if a function writes it, which may go on without end.
+    /// True if a function writes it, which may never end.
     pub fn is_stream(&self) -> bool {
         matches!(self.0, Content::Stream(_))
     }
 
-    /// A reader of its bytes, for a body that is made of this one: compressed, for example. A
+    /// A reader of its bytes, for a body that is made from this one, by compression, for example. A
     /// [stream](Body::is_stream) is written to its end, into memory, when the first byte is read.
     pub fn into_reader(self) -> impl Read + Send + 'static {
         BodyReader { body: self, at: 0 }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_what_is_short() {
+    fn debug_shows_a_short_body_and_the_length_of_a_long_one() {
         let shown = [Body::from("abc"), Body::from("x".repeat(201)), Body::reader(io::empty(), None)];
         assert_eq!(shown.map(|body| format!("{body:?}")), ["\"abc\"", "201 bytes", "a reader"]);
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::response::Response;
 
-/// The headers of a request that decide.
+/// The headers of a request that make it conditional, or ask for a range.
 #[derive(Default)]
 pub(crate) struct Conditions<'a> {
     if_match: Vec<&'a str>,
@@ -44,8 +44,8 @@ struct Representation<'a> {
 }
 
 impl<'a> Conditions<'a> {
-    /// Of a `GET` or `HEAD`; a range is for `GET` alone. A value that is not UTF-8 is a condition all the same, which no
-    /// representation meets.
+    /// The conditions of a request. They count for `GET` and `HEAD` alone, a range for `GET` alone. A value that is not
+    /// UTF-8 is a condition that no representation meets.
     pub(crate) fn new(method: &str, headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Conditions<'a> {
         let mut conditions = Conditions::default();
         for (name, value) in headers {
@@ -88,7 +88,7 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// True if the client's part is one of the current representation: section 13.1.5.
+    /// True if the part that the client has is of the current representation: section 13.1.5.
     fn range_is_wanted(&self, of: Representation<'_>) -> bool {
         match self.if_range.map(str::trim) {
             None => true,
@@ -115,7 +115,7 @@ fn opaque(tag: &str) -> &str {
     tag.strip_prefix("W/").unwrap_or(tag)
 }
 
-/// The entity tags of a list, or its star. What is malformed ends the list.
+/// The entity tags of a list, or its star. A malformed one ends the list.
 fn tags<'a>(lines: &[&'a str]) -> impl Iterator<Item = &'a str> {
     lines.iter().flat_map(|line| {
         let mut rest = *line;
@@ -135,8 +135,8 @@ fn tags<'a>(lines: &[&'a str]) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// The part that a range selects; all where the range is malformed, has another unit, or is several: section 14.2 lets a
-/// server ignore those.
+/// The part that a range selects. All, if the range is malformed, has another unit, or there are several: section 14.2
+/// lets a server ignore those.
 fn select_range(range: &str, length: u64) -> Selected {
     let Some((unit, set)) = range.split_once('=') else { return Selected::All };
     // A list may have empty elements: section 5.6.1.2.
@@ -149,7 +149,7 @@ fn select_range(range: &str, length: u64) -> Selected {
     if ![first, last].iter().all(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
         return Selected::All;
     }
-    // A number beyond what fits is beyond every length.
+    // A number that does not fit is beyond every length.
     let number = |text: &str| text.parse().unwrap_or(u64::MAX);
     match (first, last) {
         ("", "") => Selected::All,
@@ -171,10 +171,10 @@ fn select_range(range: &str, length: u64) -> Selected {
 }
 
 impl Response {
-    /// The same response, for a `GET` or `HEAD` with conditions or a range (RFC 9110, sections 13 and 14): if the client
-    /// has it already, by its `ETag` or `Last-Modified`, the answer is 304 without the body; if it wants a part, 206 with
-    /// that; and 412 or 416 if a precondition fails or there is no such part. Of a reader or a stream there are no parts:
-    /// it is sent as a whole.
+    /// Evaluates the conditions and the range of a `GET` or `HEAD` (RFC 9110, sections 13 and 14) when the response is
+    /// sent: if the client has it already, by its `ETag` or `Last-Modified`, the answer is 304 without the body; if it
+    /// wants a part, 206 with that part; 412 or 416 if a precondition fails or there is no such part. A reader or a
+    /// stream is sent as a whole.
     ///
     /// ```
     /// use allout::{Request, Response, Service};
@@ -190,7 +190,7 @@ impl Response {
         self
     }
 
-    /// The validators of a file, and conditional.
+    /// Adds the validators of a file, and makes the response conditional.
     pub(crate) fn with_validators(self, metadata: &Metadata) -> Response {
         let tag = format!("\"{:x}.{:x}-{:x}\"", metadata.mtime(), metadata.mtime_nsec(), metadata.len());
         // Section 8.8.2.1: not later than now.
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_what_has_changed_is_not_sent() {
+    fn a_range_of_a_representation_that_has_changed_is_not_sent() {
         let part = Selected::Part { first: 0, length: 1 };
         for (if_range, expected) in [
             ("\"a\"", part),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_is_not_utf_8_is_that_of_no_representation() {
+    fn a_tag_that_is_not_utf_8_matches_no_representation() {
         let of = Representation { etag: Some("\"a\""), modified: Some(DATE), length: Some(10) };
         let select =
             |headers: &[(&'static str, &'static [u8])]| Conditions::new("GET", headers.iter().copied()).select(of);

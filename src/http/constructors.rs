@@ -16,10 +16,10 @@ use super::stream::StreamWriter;
 /// The content type of text.
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The content type of bytes of which nothing more is known: RFC 2046, section 4.5.1.
+/// The content type of bytes without a known type: RFC 2046, section 4.5.1.
 const BYTES: &str = "application/octet-stream";
 
-/// Encoded in the target of a redirect, beside all that is not ASCII: what no URL may hold (RFC 3986, appendix A).
+/// ASCII characters that are encoded in the target of a redirect, because no URL may hold them (RFC 3986, appendix A).
 const NOT_IN_URLS: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
 
@@ -63,8 +63,8 @@ impl Response {
 
     /// 200, with a reader's bytes; `length` is its length in bytes, if that is known.
     ///
-    /// The reader is read while the response is written. The head is sent at once, and the bytes of each read at once, so
-    /// that a reader that waits for events sends each when it comes. A reader that may go on for ever should end when the
+    /// The reader is read while the response is written. The head is sent at once, and so are the bytes of each read: a
+    /// reader that waits for events sends each as it comes. A reader that may go on for ever should end when the
     /// service is [draining](crate::Stop::is_draining).
     ///
     /// If the reader fails, panics, or gives less than `length`, the connection is cut, so that the client sees that
@@ -87,10 +87,10 @@ impl Response {
 
     /// 200, with the bytes that a function writes while the response is sent, on a worker's thread.
     ///
-    /// The head is sent at once; what is written, by `flush`, or when 16 KiB have gathered. Writing fails when the client
-    /// has left; the function may then return that error. If it fails for another reason, or panics, the connection is
-    /// cut, so that the client sees that something is missing. One that may go on for ever should end when the service
-    /// is [draining](StreamWriter::is_draining).
+    /// The head is sent at once; the bytes that the function writes are sent by `flush`, or when 16 KiB have gathered.
+    /// Writing fails when the client has left; the function may then return that error. If it fails for another reason,
+    /// or panics, the connection is cut, so that the client sees that something is missing. A function that may go on
+    /// for ever should end when the service is [draining](StreamWriter::is_draining).
     ///
     /// ```
     /// use std::io::Write;
@@ -112,8 +112,8 @@ impl Response {
 
     /// 200, with a file, from its present position to its present end.
     ///
-    /// A path that does not exist is an error of `File::open`, and that a 500 in a handler: where a client names the file,
-    /// answer 404, or serve it by `Files` (feature `files`).
+    /// If a path does not exist, `File::open` fails, which `?` in a handler turns into a 500. Where a client names the
+    /// file, answer 404 instead, or serve it by `Files` (feature `files`).
     ///
     /// A file that is not a regular one, or that says that it is empty (as those in `/proc` do), is read to its end.
     ///
@@ -154,10 +154,10 @@ impl Response {
         Response::made(None, Body::empty()).with_status(status)
     }
 
-    /// 303: the client is to `GET` this URL or path instead, whatever its method was. What a URL cannot hold is
-    /// percent-encoded.
+    /// 303: the client is to `GET` this URL or path instead, whatever its method was. Characters that a URL cannot hold
+    /// are percent-encoded.
     ///
-    /// Another status says more: 307 keeps the method, 308 and 301 are for good (RFC 9110, section 15.4).
+    /// For other meanings set another status: 307 keeps the method, 301 and 308 are permanent (RFC 9110, section 15.4).
     ///
     /// ```
     /// use allout::Response;
@@ -226,8 +226,8 @@ impl<T: Into<Response>> From<(u16, T)> for Response {
     }
 }
 
-/// An error that says nothing of a status (a `String`, for example, which alone would be a 200) is a 500, and its text is
-/// for the log.
+/// An error without a status (a `String`, for example, which alone would be a 200) becomes a 500, and its text is for
+/// the log.
 impl<T: Into<Response>, E: Into<Response>> From<Result<T, E>> for Response {
     fn from(result: Result<T, E>) -> Response {
         match result {

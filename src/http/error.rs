@@ -10,9 +10,9 @@ use crate::crew::stop::{GraceExpired, GraceMark};
 /// The error of a handler, made by `?` from any other: from all that implement `Error`, from `anyhow::Error`,
 /// `Box<dyn Error + Send + Sync>`, and from text.
 ///
-/// The client is told nothing about it but 500; the log gets it with all its sources, the request and its id.
-/// Errors that have a response of their own keep it, also as the source of another error: [`StatusError`], [`BodyError`],
-/// an `io::Error` from [`Request::body`], [`GraceExpired`], and any [`Response`].
+/// The client gets a bare 500; the log gets the error with all its sources, the request and its id. Errors that have a
+/// response of their own keep it, also as the source of another error: [`StatusError`], [`BodyError`], an `io::Error`
+/// from [`Request::body`], [`GraceExpired`], and any [`Response`].
 ///
 /// [`StatusError`]: crate::StatusError
 /// [`BodyError`]: crate::BodyError
@@ -33,8 +33,8 @@ use crate::crew::stop::{GraceExpired, GraceMark};
 /// }
 /// ```
 ///
-/// A closure that uses `?` names its result: `|request| -> Result<_, HandlerError> { … }`. An error type of the program's
-/// own can be the error of a handler as well, if it says what the client gets:
+/// A closure that uses `?` needs a result type: `|request| -> Result<_, HandlerError> { … }`. An error type of the
+/// program's own can be the error of a handler as well, if it says what the client gets:
 ///
 /// ```
 /// use allout::{Request, Response, Service};
@@ -63,7 +63,7 @@ use crate::crew::stop::{GraceExpired, GraceMark};
 pub struct HandlerError(Response);
 
 impl HandlerError {
-    /// An error with this status, whose cause is for the log.
+    /// An error with this status, and a cause for the log alone.
     ///
     /// ```
     /// use allout::HandlerError;
@@ -95,7 +95,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
 }
 
 impl Response {
-    /// The same response with a cause, which only the log gets, with the request and its id: at the level `error` for a
+    /// The same response with a cause for the log alone, which names the request and its id: at the level `error` for a
     /// status from 500 on, otherwise `info`.
     ///
     /// ```
@@ -159,7 +159,7 @@ impl From<GraceExpired> for Response {
     }
 }
 
-/// In this file, because [`Response::json`] fails with a [`HandlerError`].
+/// JSON is in this file because [`Response::json`] fails with a [`HandlerError`].
 #[cfg(feature = "json")]
 impl Response {
     /// 200, with `value` as JSON.

@@ -56,7 +56,7 @@ impl Event {
         Ok(Event::new(serde_json::to_string(value)?))
     }
 
-    /// No event, but the time after which the client connects again when the stream has ended.
+    /// Tells the client the time after which it connects again when the stream has ended; it is no event.
     ///
     /// ```
     /// let event = allout::Event::retry(std::time::Duration::from_millis(200));
@@ -66,7 +66,7 @@ impl Event {
         Event { retry: Some(after), ..Event::default() }
     }
 
-    /// Sets its name, for which the client can listen alone; otherwise it is `message`. A line break in it is left out.
+    /// Sets its name, by which the client can listen for it. Default: `message`. A line break in it is left out.
     ///
     /// ```
     /// assert_eq!(allout::Event::new("3").name("sold").to_string(), "event: sold\ndata: 3\n\n");
@@ -194,7 +194,7 @@ impl<'s> EventWriter<'_, 's> {
         self.keep_alive = interval;
     }
 
-    /// Waits for a time. False if the stream is to end, because the service is draining.
+    /// Waits for a time. False if the stream should end because the service is draining.
     ///
     /// ```
     /// use std::time::Duration;
@@ -216,8 +216,8 @@ impl<'s> EventWriter<'_, 's> {
         Ok(waited == Waited::TimedOut)
     }
 
-    /// Waits for a message to send. `None` if the stream is to end, because the service is draining, or because nothing
-    /// can send a message any more.
+    /// Waits for a message to send. `None` if the stream should end, because the service is draining or all senders are
+    /// gone.
     ///
     /// ```
     /// use allout::{Response, channel};
@@ -267,7 +267,7 @@ impl<'s> EventWriter<'_, 's> {
         }
     }
 
-    /// The writer below.
+    /// The writer of the response's body.
     pub fn writer(&mut self) -> &mut StreamWriter<'s> {
         self.writer
     }
@@ -278,7 +278,7 @@ impl<'s> EventWriter<'_, 's> {
 enum Waited<T> {
     Message(T),
     TimedOut,
-    /// The service is draining, or no message can come any more.
+    /// The service is draining, or all senders are gone.
     End,
 }
 
@@ -286,10 +286,10 @@ enum Waited<T> {
 impl Response {
     /// 200, with server-sent events for the client's `EventSource`, as a function sends them on a worker's thread.
     ///
-    /// A stream occupies its worker, so that as many are possible as the service has [workers](crate::Service::workers).
-    /// It should end when [`wait`](EventWriter::wait) or [`recv`](EventWriter::recv) says so: then the service drains, and
-    /// the client connects again, to its successor. It finds the id of the last event that the client has seen in the
-    /// header `Last-Event-ID` of the request.
+    /// A stream occupies its worker, so there can be no more than the service has [workers](crate::Service::workers).
+    /// It should end when [`wait`](EventWriter::wait) or [`recv`](EventWriter::recv) says so: then the service drains,
+    /// and the client connects again, to the next instance. The header `Last-Event-ID` of that request has the id of
+    /// the last event that the client has seen.
     ///
     /// ```
     /// use std::time::Duration;
@@ -312,7 +312,7 @@ impl Response {
         Response::stream(move |writer| send(&mut EventWriter { writer, keep_alive: KEEP_ALIVE, last: Instant::now() }))
             .with_header("Content-Type", "text/event-stream")
             .with_header("Cache-Control", "no-store")
-            .with_header("X-Accel-Buffering", "no") // nginx passes each event on at once
+            .with_header("X-Accel-Buffering", "no") // tells nginx to pass on each event at once
     }
 }
 

@@ -1,4 +1,4 @@
-//! Errors that know the status of their response, and keep it whatever wraps them on the way to it.
+//! Errors with a status, which their response has even if other errors wrap them.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -7,10 +7,10 @@ use std::io;
 
 use super::response::Response;
 
-/// An error with a status, and a message for the client: for `?` in whatever a handler calls.
+/// An error with a status, and a message for the client: for `?` in the functions that a handler calls.
 ///
-/// Its response is kept on the whole way, also through `anyhow::Error`, `Box<dyn Error>` and errors that have it as their
-/// source. A cause, if there is one, is for the log alone.
+/// It keeps its response inside `anyhow::Error`, `Box<dyn Error>` and errors that have it as their source. A cause, if
+/// there is one, is for the log alone.
 ///
 /// ```
 /// use allout::{HandlerError, Request, Service, StatusError};
@@ -31,8 +31,8 @@ use super::response::Response;
 /// ```
 pub struct StatusError(Box<Fault>);
 
-/// The marker among the sources of an error that carries its response. A [`StatusError`] names it as its source, because what wraps an error
-/// (`io::Error`, `anyhow::Error`) may show the sources of that error alone, and not the error itself.
+/// The response that an error carries, as one of its sources. A [`StatusError`] names it as its source, because types
+/// that wrap an error (`io::Error`, `anyhow::Error`) may expose its sources alone, and not the error itself.
 #[derive(Debug)]
 pub(super) struct Fault {
     status: u16,
@@ -51,7 +51,7 @@ impl Fault {
     }
 }
 
-/// The status, because the message stands before it already.
+/// Only the status: the message stands before it already.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "status {}", self.status)
@@ -76,8 +76,8 @@ impl StatusError {
         StatusError(Box::new(Fault { status, message: message.into(), cause: None }))
     }
 
-    /// The same error with a cause, which only the log gets: at the level `error` for a status from 500 on, otherwise
-    /// `info`, because no client may fill the log with errors.
+    /// The same error with a cause for the log alone: at the level `error` for a status from 500 on, otherwise `info`,
+    /// because no client may fill the log with errors.
     ///
     /// ```
     /// use allout::StatusError;
@@ -138,7 +138,7 @@ pub enum BodyError {
     /// It ended early, broke its framing, or stopped coming for longer than the request timeout; then the kind of the error
     /// is [`TimedOut`](io::ErrorKind::TimedOut).
     Broken(io::Error),
-    /// It is not what was asked for: not UTF-8, or not JSON or a form of the expected fields.
+    /// It does not parse: it is not UTF-8, or not JSON or a form with the expected fields.
     Malformed(StatusError),
     /// It is of another content type.
     WrongType(StatusError),
@@ -205,12 +205,12 @@ fn broken(timed_out: bool) -> StatusError {
     }
 }
 
-/// The response to a request whose body broke off and was not read: nothing has failed.
+/// The response to a request whose body broke off before it was read; no handler has failed.
 pub(crate) fn truncated_body(timed_out: bool) -> Response {
     broken(timed_out).into()
 }
 
-/// The error that a body's reader gives to a handler: of the same kind, and known as the client's fault.
+/// The error that a body's reader returns to a handler: of the same kind, and marked as the client's fault.
 pub(crate) fn mark_truncated_body(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), truncated_body_error(error))
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The proxies whose word is taken, and the header in which they say whom they forward for.
+/// The trusted proxies, and the header in which they name the client.
 #[derive(Clone, Debug)]
 pub(crate) struct TrustedProxies {
     header: String,
@@ -67,10 +67,10 @@ impl TrustedProxies {
     /// The address of the client: that of the peer, or, behind proxies that are trusted, the last one that is not a
     /// trusted proxy. `peer` is `None` for a Unix socket.
     ///
-    /// Each proxy appends whom it forwards for; the client itself may have put anything before that. So the elements are
-    /// read from the last to the first, and no further than to the client. If a trusted proxy names no address (`unknown`,
-    /// an obfuscated name, garbage), the client's is not known: `None`, and not the proxy's own, which may have rights that
-    /// the client has not.
+    /// Each proxy appends the address of its client; the client itself may have put anything before that. So the
+    /// elements are read from the last to the first, and no further than to the client. If a trusted proxy names no
+    /// address (`unknown`, an obfuscated name, garbage), the result is `None`, and not the proxy's own address, which
+    /// may have rights that the client has not.
     pub(crate) fn client_ip<'a>(
         &self,
         peer: Option<IpAddr>,
@@ -94,11 +94,11 @@ impl TrustedProxies {
     }
 }
 
-/// The elements of a list, the last first, without empty ones. `quotes` says whether commas in quoted strings separate
-/// nothing.
+/// The elements of a list, the last first, without empty ones. `quotes`: whether commas within quoted strings do not
+/// separate.
 ///
-/// Quoted strings are read from their ends, too: those that a proxy has appended are whole, so an open quote before them
-/// cannot reach into them.
+/// Quoted strings are read from their ends as well: those that a proxy has appended are complete, so an open quote
+/// before them cannot reach into them.
 fn from_last(line: &[u8], quotes: bool) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     let elements = std::iter::from_fn(move || {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_has_put_in_before_is_not_believed() {
+    fn elements_that_the_client_made_up_are_not_believed() {
         let x = |lines: &[(&str, &str)]| client("X-Forwarded-For", "127.0.0.1", lines);
         let name = "X-Forwarded-For";
         assert_eq!(x(&[(name, "198.51.100.1, 203.0.113.7, 10.0.0.2")]), "203.0.113.7");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_whom_a_trusted_proxy_does_not_name_is_not_known() {
+    fn a_client_that_a_trusted_proxy_does_not_name_is_not_known() {
         let x = |value| client("X-Forwarded-For", "127.0.0.1", &[("X-Forwarded-For", value)]);
         for value in [&b"unknown"[..], b"203.0.113.7, unknown", b"203.0.113.7, unknown, 10.0.0.2", b"\xff", b"\""] {
             assert_eq!(x(value), "none", "{}", String::from_utf8_lossy(value));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_a_client_puts_before_hides_what_a_proxy_appends() {
+    fn no_element_of_a_client_hides_one_that_a_proxy_appends() {
         let forged: [&[u8]; 9] =
             [b"\"", b"for=\"", b"\xff", b"for=\xff", b"for=\"\\", b"\\", b"\"a\" \"", b"for=\"\\\"", b",,;\","];
         for before in forged {

@@ -20,7 +20,7 @@ pub(crate) enum Framing {
     Chunked,
 }
 
-/// The parts of a valid head that decide about the connection and the body.
+/// The facts of a valid head that the connection and the body depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestHead {
     pub(crate) version: Version,

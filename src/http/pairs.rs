@@ -8,14 +8,14 @@ use std::fmt::Display;
 use serde::de::value::{Error, MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 
-/// The value that the pairs describe, by their names. A name that comes several times is a sequence.
+/// The value whose fields have the names of the pairs. A name that comes several times is a sequence.
 /// Errors: a text is not of its type, or one is missing, or there are several where one is expected: a reason for the
 /// client.
 pub(crate) fn from_pairs<'p, T: DeserializeOwned>(
     pairs: impl Iterator<Item = (Cow<'p, str>, Cow<'p, str>)>,
 ) -> Result<T, String> {
     let mut all: Vec<Values<'p>> = Vec::new();
-    // By a hash with keys of this process: the client chooses the names, and as many as fit into the body.
+    // A hash with random keys: the client chooses the names, and as many as fit into the body.
     let mut numbers: HashMap<Cow<'p, str>, usize> = HashMap::new();
     for (name, value) in pairs {
         match numbers.entry(name) {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn the_field_that_does_not_fit_is_named() {
         let reason = |query| read::<Search>(query).unwrap_err();
         assert_eq!(reason("q=a"), "missing field `id`");
         assert_eq!(reason("q=a&id=b"), "id: invalid digit found in string");

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Longest id, in bytes, that is taken over from a client: a UUID has 36, a W3C trace id 55.
+/// Longest id, in bytes, that is accepted from a client: a UUID has 36, a W3C trace id 55.
 const MAX_LENGTH: usize = 64;
 
 /// The client's `X-Request-Id` if it is at most 64 letters, digits and `-_.:/+=@`, else a new id.
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sane_id_is_taken_over() {
+    fn a_valid_id_is_accepted() {
         for id in ["1", "a-b_c.d:e/f+g=h@i", &"x".repeat(64)] {
             assert_eq!(id_for(id.as_bytes()), id);
         }

@@ -1,4 +1,4 @@
-//! The response of a handler: made, read and changed.
+//! The response of a handler.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -33,11 +33,11 @@ pub struct Response {
     content_type: Option<Cow<'static, str>>,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     body: Body,
-    /// The failure that it tells of, for the log. Boxed: few responses have one.
+    /// The failure behind it, for the log. Boxed: few responses have one.
     pub(super) failure: Option<Box<Failure>>,
-    /// The body is the text of an error that this crate made: status, reason, and a line break.
+    /// Whether the body is the text of an error of this crate: status, reason, and a line break.
     pub(super) is_own_text: bool,
-    /// Conditions and a range of the request are to be evaluated.
+    /// Whether conditions and a range of the request are to be evaluated.
     #[cfg(feature = "files")]
     pub(crate) is_conditional: bool,
 }
@@ -50,7 +50,8 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
 }
 
-/// Most bytes of a body that is written where nothing may wait: a quarter of what a new socket takes before a write blocks.
+/// Most bytes of a body that is written on a thread that must not block: a quarter of what a new socket takes before a
+/// write blocks.
 const MAX_INLINE_BODY: u64 = 4 * 1024;
 
 /// The headers that handlers cannot set: those that frame the message and those of one connection (RFC 9110,
@@ -177,7 +178,7 @@ impl Response {
         self
     }
 
-    /// The same response with one more header; `Content-Type` replaces the one before.
+    /// The same response with one more header; a `Content-Type` replaces the present one.
     ///
     /// A header that cannot be sent is left out, with a warning in the log: a name that is no token, a value with
     /// anything but visible ASCII, spaces and tabs, or a header that the service sends itself.
@@ -200,7 +201,7 @@ impl Response {
         self
     }
 
-    /// The same response with a body that is made of its own.
+    /// The same response with a body that is made from its present one.
     ///
     /// ```
     /// let response = allout::Response::bytes("abc").map_body(|body| allout::Body::reader(body.into_reader(), None));
@@ -288,7 +289,7 @@ impl Response {
 
 /// # Sent
 impl Response {
-    /// Tells a body that is written while it is sent of its request. `link` is asked for only then.
+    /// Gives a streamed body the link to its request. `link` is called only if the body is a stream.
     pub(crate) fn link_stream(&mut self, link: impl FnOnce() -> StreamLink) {
         if let Content::Stream(source) = &mut self.body.0 {
             source.set_link(link());
@@ -298,19 +299,19 @@ impl Response {
 
 /// # What the log says of it
 impl Response {
-    /// The reason why the request failed, if the log is to say it and has not yet.
+    /// The reason why the request failed, if it is to be logged; taken once.
     pub(crate) fn take_failure(&mut self) -> Option<Box<Failure>> {
         self.failure.take()
     }
 
-    /// The reason that the body gives, if this crate made the body of the error.
+    /// The reason in the body, if the body is the text of an error of this crate.
     pub(crate) fn own_reason(&self) -> Option<&str> {
         let text = std::str::from_utf8(self.body.as_bytes()?).ok()?;
         let reason = text.get(3..).filter(|_| self.is_own_text && self.status >= 400)?;
         Some(reason.trim())
     }
 
-    /// The same response as the service's own, if this crate made it.
+    /// The same response, no longer marked as an error of this crate: `on_error` has seen it.
     pub(crate) fn finished(mut self) -> Response {
         self.is_own_text = false;
         self

@@ -33,7 +33,7 @@ impl BodySource {
         let Some(reader) = &mut self.reader else { return Ok(0) };
         loop {
             return match catch_unwind(AssertUnwindSafe(|| reader.read(into))) {
-                // A reader that claims more than there was room for has a bug like one that panics.
+                // A reader that claims more than there was room for is as broken as one that panics.
                 Ok(Ok(n)) if n > into.len() => {
                     Err(ReadFailure::Panic("it read more than there was room for".to_owned()))
                 }

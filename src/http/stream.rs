@@ -9,8 +9,8 @@ use crossbeam_channel::TryRecvError;
 use crate::crew::stop::{GraceExpired, Stop};
 use crate::text::{drop_caught, panic_message};
 
-/// Bytes of a stream that gather before they are sent; with the frame of a chunk they fit into the buffer that a thread
-/// keeps (16 KiB).
+/// Most bytes of a stream that gather before they are sent; with the frame of a chunk they fit into the buffer that a
+/// thread keeps (16 KiB).
 const MAX_BUFFERED: usize = 16 * 1024 - 64;
 
 /// The function that writes a body.
@@ -26,11 +26,11 @@ pub(super) struct StreamSource {
     link: StreamLink,
 }
 
-/// The request of a stream. Both are missing where there is no connection.
+/// The link of a stream to its request. Both parts are missing without a connection.
 #[derive(Default)]
 pub(crate) struct StreamLink {
     pub(crate) stop: Option<Stop>,
-    /// Asks whether the client has left.
+    /// Checks whether the client has left.
     pub(crate) is_client_gone: Option<Box<dyn Fn() -> bool + Send>>,
 }
 
@@ -62,7 +62,8 @@ impl StreamSource {
         self.link = link;
     }
 
-    /// Runs the function to its end; `buffer` holds the reserved bytes. What it has not sent is sent then.
+    /// Runs the function to its end, and then sends the bytes that it has left in the buffer. `buffer` begins with the
+    /// reserved bytes.
     /// Errors: the error of the function, or of sending. The outer one is the message of a panic.
     pub(super) fn write_to(mut self, emit: &mut Emit<'_>, buffer: &mut Vec<u8>) -> Result<io::Result<()>, String> {
         let Some(run) = self.run.take() else { return Ok(Ok(())) };
@@ -104,20 +105,20 @@ impl StreamWriter<'_> {
     }
 
     /// The stages of a stop of the service. A stream that could go on without end should end when the service is
-    /// [draining](Stop::is_draining); one that waits for something can wait for that [as well](Stop::draining).
+    /// [draining](Stop::is_draining); one that waits on a channel can [wait for that as well](Stop::draining).
     ///
     /// A stream that does not is cut at the end of the grace period.
     pub fn stop(&self) -> &Stop {
         &self.stop
     }
 
-    /// True if the service is draining: the stream should come to its end.
+    /// True if the service is draining, so that the stream should end.
     pub fn is_draining(&self) -> bool {
         self.stop.is_draining()
     }
 
-    /// True if the client has left, which writing tells only after the client has refused something. A client that has
-    /// ended its sending side alone counts as gone as well.
+    /// True if the client has left. Writing fails only after the client's system has refused some bytes. A client that
+    /// has shut only its sending side counts as gone as well.
     ///
     /// Asks the kernel at each call: about a microsecond.
     pub fn is_client_gone(&self) -> bool {

@@ -3,8 +3,8 @@
 //! All receivers wait for the one listening socket, of which the kernel wakes one at a time (`EPOLLEXCLUSIVE`). One that
 //! has many more connections than another passes new ones on.
 //!
-//! Where no connection can be had, or none more is wanted, the listening socket leaves the epoll set, so that it cannot
-//! wake anyone again and again, and the kernel's queue holds those who come.
+//! When a receiver cannot accept, or may not because of the limit, it takes the listening socket out of its epoll set,
+//! so that the socket does not wake it again and again. New connections wait in the accept queue.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,21 +23,21 @@ use super::slots::{Queue, State};
 use crate::engine::{CloseReason, Peer};
 use crate::listen::Address;
 
-/// Connections that are accepted in a row, before those that wait with requests have their turn.
+/// Connections that are accepted in a row, before requests are served.
 const BATCH: usize = 16;
 
 /// Idle connections that are closed when descriptors or memory run out.
 const EVICTED_AT_ONCE: usize = 8;
 
-/// Pause of accepting after descriptors or memory ran out; it doubles each time up to the longest.
+/// First pause of accepting after descriptors or memory ran out; it doubles each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Connections that a receiver may have more than another before it passes new ones on.
 const IMBALANCE: usize = 8;
 
-/// Time in which a client repeats what the kernel ignored while its handshake ended behind the closed gate: retransmissions
-/// after 200 ms (`TCP_RTO_MIN`) and 400 ms more.
+/// Time for two retransmissions (after 200 ms, `TCP_RTO_MIN`, and 400 ms more) and some slack: of data that the kernel
+/// dropped because the connection had inherited the filter of the closed gate.
 pub(super) const RETRANSMIT_WINDOW: Duration = Duration::from_millis(700);
 
 impl Receiver {
@@ -57,7 +57,7 @@ impl Receiver {
         }
     }
 
-    /// Leaves the listening socket to its next holder, or takes it back.
+    /// Stops accepting because the listening socket is left to its next holder, or resumes.
     pub(super) fn leave_listener(&mut self, over: bool) {
         if over {
             self.stop_listening();
@@ -71,7 +71,7 @@ impl Receiver {
         self.accepting.registered
     }
 
-    /// Accepts what waits, up to a batch.
+    /// Accepts queued connections, up to [`BATCH`].
     /// Errors: the listening socket cannot be used any more.
     pub(super) fn accept(&mut self) -> io::Result<()> {
         if !self.accepting.registered {
@@ -82,7 +82,7 @@ impl Receiver {
             let (open, max) = (self.common.open.load(Ordering::Relaxed), self.common.settings.max_connections);
             let is_full = open >= max;
             if open >= max + BATCH {
-                // Another receiver has been asked to close some, and has not yet.
+                // Another receiver has been asked to close some connections, and has not done so yet.
                 self.stop_listening();
                 self.accepting.paused_until = self.now.checked_add(FIRST_PAUSE);
                 return Ok(());
@@ -105,13 +105,13 @@ impl Receiver {
                     }
                 }
                 Err(Errno::AGAIN) => break self.on_empty_queue(),
-                // A socket that was shut, where a kernel looks at that first.
+                // The socket was shut, and this kernel checks that before the queue.
                 Err(Errno::INVAL) if self.drain.is_some() => break self.on_empty_queue(),
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
                 Err(error @ (Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP)) => {
                     return Err(error.into());
                 }
-                // MFILE, NFILE, NOBUFS, NOMEM; and whatever else may last.
+                // MFILE, NFILE, NOBUFS, NOMEM, and other errors that may last.
                 Err(error) => {
                     if self.evict(EVICTED_AT_ONCE) == 0 {
                         break self.pause_accepting(error);
@@ -150,7 +150,7 @@ impl Receiver {
         self.accepting.paused_until = self.now.checked_add(pause);
     }
 
-    /// Accepts again where the reason not to is over.
+    /// Resumes accepting if the reason for the pause is over.
     /// Errors: the system refuses.
     pub(super) fn resume_accepting(&mut self) -> io::Result<()> {
         if self.accepting.registered || self.accepting.over {
@@ -169,8 +169,7 @@ impl Receiver {
         if self.accepting.full || self.accepting.paused_until.is_some() { Ok(()) } else { self.start_accepting() }
     }
 
-    /// Closes the least recently used connections until no more are open than may be, or has the receiver do so whose they
-    /// are.
+    /// Closes the least recently used connections until the limit holds, or notifies the receiver to which they belong.
     pub(super) fn enforce_limit(&mut self) {
         for _ in 0..BATCH {
             if self.common.open.load(Ordering::Relaxed) <= self.common.settings.max_connections {
@@ -187,7 +186,7 @@ impl Receiver {
         }
     }
 
-    /// Closes connections because another receiver must accept, finds none that is idle, and cannot know of ours.
+    /// Closes idle connections for another receiver, which has none of its own and cannot accept.
     pub(super) fn make_room(&mut self) {
         if self.engine.needs_room() {
             self.evict(self.common.settings.max_connections / 8 + 1);
@@ -222,7 +221,8 @@ impl Receiver {
 
     /// Takes over a connection that is counted already.
     pub(super) fn adopt(&mut self, fd: OwnedFd, peer: Peer) {
-        // A handshake that ended behind the closed gate: what the client has sent since was ignored, and comes again.
+        // Its handshake may have ended behind the closed gate: what the client has sent since was dropped, and is
+        // retransmitted.
         let was_filtered = self.common.is_gate_closed() && matches!(peer, Peer::Inet(_));
         if was_filtered {
             self.engine.gate.lift_filter(&fd);
@@ -235,19 +235,19 @@ impl Receiver {
             peer,
             slot,
             after: After::Keep,
-            turn_used: false,
+            flight_state_used: false,
             inbox: None,
             outbox: Vec::new(),
             sent: 0,
         };
         if was_filtered {
-            // Longer than `keepalive_min`, and so not among those that have only that.
+            // A timer of its own, because this is longer than `keepalive_min`.
             self.set_timer(slot, self.now.checked_add(RETRANSMIT_WINDOW.max(self.common.settings.keepalive_min)));
         } else {
             self.slots.enqueue(slot, Queue::Idle);
         }
         self.slots.get(slot).state = State::Idle(Box::new(connection));
-        // Often the request has arrived by now: then it is answered before the epoll set knows the socket.
+        // The request has often arrived by now: it is answered before the socket is added to the epoll set.
         self.receive(slot);
     }
 }

@@ -1,4 +1,4 @@
-//! The body of a request: what of the received bytes belongs to it. No socket.
+//! The body of a request: tells which of the received bytes belong to it. No socket.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use super::chunked::{ChunkDecoder, Next};
 use crate::engine::BodyState;
 use crate::http::head::{Framing, RequestHead};
 
-/// How far a body was read.
+/// The progress of reading a body.
 #[derive(Debug, Default)]
 pub(super) struct BodyReader {
     framing: BodyFraming,
@@ -37,7 +37,7 @@ pub(super) enum Step {
 }
 
 impl BodyReader {
-    /// Of a request with this head; of a rejected one nothing is read.
+    /// A reader for the body of a request with this head; of a rejected request nothing is read.
     pub(super) fn new(head: Option<&RequestHead>) -> BodyReader {
         let framing = match head.map(|head| head.framing) {
             None | Some(Framing::None) => BodyFraming::Complete,
@@ -72,7 +72,7 @@ impl BodyReader {
         }
     }
 
-    /// Goes on with what has been received; `unread` is given back shorter by what was used.
+    /// Takes the next step with the received bytes. Returns how many of `unread` were used, and what follows.
     pub(super) fn step(&mut self, unread: &[u8], into: &mut [u8]) -> Result<(usize, Step), io::ErrorKind> {
         let mut used = 0;
         let data = match &mut self.framing {
@@ -129,5 +129,5 @@ fn ends_within(mut decoder: ChunkDecoder, mut bytes: &[u8]) -> bool {
             Next::Data(_) | Next::More => return false,
         }
     }
-    true // what is malformed is found without waiting
+    true // malformed: found without waiting
 }

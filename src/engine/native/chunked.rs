@@ -7,15 +7,14 @@ use crate::http::validate::is_token;
 
 /// Most hexadecimal digits of a chunk's size, leading zeros included.
 const MAX_DIGITS: u8 = 16;
-/// Largest size of a chunk in bytes: no file has more (`off_t`), and a size above it is an overflow of what its sender counts
-/// in.
+/// Largest size of a chunk in bytes: no file is longer (`off_t`), so a larger size is an overflow at the sender.
 const MAX_SIZE: u64 = i64::MAX as u64;
 /// Most bytes of all chunk extensions of a body, as much as Go's `net/http` takes beyond the data.
 const MAX_EXTENSIONS: usize = 16 * 1024;
 /// Most bytes of the trailer section.
 const MAX_TRAILERS: usize = 16 * 1024;
 
-/// What the bytes after the framing are.
+/// The kind of bytes that follow the framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Unknown: more bytes are needed.

@@ -1,4 +1,4 @@
-//! How connections of a receiver end, and what they wait for before.
+//! The ends of a receiver's connections: lingering, eviction, timeouts.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -12,17 +12,17 @@ use super::receiver::{LINGERING_TIMEOUT, Receiver};
 use super::slots::{Interest, Queue, State};
 use crate::engine::CloseReason;
 
-/// Bytes that are thrown away at once of what a client sends after the last response.
+/// Bytes that are discarded in one read of what a client sends after the last response.
 const DISCARD: usize = 16 * 1024;
 
-/// Most bytes that are thrown away of one connection: a client that goes on sending does not look at its response.
+/// Most bytes that are discarded on one connection: a client that sends more does not read its response.
 const MAX_DISCARDED: usize = 1024 * 1024;
 
-/// Time until a handler that is late is looked at again, where something else must end before it can be answered for.
+/// Interval of checks of a late handler in whose place the receiver cannot answer yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Receiver {
-    /// The kernel has not taken the whole response.
+    /// Keeps a connection whose response the kernel has not taken whole, until there is room for more.
     pub(super) fn wait_for_room(&mut self, slot: u32, connection: Box<Connection>) {
         self.slots.dequeue(slot);
         self.set_interest(slot, Interest::Write);
@@ -113,7 +113,7 @@ impl Receiver {
         self.engine.connection_closed();
     }
 
-    /// Ends what has used up its time.
+    /// Ends the waits whose time is over.
     pub(super) fn expire(&mut self) {
         let (now, idle_timeout) = (self.now, self.common.settings.idle_timeout);
         let is_over = |span| move |(_, since): &(u32, Instant)| now.saturating_duration_since(*since) >= span;
@@ -135,7 +135,7 @@ impl Receiver {
                 State::Idle(_) if self.drain.is_some() => {
                     self.close_idle(slot, CloseReason::Drain);
                 }
-                // Accepting was resumed: it has its time again.
+                // Accepting was resumed: the idle timeout holds again.
                 State::Idle(_) => {
                     self.slots.get(slot).since = self.now;
                     self.slots.enqueue(slot, Queue::Idle);
@@ -145,7 +145,8 @@ impl Receiver {
         }
     }
 
-    /// Answers in the place of a handler that has used up its time, or looks again when it may have.
+    /// Answers in the place of a handler that has used up its time. Returns without an answer if it has not, and checks
+    /// again later.
     pub(super) fn check_handler(&mut self, slot: u32) {
         let entry = self.slots.get(slot);
         let (since, now, timeout) = (entry.since, self.now, self.common.settings.request_timeout);
@@ -153,17 +154,18 @@ impl Receiver {
         let automatic = self.common.settings.automatic;
         let is_head = |flight: super::mailbox::Flight| flight.request_line.starts_with("HEAD ");
         let head_only = now > since && self.mailbox.flight(slot).is_some_and(is_head);
-        let next = socket.turn(|turn| {
-            if turn.answer != Answer::Unclaimed {
-                return None; // the response is on its way, as fast as the client takes it
+        let next = socket.flight_state(|state| {
+            if state.answer != Answer::Unclaimed {
+                return None; // the handler has answered, and the client reads
             }
-            let timeout = turn.timeout.unwrap_or(timeout);
-            let used = turn.blocked_since.unwrap_or(now).saturating_duration_since(since).saturating_sub(turn.blocked);
+            let timeout = state.timeout.unwrap_or(timeout);
+            let used =
+                state.blocked_since.unwrap_or(now).saturating_duration_since(since).saturating_sub(state.blocked);
             let left = timeout.saturating_sub(used);
             if !left.is_zero() {
                 return now.checked_add(left);
             }
-            if turn.blocked_since.is_some() {
+            if state.blocked_since.is_some() {
                 return now.checked_add(LOOK_AGAIN); // the body has a deadline of its own
             }
             let response = late_response(head_only, automatic);
@@ -171,10 +173,10 @@ impl Receiver {
             let Some(sent) = send_last(&socket, &response, used < timeout.saturating_mul(2)) else {
                 return now.checked_add(timeout.min(LOOK_AGAIN));
             };
-            turn.answer = Answer::Timeout(sent as u64);
+            state.answer = Answer::Timeout(sent as u64);
             None
         });
-        if next.is_none() && matches!(socket.turn(|turn| turn.answer), Answer::Timeout(_)) {
+        if next.is_none() && matches!(socket.flight_state(|state| state.answer), Answer::Timeout(_)) {
             self.common.stats.count_close(CloseReason::RequestTimeout);
             if let Some(flight) = self.mailbox.flight(slot) {
                 log::warn!("503: {} from {} was not answered in time", flight.request_line, flight.peer);
@@ -184,8 +186,9 @@ impl Receiver {
     }
 }
 
-/// Sends a whole response, and ends this side of the connection; or resets it, because a part must not look like the whole.
-/// Returns how many bytes were sent; none if there is no room for any, and with `may_wait` nothing was done.
+/// Sends a whole response, and ends this side of the connection; or resets it, because a part must not look like the
+/// whole. Returns how many bytes were sent. With `may_wait`, returns `None` and does nothing if there is no room for
+/// any.
 fn send_last(socket: &Socket, response: &[u8], may_wait: bool) -> Option<usize> {
     let sent = match socket.send(response) {
         Err(error) if may_wait && error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -206,7 +209,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn where_there_is_no_room_for_the_last_response_it_is_waited_for_or_the_connection_is_reset() {
+    fn without_room_for_the_last_response_the_receiver_waits_or_resets_the_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         for reads in [true, false] {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

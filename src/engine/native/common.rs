@@ -12,14 +12,15 @@ use crate::http::request_id::request_id;
 use crate::http::response::Response;
 use crate::sync::RateLimit;
 
-/// Time from the beginning of a drain in which accepting may stop before clients are told to close. They connect again at
-/// once, and what a client sends over a connection whose handshake ends while the gate closes is ignored once: it is sent
-/// again after 200 ms (`TCP_RTO_MIN`), and the drain waits for it. Without a drain delay accepting stops sooner than this.
+/// Time at the beginning of a drain in which responses do not say `Connection: close` yet, so that accepting stops
+/// first. Clients that are told to close connect again at once; if their handshake ends while the gate closes, the
+/// kernel drops what they send, and the drain waits for the retransmission after 200 ms (`TCP_RTO_MIN`). Without a
+/// drain delay accepting stops sooner than this.
 const CLOSE_LEAD: Duration = Duration::from_millis(10);
 
 /// The state that all receivers share.
 pub(super) struct Common {
-    /// Where times that are kept as numbers begin.
+    /// Origin of the times that are kept as numbers.
     pub(super) epoch: Instant,
     pub(super) listener: OwnedFd,
     pub(super) settings: Settings,
@@ -33,7 +34,7 @@ pub(super) struct Common {
     pub(super) interrupted: AtomicBool,
     /// Connections of all receivers.
     pub(super) open: AtomicUsize,
-    /// A receiver cannot accept because as many connections are open as may be.
+    /// A receiver cannot accept because the limit on connections is reached.
     pub(super) room_wanted: AtomicBool,
     /// Limits the lines about bytes that are no request.
     pub(super) unparsable: RateLimit,
@@ -54,7 +55,7 @@ impl Common {
         self.stop_state.stop_number().is_some() || began.elapsed() >= CLOSE_LEAD
     }
 
-    /// The number of this stop and how accepting has stopped, if it has.
+    /// The number of this stop, and how accepting has stopped; `None` if it has not.
     pub(super) fn stop(&self) -> Option<(u64, Ending)> {
         let number = self.stop_state.stop_number()?;
         let ending = if self.handed_over.load(Ordering::SeqCst) { Ending::HandOver } else { Ending::Filter };
@@ -70,13 +71,13 @@ impl Common {
     }
 }
 
-/// A response of the engine itself, to what is not served: whole, and the last of its connection.
+/// A response of the engine itself, to bytes that it does not serve: whole, and the last of its connection.
 pub(super) fn plain_response(status: u16, reason: &'static str, automatic: HeaderLines) -> Vec<u8> {
     response_to(false, &request_id(std::iter::empty()), status, reason, automatic)
 }
 
-/// The response in the place of a late handler; `head_only`: the request was a `HEAD`. The request's id is with the handler:
-/// none is better than another one.
+/// The response in the place of a late handler; `head_only`: the request was a `HEAD`. It has no id, since that of the
+/// request is with the handler, and another would mislead.
 pub(super) fn late_response(head_only: bool, automatic: HeaderLines) -> Vec<u8> {
     response_to(head_only, "-", 503, "the request timed out", automatic)
 }

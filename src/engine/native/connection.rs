@@ -1,4 +1,4 @@
-//! A connection, and the bytes that it has received and not used.
+//! A connection, and its bytes that were received and not used yet.
 //!
 //! A connection belongs to its receiver while it waits, and to its [`Exchange`](super::exchange::Exchange) while a request
 //! is in flight. While it is idle it has no buffer: receivers lend one, and take it back when it is empty.
@@ -20,25 +20,26 @@ use crate::http::head::{Rejection, RequestHead};
 use crate::http::validate::validate;
 use crate::sync::lock;
 
-/// Bytes that are received at once: several heads as browsers send them. As many small pipelined requests as fit are
-/// answered in a row, before others have their turn.
+/// Bytes that are received at once: several heads as browsers send them. Small pipelined requests that fit are answered
+/// in a row, before other connections are served.
 const RECEIVE: usize = 4 * 1024;
 
-/// The socket of a connection, and who may answer on it: what a receiver keeps of a connection that a worker has.
+/// The socket of a connection, and which side may answer on it. A receiver keeps this of a connection that a worker
+/// has.
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
-    turn: Mutex<Turn>,
+    flight: Mutex<FlightState>,
 }
 
 /// The exchange in flight, if a worker has it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct FlightState {
     /// Time for the handler, if it is another than that of all.
     pub(super) timeout: Option<Duration>,
     /// Time that the handler was blocked on the client's body, which does not count.
     pub(super) blocked: Duration,
-    /// Since when it is blocked on it.
+    /// When the present wait for the body began; `None` if the handler does not wait.
     pub(super) blocked_since: Option<Instant>,
     /// The side that answers.
     pub(super) answer: Answer,
@@ -56,7 +57,7 @@ pub(super) enum Answer {
 
 impl Socket {
     pub(super) fn new(fd: OwnedFd) -> Socket {
-        Socket { fd, turn: Mutex::default() }
+        Socket { fd, flight: Mutex::default() }
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -64,8 +65,8 @@ impl Socket {
     }
 
     /// Reads or changes the state of the exchange in flight.
-    pub(super) fn turn<T>(&self, act: impl FnOnce(&mut Turn) -> T) -> T {
-        act(&mut lock(&self.turn))
+    pub(super) fn flight_state<T>(&self, act: impl FnOnce(&mut FlightState) -> T) -> T {
+        act(&mut lock(&self.flight))
     }
 
     /// Sends what the kernel takes at once.
@@ -73,8 +74,8 @@ impl Socket {
         self.send_with(bytes, SendFlags::NOSIGNAL)
     }
 
-    /// As [`send`](Self::send), for what the end of this side of the connection follows at once: both leave in one segment
-    /// (`MSG_MORE`, send(2); a Unix socket ignores it).
+    /// As [`send`](Self::send), for bytes after which this side of the connection ends at once: both leave in one
+    /// segment (`MSG_MORE`, send(2); a Unix socket ignores it).
     pub(super) fn send_before_end(&self, bytes: &[u8]) -> io::Result<usize> {
         self.send_with(bytes, SendFlags::NOSIGNAL | SendFlags::MORE)
     }
@@ -95,7 +96,7 @@ impl Socket {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both); // as above
     }
 
-    /// Receives what is there; `WouldBlock` if nothing is.
+    /// Receives what has arrived; `WouldBlock` if nothing has.
     pub(super) fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             match rustix::net::recv(&self.fd, &mut *into, RecvFlags::empty()) {
@@ -106,7 +107,7 @@ impl Socket {
     }
 }
 
-/// The fate of a connection after its response.
+/// What becomes of a connection after its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
     /// It waits for the next request.
@@ -119,7 +120,7 @@ pub(super) enum After {
     Reset,
 }
 
-/// The receiver of a connection.
+/// The mailbox of a connection's receiver.
 pub(super) type Home = Mailbox<Box<Connection>>;
 
 /// One connection.
@@ -129,13 +130,13 @@ pub(crate) struct Connection {
     pub(super) peer: Peer,
     pub(super) slot: u32,
     pub(super) after: After,
-    /// The state of its socket may not be as it was before its first exchange that was away.
-    pub(super) turn_used: bool,
-    /// None while it is idle.
+    /// Whether the [`FlightState`] of its socket must be reset before the next exchange.
+    pub(super) flight_state_used: bool,
+    /// `None` while it is idle.
     pub(super) inbox: Option<Box<Inbox>>,
     /// The part of a response that the kernel did not take at once; from `sent` on it is still to be sent.
     pub(super) outbox: Vec<u8>,
-    /// While it lingers: bytes that were thrown away.
+    /// Bytes of the outbox that were sent; while it lingers, input that was discarded.
     pub(super) sent: usize,
 }
 
@@ -147,19 +148,19 @@ thread_local! {
 }
 
 impl Connection {
-    /// Goes back to its receiver, because its exchange is over.
+    /// Gives the connection back to its receiver, because its exchange is over.
     pub(super) fn give_back(mut self: Box<Self>) {
         if self.is_served_here() {
             COMPLETED.set(Some(self));
         } else {
-            self.turn_used = true;
+            self.flight_state_used = true;
             let (home, slot) = (Arc::clone(&self.home), self.slot);
             home.give_back(slot, self);
         }
     }
 
-    /// Whether the calling thread is its receiver, and serves it: it may serve another, whose handler has kept this one's
-    /// request until now.
+    /// Whether the calling thread is its receiver, and serves this very connection. It may serve another one, whose
+    /// handler drops a request of this one that was kept.
     pub(super) fn is_served_here(&self) -> bool {
         self.home.is_here() && SERVED.get() == Some(self.slot)
     }
@@ -207,7 +208,7 @@ pub(super) struct Inbox {
     bytes: Vec<u8>,
     /// Where the head begins.
     start: usize,
-    /// Where the bytes begin that were not used: behind the head, once it is complete, and what was read of the body.
+    /// Where the unused bytes begin: behind the head, once it is complete, and the part of the body that was read.
     unread: usize,
     head: Head,
     valid: Option<Result<RequestHead, Rejection>>,
@@ -294,7 +295,7 @@ impl Inbox {
         self.head.has_request_line()
     }
 
-    /// The exchange is over: what follows it is the next head.
+    /// Prepares for the next head, which follows the exchange that is over.
     pub(super) fn next(&mut self) {
         self.start = self.unread;
         if self.start == self.bytes.len() {
@@ -306,7 +307,7 @@ impl Inbox {
         self.body = BodyReader::new(None);
     }
 
-    /// Forgets everything. False if it holds too much memory to be used again.
+    /// Clears it. False if it holds too much memory to be used again.
     pub(super) fn reset(&mut self) -> bool {
         self.bytes.clear();
         (self.start, self.unread) = (0, 0);
@@ -346,7 +347,7 @@ impl Inbox {
     }
 }
 
-/// The cause for which bytes that are no request end their connection.
+/// The reason to close a connection whose bytes are no request.
 pub(super) fn close_reason(rejection: Rejection) -> CloseReason {
     match rejection.status {
         414 | 431 => CloseReason::HeadTooLarge,

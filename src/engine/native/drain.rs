@@ -9,10 +9,10 @@ use super::slots::{Queue, State};
 use crate::engine::{CloseReason, Ending};
 use crate::sys::tcp::tcp_info;
 
-/// Longest round trip that is waited for: the way to almost any place and back.
+/// Longest round trip that is waited for: enough for almost any place on earth.
 const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(250);
 
-/// As many times `keepalive_min` may a client take that is in the middle of a head.
+/// Multiple of `keepalive_min` that a client has to complete a head of which a part has arrived.
 const PARTIAL_HEAD_FACTOR: u32 = 20;
 
 impl Drain {
@@ -23,7 +23,7 @@ impl Drain {
 }
 
 impl Receiver {
-    /// When the drain has something to do next.
+    /// The moment of the drain's next step.
     pub(super) fn next_of_drain(&self) -> Option<Instant> {
         let drain = self.drain.as_ref()?;
         let keepalive_min = self.common.settings.keepalive_min;
@@ -57,12 +57,12 @@ impl Receiver {
         let is_over = |(_, began): &(u32, Instant)| now.saturating_duration_since((*began).max(since)) >= keepalive_min;
         while let Some((slot, idle_since)) = self.slots.first(Queue::Idle).filter(is_over) {
             if matches!(&self.slots.get(slot).state, State::Idle(connection) if connection.inbox.is_some()) {
-                // A head that has come in part.
+                // A part of a head has arrived.
                 self.slots.dequeue(slot);
                 let deadline = idle_since.max(since).checked_add(keepalive_min.saturating_mul(PARTIAL_HEAD_FACTOR));
                 self.set_timer(slot, deadline);
             } else if !self.close_idle(slot, CloseReason::Drain) {
-                break; // it has spoken, and has its time again
+                break; // a request had arrived; its time begins anew
             }
         }
         let is_over = |(_, began): &(u32, Instant)| now.saturating_duration_since(*began) >= keepalive_min;

@@ -28,17 +28,17 @@ thread_local! {
 
 /// A request in flight. Dropped unanswered, it closes its connection.
 pub(crate) struct Exchange {
-    /// None once the connection was given back.
+    /// `None` once the connection was given back.
     connection: Option<Box<Connection>>,
     since: Instant,
     /// Time for the client to make progress, in either direction.
     timeout: Duration,
-    /// The part of it that is left for the body.
+    /// The part of that time that is left for the body.
     budget: Budget,
 }
 
 impl Exchange {
-    /// Of the complete head in the connection's inbox.
+    /// The exchange of the complete head in the connection's inbox.
     pub(super) fn new(connection: Box<Connection>, since: Instant) -> Exchange {
         let timeout = connection.home.common.settings.request_timeout;
         Exchange { connection: Some(connection), since, timeout, budget: Budget::new(timeout) }
@@ -80,8 +80,8 @@ impl Exchange {
     pub(crate) fn set_timeout(&mut self, timeout: Duration) {
         (self.timeout, self.budget) = (timeout, Budget::new(timeout));
         if let Some(connection) = &mut self.connection {
-            connection.turn_used = true;
-            connection.socket.turn(|turn| turn.timeout = Some(timeout));
+            connection.flight_state_used = true;
+            connection.socket.flight_state(|state| state.timeout = Some(timeout));
         }
     }
 
@@ -142,7 +142,7 @@ impl Exchange {
             automatic: connection.home.common.settings.automatic,
         };
         if let Some(inbox) = &mut connection.inbox {
-            inbox.body.expects_continue = false; // from here on it would be within the response
+            inbox.body.expects_continue = false; // a `100 Continue` from here on would be within the response
         }
         let sent = BUFFER.with_borrow_mut(|buffer| {
             let sent = if here {
@@ -196,11 +196,11 @@ impl Drop for Exchange {
 
 /// Claims the response for the handler, unless the receiver has answered in its place.
 fn claim(socket: &Socket) -> Answer {
-    socket.turn(|turn| {
-        if turn.answer == Answer::Unclaimed {
-            turn.answer = Answer::Handler;
+    socket.flight_state(|state| {
+        if state.answer == Answer::Unclaimed {
+            state.answer = Answer::Handler;
         }
-        turn.answer
+        state.answer
     })
 }
 

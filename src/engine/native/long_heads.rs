@@ -1,18 +1,18 @@
-//! Long heads of which a part has arrived: the memory that they hold is bounded, however many clients send one.
+//! Bounds the memory of long heads of which a part has arrived, however many clients send one.
 //!
-//! The limit on connections counts 8 KiB for each, and a head may have nine times as much. Beyond the bound the head that
-//! became long first is rejected: a client that means it has sent the rest by then.
+//! The limit on connections counts 8 KiB for each, and a head may have nine times as much. Beyond the bound the head
+//! that became long first is rejected: an honest client has sent the rest by then.
 
 use std::collections::BTreeMap;
 
-/// Bytes of a connection's buffer that are not counted here: the limit on connections counts as many for each
+/// Bytes of each connection's buffer that are not counted here, because the limit on connections counts them
 /// (`EngineKind::cost_of_connection`).
 const COUNTED_ELSEWHERE: usize = 8 * 1024;
 
-/// Bytes of long heads for each connection that may be open: an eighth of what is counted for it elsewhere.
+/// Bytes of long heads for each connection that may be open: an eighth of [`COUNTED_ELSEWHERE`].
 const FOR_EACH_CONNECTION: usize = 1024;
 
-/// Least bytes for the long heads of a receiver: three of the longest.
+/// Fewest bytes for the long heads of a receiver, three of the longest.
 const LEAST: usize = 256 * 1024;
 
 /// A long head: its place in the order of age, and the bytes that are counted for it.
@@ -39,7 +39,8 @@ impl LongHeads {
         LongHeads { slots: BTreeMap::new(), bytes: 0, limit, next: 0 }
     }
 
-    /// Counts a buffer of `held` bytes for the head of `slot`, in place of `previous`; gives what is to be remembered.
+    /// Counts a buffer of `held` bytes for the head of `slot`, in place of `previous`. Returns the value to pass as
+    /// `previous` next time.
     #[must_use = "the head can be forgotten only by its owner"]
     pub(super) fn set(&mut self, slot: u32, previous: Option<LongHead>, held: usize) -> Option<LongHead> {
         let bytes = held.saturating_sub(COUNTED_ELSEWHERE);
@@ -61,7 +62,7 @@ impl LongHeads {
         }
     }
 
-    /// The slot of the oldest, if they hold more than they may.
+    /// The slot of the oldest long head, if all together exceed the bound.
     pub(super) fn oldest_beyond_limit(&self) -> Option<u32> {
         if self.bytes <= self.limit {
             return None;

@@ -1,7 +1,7 @@
-//! The parts of a receiver that others may touch: its counters, and the box in which it finds what they bring.
+//! The part of a receiver that other threads share: its counters, and the connections that they bring to it.
 //!
-//! Workers bring connections whose response is out, other receivers bring new ones; both push and never wait for the
-//! receiver, which alone takes out. A receiver that is awake is not woken.
+//! Workers bring back connections whose response was sent, other receivers bring new ones. Both push under a lock and
+//! never wait for the receiver, the only one to take connections out. Only a receiver that sleeps is woken.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,33 +17,36 @@ use super::common::Common;
 use crate::engine::Peer;
 use crate::sync::lock;
 
-/// One receiver, as others see it. Its connections, `C`, know it in turn.
+/// One receiver, as other threads see it. `C` is the type of its connections, which refer to it.
 pub(super) struct Mailbox<C> {
     pub(super) common: Arc<Common>,
     /// In the receiver's epoll set, edge-triggered: written to wake it, never read.
     pub(super) wake: OwnedFd,
     /// The receiver waits for events, or is about to.
     sleeping: AtomicBool,
-    /// There is something to look at beside events.
+    /// There is something to do beside events.
     attention: AtomicBool,
-    /// None once the receiver has ended: what is brought then is dropped.
+    /// Connections whose exchange is over. `None` once the receiver has ended: those that are brought then are closed.
     returned: Mutex<Option<Vec<(u32, C)>>>,
-    /// As above.
+    /// Connections that other receivers have accepted; `None` as above.
     new: Mutex<Option<Vec<(OwnedFd, Peer)>>>,
     in_flight: Mutex<HashMap<u32, Flight>>,
     /// Requests in flight; the receiver alone counts.
     busy: AtomicUsize,
-    /// When the request began that the receiver answers at this moment: nanoseconds after the engine's epoch, 0 for none.
+    /// Start of the request that the receiver answers inline at this moment, in nanoseconds after the engine's epoch; 0
+    /// for none.
     answering: AtomicU64,
     /// Its connections, those in `new` included.
     pub(super) open: AtomicUsize,
     /// Of these, those whose last response was sent.
     pub(super) lingering: AtomicUsize,
-    /// Since when its least recently used connection is idle: nanoseconds after the engine's epoch, `u64::MAX` if none is.
+    /// When its least recently used connection became idle, in nanoseconds after the engine's epoch; `u64::MAX` if none
+    /// is idle.
     oldest_idle: AtomicU64,
     /// Turns of its loop.
     pub(super) ticks: AtomicU64,
-    /// The number of the stop in which nothing was left to accept when it looked last; 0 if something may be.
+    /// The number of the stop in which the receiver is settled: nothing was left to accept at its last check. 0 if it
+    /// is not.
     pub(super) settled: AtomicU64,
 }
 
@@ -91,7 +94,7 @@ impl<C> Mailbox<C> {
         RECEIVER.get() == std::ptr::from_ref(self).addr()
     }
 
-    /// Brings a connection back whose exchange is over, from another thread.
+    /// Brings back a connection whose exchange is over, from another thread.
     pub(super) fn give_back(&self, slot: u32, connection: C) {
         if let Some(returned) = &mut *lock(&self.returned) {
             returned.push((slot, connection));
@@ -101,7 +104,7 @@ impl<C> Mailbox<C> {
         self.notify();
     }
 
-    /// Closes a connection that comes back when the receiver has ended, and does its counting.
+    /// Closes a connection that is brought back after the receiver has ended, and counts it in the receiver's place.
     fn close_late(&self, slot: u32, connection: C) {
         drop(connection);
         if lock(&self.in_flight).remove(&slot).is_some() {
@@ -129,22 +132,23 @@ impl<C> Mailbox<C> {
         lock(&self.new).as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Has the receiver look at everything soon.
+    /// Wakes the receiver, if it sleeps, to look at its mailbox.
     pub(super) fn notify(&self) {
-        // In this order, and the receiver looks in the other: one of the two sees what the other has written.
+        // In this order, while the receiver uses the opposite one: so at least one of the two threads sees what the
+        // other has written.
         self.attention.store(true, Ordering::SeqCst);
         if self.sleeping.swap(false, Ordering::SeqCst) {
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()); // full means that it has been woken already
         }
     }
 
-    /// The receiver is about to wait; false if it must not, because something was brought.
+    /// Announces that the receiver is about to wait. False if it must not, because something was brought.
     pub(super) fn may_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::SeqCst);
         !self.attention.load(Ordering::SeqCst)
     }
 
-    /// The receiver is awake; true if something was brought.
+    /// Announces that the receiver is awake. True if something was brought.
     pub(super) fn woke_up(&self) -> bool {
         self.sleeping.store(false, Ordering::Relaxed);
         self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::SeqCst)
@@ -154,41 +158,42 @@ impl<C> Mailbox<C> {
         u64::try_from(moment.saturating_duration_since(self.common.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Says since when the least recently used connection is idle.
+    /// Publishes when the least recently used connection became idle.
     pub(super) fn set_oldest_idle(&self, since: Option<Instant>) {
         self.oldest_idle.store(since.map_or(u64::MAX, |since| self.nanoseconds(since)), Ordering::Relaxed);
     }
 
-    /// The same, as a number that orders receivers; none if no connection is idle.
+    /// The same, as a number by which receivers are compared; `None` if no connection is idle.
     pub(super) fn oldest_idle(&self) -> Option<u64> {
         Some(self.oldest_idle.load(Ordering::Relaxed)).filter(|since| *since != u64::MAX)
     }
 
-    /// The receiver begins to answer a request. It alone calls this and the three that follow: so a store suffices.
+    /// Counts a request that the receiver begins to answer. The receiver alone calls this and the next three methods,
+    /// so that a store suffices.
     pub(super) fn begin_request(&self, now: Instant) {
         self.answering.store(self.nanoseconds(now).max(1), Ordering::Release);
         self.busy.store(self.busy.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
-    /// The receiver has answered it.
+    /// Counts the end of a request that the receiver has answered.
     pub(super) fn end_request(&self) {
         self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
         self.answering.store(0, Ordering::Release);
     }
 
-    /// A worker has it, and the connection of this slot.
-    pub(super) fn went_away(&self, slot: u32, flight: Flight) {
+    /// Records that a worker has the request, and the connection of this slot.
+    pub(super) fn begin_flight(&self, slot: u32, flight: Flight) {
         lock(&self.in_flight).insert(slot, flight);
         self.answering.store(0, Ordering::Release);
     }
 
-    /// A worker has answered the request of this slot.
-    pub(super) fn came_back(&self, slot: u32) {
+    /// Counts the end of a request that a worker has answered.
+    pub(super) fn end_flight(&self, slot: u32) {
         lock(&self.in_flight).remove(&slot);
         self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
     }
 
-    /// When the request began that the receiver answers at this moment.
+    /// Start of the request that the receiver answers inline at this moment.
     pub(super) fn answering_since(&self) -> Option<Instant> {
         match self.answering.load(Ordering::Acquire) {
             0 => None,
@@ -211,13 +216,13 @@ impl<C> Mailbox<C> {
         lock(&self.in_flight).get(&slot).cloned()
     }
 
-    /// Whether the receiver's thread is over.
+    /// Whether the receiver's thread has ended.
     pub(super) fn has_ended(&self) -> bool {
         lock(&self.new).is_none()
     }
 
-    /// The receiver's thread is over, and its connections are closed with it: those that workers have stay until they are
-    /// brought back.
+    /// Records that the receiver's thread has ended, and its connections with it. Those that workers have stay until
+    /// they are brought back.
     pub(super) fn end(&self) {
         drop(lock(&self.new).take());
         let returned = lock(&self.returned).take().unwrap_or_default();

@@ -1,25 +1,26 @@
-//! The engine of this crate's own: threads and system calls, no runtime.
+//! The native engine: threads and system calls of this crate, no runtime.
 //!
 //! # How a request goes
 //!
-//! A few *receivers* ([`receiver`]) wait in `epoll_wait`, each for the sockets of its own connections. A receiver accepts
-//! ([`accept`]), receives into a buffer that it lends to the connection, parses ([`parse`]), and hands the request to
-//! `serve` ([`mod@serve`]). What is answered inline is written at once; what the kernel does not take stays in the connection's outbox
-//! until there is room. What may wait goes to a worker *with its connection* ([`exchange`]); there a read of the body
-//! ([`read`]) or a write ([`write`]) blocks in `poll`, for as long as the client makes progress. When the response is
-//! out the connection goes back to its receiver through its [`mailbox`].
+//! A few *receivers* ([`receiver`]) wait in `epoll_wait`, each for the sockets of its own connections. A receiver
+//! accepts ([`accept`]), receives into a buffer that it lends to the connection, parses ([`parse`]), and hands the
+//! request to `serve` ([`mod@serve`]). A response that is made inline is written at once; the part that the kernel does
+//! not take stays in the connection's outbox until there is room. A request whose handler may wait goes to a worker
+//! *with its connection* ([`exchange`]); there a read of the body ([`read`]) or a write ([`write`]) blocks in `poll`,
+//! for as long as the client makes progress. Once the response is sent, the worker gives the connection back to its
+//! receiver through the receiver's [`mailbox`].
 //!
-//! So a connection has one owner at any time. While a worker has it, its receiver keeps the socket alone, to answer in the
-//! place of a handler that takes too long: who *claims* the response first writes it.
+//! So a connection has one owner at any time. While a worker has it, its receiver keeps only the socket, to answer in
+//! the place of a handler that takes too long: the side that *claims* the response first writes it.
 //!
 //! Requests of one connection are served one at a time. While one is in flight nothing more is received, so that what a
 //! client may send ahead is bounded by one buffer here and the receive buffer of the kernel.
 //!
 //! # Who blocks, who wakes
 //!
-//! A receiver blocks in `epoll_wait` alone, without a timeout if no deadline is set. `serve` must not block. Workers and
-//! other receivers push into its mailbox and write to its eventfd only if it sleeps. Locks: a mailbox's, a socket's turn;
-//! each is held for a few instructions, and no other is taken meanwhile.
+//! A receiver blocks in `epoll_wait` alone, without a timeout if no deadline is set. `serve` must not block. Workers
+//! and other receivers push into its mailbox and write to its eventfd only if it sleeps. Locks: a mailbox's, and that
+//! of a socket's flight state; each is held for a few instructions, and no other is taken meanwhile.
 //!
 //! # Memory
 //!
@@ -46,10 +47,10 @@
 //! A request that a client has sent whole is in one of four places, and moves only down this list:
 //!
 //! 1. *Behind a handshake that is not complete on this side.* The [gate](crate::engine::gate) is closed first, then the
-//!    longest round trip of the connections that are open is waited for (250 ms at most) before a receiver may call
-//!    itself settled. Handshakes that end behind the gate are accepted, and their filter is lifted.
-//! 2. *In the accept queue.* A receiver is settled when `accept` has said, after that time, that the queue is empty. It
-//!    counts as unsettled from before each `accept` until after the connection is counted.
+//!    longest round trip of the connections that are open is waited for (250 ms at most) before a receiver may be
+//!    *settled*. Handshakes that end behind the gate are accepted, and their filter is lifted.
+//! 2. *In the accept queue.* A receiver is settled when `accept` has reported, after that time, that the queue is
+//!    empty. From before each `accept` until the connection is counted it is not settled.
 //! 3. *In the receive buffer of a connection.* Connections are counted until they are closed. An idle one is closed by us
 //!    when it has been silent for `keepalive_min`, and only after a `recv` that found nothing.
 //! 4. *In an inbox, or in flight.* Its connection is open, hence counted.
@@ -111,7 +112,7 @@ use crate::engine::{
 };
 use crate::sync::{RateLimit, lock};
 
-/// Names of the receivers' threads; there are at most as many receivers.
+/// Names of the receivers' threads; their number is the most receivers.
 #[rustfmt::skip]
 const NAMES: [&str; 16] = [
     "receiver-1", "receiver-2", "receiver-3", "receiver-4", "receiver-5", "receiver-6", "receiver-7", "receiver-8",
@@ -126,7 +127,7 @@ pub(crate) struct NativeEngine {
     common: Arc<Common>,
     gate: AcceptGate,
     mailboxes: Vec<Arc<Home>>,
-    /// Receivers that were made and whose threads were not.
+    /// Receivers whose threads have not been created yet.
     receivers: Mutex<Vec<Receiver>>,
 }
 
@@ -166,7 +167,7 @@ impl NativeEngine {
         self.wake();
     }
 
-    /// A receiver with so many connections fewer than this one that it should get the next, if there is one.
+    /// A receiver with fewer connections than this one, by at least `imbalance`; it gets the next one.
     fn lighter_receiver(&self, own: &Home, imbalance: usize) -> Option<&Home> {
         if self.mailboxes.len() == 1 {
             return None;
@@ -188,7 +189,7 @@ impl NativeEngine {
         self.common.room_wanted.load(Ordering::Relaxed)
     }
 
-    /// A receiver has no room for new connections, and none to close.
+    /// Records that a receiver has no room for new connections, and none to close; wakes the others.
     fn want_room(&self) {
         self.common.room_wanted.store(true, Ordering::SeqCst);
         if self.mailboxes.len() > 1 {
@@ -196,7 +197,7 @@ impl NativeEngine {
         }
     }
 
-    /// A connection has been closed.
+    /// Counts a connection that was closed.
     fn connection_closed(&self) {
         let common = &self.common;
         let open = common.open.fetch_sub(1, Ordering::SeqCst) - 1;
@@ -215,7 +216,7 @@ impl Engine for NativeEngine {
         EngineKind::Native
     }
 
-    /// Makes the receivers. Too few descriptors to serve anyone are an error.
+    /// Makes the receivers. It is an error if too few descriptors are left to serve any connection.
     fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
         let receiver = |mailbox: &Arc<Home>| Receiver::new(Arc::clone(&self), Arc::clone(mailbox), Arc::clone(serve));
         let receivers: io::Result<Vec<_>> = self.mailboxes.iter().map(receiver).collect();
@@ -250,7 +251,7 @@ impl Engine for NativeEngine {
         self.common.handed_over.store(ending == Ending::HandOver, Ordering::SeqCst);
         if ending == Ending::Filter {
             self.common.gate_closed.store(true, Ordering::Release);
-            if let Err(error) = self.gate.settle(true) {
+            if let Err(error) = self.gate.end_accepting(true) {
                 log::warn!("cannot stop accepting ({error}): some new connections may be reset");
             }
         }
@@ -281,7 +282,7 @@ impl Engine for NativeEngine {
 
     fn has_requests_older_than_drain(&self) -> bool {
         let predates = |since| self.common.stop_state.predates_drain(since);
-        // In this order, in which a request goes from its receiver to a worker.
+        // The receiver first: a request moves from there to a worker.
         self.mailboxes.iter().any(|mailbox| {
             mailbox.answering_since().is_some_and(predates) || mailbox.flights().iter().any(|one| predates(one.since))
         })
@@ -316,7 +317,7 @@ impl Engine for NativeEngine {
         &self.common.stats
     }
 
-    /// Turns of the loop that every receiver has made: it stands still if one of them does.
+    /// The fewest turns of the loop that any receiver has made: the number stands still if one of them does.
     fn ticks(&self) -> u64 {
         self.mailboxes.iter().map(|mailbox| mailbox.ticks.load(Ordering::Relaxed)).min().unwrap_or(0)
     }
@@ -332,7 +333,7 @@ impl Engine for NativeEngine {
     }
 }
 
-/// The number of receivers, as it is set or as the cores are.
+/// The number of receivers: as configured, or as the cores suggest.
 fn receiver_count(wanted: usize) -> usize {
     let automatic = || thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
     let count = if wanted == 0 { automatic() } else { wanted };

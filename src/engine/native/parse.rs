@@ -39,7 +39,7 @@ impl Span {
     }
 }
 
-/// How far a head has come.
+/// The progress of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// More bytes are needed.
@@ -51,7 +51,7 @@ pub(super) enum Progress {
 /// A head that is being parsed, or was. It holds offsets only; its memory is used again for the next head.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// Bytes that hold no further line feed.
+    /// Bytes that were searched for a line feed.
     scanned: usize,
     /// Where the line begins that is not complete yet.
     line_start: usize,
@@ -64,7 +64,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Forgets all, for the next head.
+    /// Clears it for the next head.
     pub(super) fn clear(&mut self) {
         let headers = std::mem::take(&mut self.headers);
         *self = Head { headers, ..Head::default() };
@@ -86,7 +86,7 @@ impl Head {
         self.headers_start > 0
     }
 
-    /// Goes on with what has arrived: `bytes` is everything since the beginning of the head.
+    /// Parses the lines that are complete by now. `bytes` is everything since the beginning of the head.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Head {
         Ok(Progress::Partial)
     }
 
-    /// Rejects what no further byte can make valid, so that it need not be kept or waited for.
+    /// Rejects a partial line that no further byte can make valid, so that it is neither kept nor waited for.
     fn check_partial_line(&self, bytes: &[u8]) -> Result<(), Rejection> {
         let line = &bytes[self.line_start..];
         if self.has_request_line() {
@@ -143,7 +143,8 @@ impl Head {
             return Err(malformed);
         }
         let (method, target) = (&line[..first], &line[first + 1..last]);
-        // Words of text: what else is wrong with them is found, answered and logged as with any other request.
+        // Only checks that they are words of text; further errors in them are found, answered and logged as with any
+        // other request.
         let is_word = |word: &[u8]| !word.is_empty() && !word.contains(&b' ') && std::str::from_utf8(word).is_ok();
         if !is_word(method) || !is_word(target) {
             return Err(malformed);

@@ -9,7 +9,7 @@ use super::body::Step;
 use super::connection::{Connection, Inbox, Socket};
 use crate::engine::progress::Budget;
 
-/// The bytes that a client that waits for them is sent before its body is read (RFC 9110, section 10.1.1).
+/// Interim response that tells a client which waits for it to send the body (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Reads the body; waits for the client if `budget` is given. Zero at its end.
@@ -23,7 +23,7 @@ pub(super) fn read(connection: &mut Connection, into: &mut [u8], budget: Option<
     }
     let result = read_on(inbox, &connection.socket, into, budget);
     match &result {
-        // To be tried again.
+        // The caller tries again.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Err(error) => inbox.body.failed = Some(error.kind()),
         Ok(_) => {}
@@ -31,7 +31,7 @@ pub(super) fn read(connection: &mut Connection, into: &mut [u8], budget: Option<
     result
 }
 
-/// The rest of a body, waited for.
+/// Reads the rest of a body, and waits for the client.
 pub(super) struct BodyReader<'a> {
     pub(super) connection: &'a mut Connection,
     pub(super) budget: &'a mut Budget,
@@ -125,9 +125,9 @@ fn send_continue(socket: &Socket, budget: &mut Budget) -> io::Result<()> {
 pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pauses_handler: bool) -> io::Result<()> {
     let began = Instant::now();
     if pauses_handler {
-        socket.turn(|turn| turn.blocked_since = Some(began));
+        socket.flight_state(|state| state.blocked_since = Some(began));
     }
-    let limit = Timespec::try_from(budget.left()).ok(); // none: longer than the kernel counts
+    let limit = Timespec::try_from(budget.left()).ok(); // `None`: longer than the kernel can count
     let result = loop {
         match poll(&mut [PollFd::new(socket.fd(), flags)], limit.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
@@ -137,9 +137,9 @@ pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pause
     let blocked = began.elapsed();
     budget.spend(blocked, 0);
     if pauses_handler {
-        socket.turn(|turn| {
-            turn.blocked_since = None;
-            turn.blocked += blocked;
+        socket.flight_state(|state| {
+            state.blocked_since = None;
+            state.blocked += blocked;
         });
     }
     match result {

@@ -5,9 +5,9 @@
 //! costs three system calls: one of `epoll_wait`, shared with others, one to receive, one to send.
 //!
 //! Input is reported once, when it arrives (`EPOLLET`): the kernel does not look at the socket once more in the next
-//! `epoll_wait`, as it does where input is reported for as long as there is some (0.4 of 6.1 µs of CPU a request in a server
-//! of 70 lines, on busy cores). What follows from it is in [`Interest`]: where not all was received that was reported, the
-//! interest is set again.
+//! `epoll_wait`, as it does where input is reported for as long as there is some (0.4 of 6.1 µs of CPU a request in a
+//! server of 70 lines, on busy cores). So if a receiver does not receive all that was reported, it must set its
+//! interest in the socket again ([`Interest::Stale`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,13 +54,13 @@ pub(super) struct Accepting {
     pub(super) paused_until: Option<Instant>,
     /// The last pause.
     pub(super) pause: Duration,
-    /// As many connections are open as may be.
+    /// The limit on connections is reached.
     pub(super) full: bool,
-    /// No connection is accepted any more: the listening socket is for its next holder.
+    /// No connection is accepted any more: the listening socket is left to its next holder.
     pub(super) over: bool,
 }
 
-/// Since when a receiver drains, and until when handshakes may be under way.
+/// The drain of a receiver: when it began, and until when handshakes may be under way.
 #[derive(Debug)]
 pub(super) struct Drain {
     /// The number of the stop.
@@ -91,7 +91,7 @@ pub(super) struct Receiver {
     pub(super) long_heads: LongHeads,
     #[allow(clippy::vec_box, reason = "they are lent by their address")]
     inboxes: Vec<Box<Inbox>>,
-    /// Connections with bytes in their inbox, whose turn comes after others'.
+    /// Connections with bytes in their inbox, which are served after others have been.
     pub(super) ready: VecDeque<u64>,
     pub(super) accepting: Accepting,
     pub(super) drain: Option<Drain>,
@@ -177,7 +177,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// How long to wait for events; none: until there is one.
+    /// The time to wait for events; `None`: until there is one.
     fn timeout(&self) -> Option<Duration> {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
@@ -197,10 +197,10 @@ impl Receiver {
         Some(Duration::from_millis(u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)))
     }
 
-    /// Takes in what workers and other receivers have brought.
+    /// Takes over the connections that workers and other receivers have brought.
     fn take_mail(&mut self) {
         for (slot, connection) in self.mailbox.take_returned() {
-            self.mailbox.came_back(slot);
+            self.mailbox.end_flight(slot);
             self.set_timer(slot, None);
             self.changed = true;
             if let Some(connection) = self.after_response(slot, connection) {
@@ -227,7 +227,7 @@ impl Receiver {
                 }
                 self.receive(slot);
             }
-            // What has arrived is for the worker, or for later: it must not be reported again and again.
+            // The input is for the worker, or for later: it must not be reported again and again.
             State::Busy => self.set_interest(slot, Interest::Nothing),
             State::Writing(_) => self.flush(slot),
             State::Lingering(_) => self.discard_input(slot),
@@ -267,7 +267,7 @@ impl Receiver {
         }
     }
 
-    /// Has the epoll set report this of a connection's socket.
+    /// Makes the epoll set report this about a connection's socket.
     pub(super) fn set_interest(&mut self, slot: u32, interest: Interest) {
         let key = epoll::EventData::new_u64(self.slots.key(slot));
         let entry = self.slots.get(slot);

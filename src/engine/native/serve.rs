@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::net::Shutdown;
 
 use super::common::plain_response;
-use super::connection::{After, Connection, Turn, close_reason};
+use super::connection::{After, Connection, FlightState, close_reason};
 use super::exchange::Exchange;
 use super::mailbox::Flight;
 use super::parse::Progress;
@@ -45,8 +45,8 @@ impl Receiver {
     /// Serves one request. Gives the connection back if bytes of another one have arrived.
     fn serve_one(&mut self, slot: u32, mut connection: Box<Connection>) -> Option<Box<Connection>> {
         self.count_head(slot, 0);
-        if std::mem::take(&mut connection.turn_used) {
-            connection.socket.turn(|turn| *turn = Turn::default());
+        if std::mem::take(&mut connection.flight_state_used) {
+            connection.socket.flight_state(|state| *state = FlightState::default());
         }
         if let Some(inbox) = &connection.inbox {
             self.request_line.clear();
@@ -72,7 +72,7 @@ impl Receiver {
                 let (method, target) = self.request_line.split_once(' ').unwrap_or_default();
                 let request_line = format!("{} {}", escaped(method), escaped(target));
                 let flight = Flight { request_line, peer, since: self.now };
-                self.mailbox.went_away(slot, flight);
+                self.mailbox.begin_flight(slot, flight);
                 self.slots.get(slot).since = self.now;
                 self.slots.dequeue(slot);
                 self.check_handler(slot);
@@ -99,7 +99,8 @@ impl Receiver {
                 self.set_idle(slot, connection, true);
             }
             After::Close => {
-                // Sends the response that waits for this end, whatever the client has sent meanwhile: `close` would reset.
+                // Sends the response that `MSG_MORE` has held back. `close` would reset the connection if the client
+                // has sent more meanwhile.
                 let _ = rustix::net::shutdown(connection.socket.fd(), Shutdown::Write); // fails if the client has left
                 self.close(slot, connection, None);
             }
@@ -112,7 +113,7 @@ impl Receiver {
         None
     }
 
-    /// Connections whose turn has come again.
+    /// Serves the connections that had to wait because others were served first.
     pub(super) fn serve_ready(&mut self) {
         for _ in 0..self.ready.len() {
             let Some(slot) = self.ready.pop_front().and_then(|key| self.slots.find(key)) else { continue };
@@ -122,7 +123,7 @@ impl Receiver {
         }
     }
 
-    /// Answers what is no request, and closes.
+    /// Answers bytes that are no request, and closes the connection.
     fn reject(&mut self, slot: u32, connection: Box<Connection>, rejection: Rejection) {
         self.common.count_unparsable(close_reason(rejection), connection.peer, rejection.reason);
         let Rejection { status, reason } = rejection;
@@ -131,8 +132,8 @@ impl Receiver {
         self.linger(slot, connection);
     }
 
-    /// A connection waits for a head, or for the rest of it. `since_now`: its time begins now, as it does where a response
-    /// has completed since it last waited.
+    /// Makes a connection wait for a head, or for the rest of it. `since_now`: its time begins now, because a response
+    /// was completed since it last waited.
     pub(super) fn set_idle(&mut self, slot: u32, mut connection: Box<Connection>, since_now: bool) {
         let mut held = 0;
         if let Some(inbox) = connection.inbox.take() {
@@ -155,7 +156,7 @@ impl Receiver {
         self.bound_long_heads();
     }
 
-    /// Counts the buffer of a connection that waits for the rest of a head; none is counted for all others.
+    /// Counts the buffer of a connection that waits for the rest of a head; other connections pass 0.
     pub(super) fn count_head(&mut self, slot: u32, held: usize) {
         let entry = self.slots.get(slot);
         if held > 0 || entry.long_head.is_some() {
@@ -163,7 +164,7 @@ impl Receiver {
         }
     }
 
-    /// Rejects the oldest long heads while they hold more memory than they may.
+    /// Rejects the oldest long heads while all together exceed their bound.
     fn bound_long_heads(&mut self) {
         while let Some(slot) = self.long_heads.oldest_beyond_limit() {
             self.count_head(slot, 0);

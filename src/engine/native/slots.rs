@@ -1,4 +1,4 @@
-//! The connections of one receiver: a slot for each, and two queues of slots in the order in which their time runs out.
+//! The connections of one receiver: a slot for each, and two queues of slots, in the order in which their times end.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ const NONE: u32 = u32::MAX;
 /// Slots that are kept when no connection is left; more are given back.
 const MAX_RETAINED: usize = 1024;
 
-/// A connection's place. Its number is used again; its generation tells the connections of one number apart.
+/// A connection's place. Slot numbers are reused; the generation tells connections with the same number apart.
 pub(super) struct Slot {
     pub(super) generation: u32,
     pub(super) state: State,
@@ -34,24 +34,25 @@ pub(super) enum State {
     Free,
     /// Waits for a head.
     Idle(Box<Connection>),
-    /// Has received more than was served in one go.
+    /// Has requests in its inbox, and is served after other connections.
     Ready(Box<Connection>),
     /// Its request is in flight: served at this moment, or by a worker, which has the connection.
     Busy,
     /// Its response waits for the client to read.
     Writing(Box<Connection>),
-    /// Its last response was sent; what the client still sends is thrown away.
+    /// Its last response was sent; further input is discarded.
     Lingering(Box<Connection>),
 }
 
 /// The events that the epoll set reports of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interest {
-    /// It is not in the set.
+    /// The socket is not in the set.
     Unregistered,
     /// Input when some arrives, and the end of it.
     Read,
-    /// As [`Read`](Self::Read), but some has been reported and not received: only setting the interest again reports it.
+    /// As [`Read`](Self::Read), but input has been reported and not received: it is reported again only if the interest
+    /// is set again.
     Stale,
     /// Input, for as long as there is some.
     Discard,
@@ -62,7 +63,7 @@ pub(super) enum Interest {
 }
 
 impl Interest {
-    /// Not all that was reported is received.
+    /// Notes that input was reported and not received.
     pub(super) fn make_stale(&mut self) {
         if *self == Interest::Read {
             *self = Interest::Stale;
@@ -70,7 +71,7 @@ impl Interest {
     }
 }
 
-/// Queues of slots whose time is the same for all, so that their order is that in which they came.
+/// Queues of slots. All in a queue have the same time, so the order of arrival is that of the deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// Waits for a head: least recently used first.
@@ -89,7 +90,7 @@ pub(super) struct Slots {
     all: Vec<Slot>,
     free: u32,
     used: usize,
-    /// Of the next connection.
+    /// The generation of the next connection.
     generation: u32,
     queues: [Ends; 2],
 }
@@ -100,7 +101,7 @@ impl Slots {
         Slots { all: Vec::new(), free: NONE, used: 0, generation: 0, queues: [empty; 2] }
     }
 
-    /// Takes a slot for a new connection; it is [`State::Busy`] until it is said otherwise.
+    /// Takes a slot for a new connection; its state is [`State::Busy`] until it is set.
     pub(super) fn insert(&mut self, now: Instant, socket: Arc<Socket>) -> u32 {
         self.generation = self.generation.wrapping_add(1);
         self.used += 1;
@@ -118,7 +119,7 @@ impl Slots {
         };
         if self.free == NONE {
             self.all.push(slot);
-            return u32::try_from(self.all.len() - 1).unwrap_or(NONE); // as many descriptors cannot be open
+            return u32::try_from(self.all.len() - 1).unwrap_or(NONE); // so many descriptors cannot be open
         }
         let number = self.free;
         self.free = self.all[number as usize].next;
@@ -126,7 +127,7 @@ impl Slots {
         number
     }
 
-    /// Frees a slot. It can still be looked at, until [`Slots::release_memory`].
+    /// Frees a slot. Its number stays valid until [`Slots::release_memory`].
     pub(super) fn remove(&mut self, number: u32) {
         self.dequeue(number);
         self.used -= 1;
@@ -137,7 +138,7 @@ impl Slots {
         self.free = number;
     }
 
-    /// Gives memory back if no connection is left; numbers of slots and the events of this turn mean nothing afterwards.
+    /// Frees memory if no connection is left. Numbers of slots and pending events are invalid afterwards.
     pub(super) fn release_memory(&mut self) {
         if self.used == 0 && self.all.len() > MAX_RETAINED {
             self.all = Vec::new();
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_crowd_is_given_back_when_it_has_left_and_not_while_the_last_one_is_looked_at() {
+    fn the_memory_of_many_connections_is_freed_once_all_have_left_and_the_last_one_was_handled() {
         let (mut slots, now, socket) = (Slots::new(), Instant::now(), socket());
         let all: Vec<_> = (0..=MAX_RETAINED).map(|_| slots.insert(now, Arc::clone(&socket))).collect();
         for number in &all {

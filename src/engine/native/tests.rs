@@ -1,4 +1,4 @@
-//! The engine over real sockets, without routes and workers: what is served is decided by the target.
+//! The engine over real sockets, without routes and workers: the target decides how a request is served.
 
 mod edges;
 mod kept;
@@ -43,7 +43,8 @@ fn settings() -> Settings {
 /// Exchanges that were kept, until they are dropped.
 static KEPT: Mutex<Vec<super::Exchange>> = Mutex::new(Vec::new());
 
-/// `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its body, `/never` not at all; all else at once.
+/// `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its
+/// body, `/never` not at all; all others are answered at once.
 fn serve(exchange: Exchange) -> Option<Exchange> {
     let Exchange::Native(mut exchange) = exchange else { unreachable!() };
     let target = exchange.target().to_owned();
@@ -236,7 +237,7 @@ fn what_is_no_request_is_answered_counted_and_closed() {
 }
 
 #[test]
-fn a_silent_client_is_closed_after_the_idle_timeout_and_a_slow_head_is_no_excuse() {
+fn a_silent_client_and_one_with_a_slow_head_are_closed_after_the_idle_timeout() {
     let server = Server::start(Settings { idle_timeout: Duration::from_millis(100), ..settings() });
     let mut silent = server.connect();
     let mut slow = server.connect();
@@ -248,7 +249,7 @@ fn a_silent_client_is_closed_after_the_idle_timeout_and_a_slow_head_is_no_excuse
 }
 
 #[test]
-fn a_handler_that_takes_too_long_is_answered_for_and_its_answer_is_dropped() {
+fn a_late_handler_is_answered_for_and_its_own_response_is_dropped() {
     let server = Server::start(Settings { request_timeout: Duration::from_millis(100), ..settings() });
     let mut client = server.connect();
     client.write_all(b"GET /never HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
@@ -261,7 +262,7 @@ fn a_handler_that_takes_too_long_is_answered_for_and_its_answer_is_dropped() {
 }
 
 #[test]
-fn what_answers_for_a_late_handler_has_no_body_for_head_and_no_id_of_another_request() {
+fn the_503_for_a_late_handler_has_no_body_for_head_and_no_id_of_another_request() {
     let server = Server::start(Settings { request_timeout: Duration::from_millis(100), ..settings() });
     let answer = server.talk(b"HEAD /never HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("\r\n\r\n"), "{answer}");

@@ -1,4 +1,4 @@
-//! Deadlines of single connections, in order: for those that are not all equally long.
+//! Deadlines of single connections, in order: for waits of different lengths.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,7 +8,8 @@ use std::time::Instant;
 pub(super) struct Timers(BTreeSet<(Instant, u32)>);
 
 impl Timers {
-    /// Sets a deadline in place of `previous`, the one that the same connection had; gives what is to be remembered.
+    /// Sets a deadline in place of `previous`, the one that the same connection had; returns the value to pass as
+    /// `previous` next time.
     #[must_use = "the deadline can be replaced only by its owner"]
     pub(super) fn set(&mut self, slot: u32, previous: Option<Instant>, deadline: Option<Instant>) -> Option<Instant> {
         if let Some(previous) = previous {

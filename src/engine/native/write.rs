@@ -47,7 +47,8 @@ impl Write for BlockingWriter<'_> {
 /// there is room. Only for responses in memory.
 pub(super) struct OutboxWriter<'a> {
     pub(super) connection: &'a mut Connection,
-    /// The response is the last, and its receiver ends this side of the connection as soon as it is written.
+    /// Whether the response is the last, so that the receiver ends this side of the connection as soon as it is
+    /// written.
     pub(super) last: bool,
 }
 

@@ -145,10 +145,10 @@ impl Engine for TinyHttpEngine {
     fn stop_accepting(&self, ending: Ending) {
         self.shared.stop_state.stop_accepting();
         let result = match ending {
-            Ending::Filter => self.gate.settle(true),
+            Ending::Filter => self.gate.end_accepting(true),
             Ending::HandOver => {
                 // The gate may be closed for too many connections: the next holder of the socket would not open it.
-                let opened = self.gate.settle(false);
+                let opened = self.gate.end_accepting(false);
                 opened.and_then(|()| self.receive.get().map_or(Ok(()), |receive| receive.hand_over()))
             }
         };
@@ -173,7 +173,7 @@ impl Engine for TinyHttpEngine {
 
     fn resume_accepting(&self) {
         self.shared.stop_state.resume_accepting();
-        self.gate.unsettle();
+        self.gate.resume_accepting();
         if let Some(receive) = self.receive.get() {
             receive.take_back();
         }

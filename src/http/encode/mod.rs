@@ -17,7 +17,7 @@ use crate::http::source::{BodySource, ReadFailure};
 use crate::http::status::{is_bodyless, reason_phrase};
 use crate::http::stream::StreamSource;
 
-/// Parts of a response that the connection and the request decide.
+/// The facts about connection and request that a response depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct ResponseContext<'a> {
     pub(crate) version: Version,
@@ -57,8 +57,8 @@ pub(crate) struct Sent {
     pub(crate) error: Option<SendError>,
 }
 
-/// A failure after which a response is not whole. The connection must be cut in a way that no client takes for its regular
-/// end: behind [`BodyFraming::UntilClose`] by a reset.
+/// A failure after which a response is not whole. The connection must be cut so that the client does not take it for a
+/// regular end: after [`BodyFraming::UntilClose`] by a reset.
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// The client left, or stopped reading.
@@ -67,7 +67,7 @@ pub(crate) enum SendError {
     Reader(String),
     /// The body's reader panicked, while it was read or dropped: the message.
     Panic(String),
-    /// The handler was late: the engine had answered 503 in its place.
+    /// The handler was late: the engine has answered 503 in its place.
     Late,
 }
 
@@ -189,7 +189,7 @@ pub(crate) fn send(
     send_through(response, context, buffer, out, &mut io::empty())
 }
 
-/// As [`send`]; `rest` is the unread part of the request's body, for a response whose body is that.
+/// As [`send`]; `rest` is the unread part of the request's body, for a response that sends it back.
 pub(crate) fn send_through(
     response: Response,
     context: &ResponseContext<'_>,
@@ -215,7 +215,7 @@ pub(crate) fn send_through(
     Sent { status, bytes: sending.out.bytes, close, error }
 }
 
-/// A response on its way: its head is in `buffer`, and of a small body all of it.
+/// A response that is being sent. Its head is in `buffer`, with the whole body if that is small.
 struct Sending<'a> {
     framing: BodyFraming,
     buffer: &'a mut Vec<u8>,

@@ -22,7 +22,7 @@ pub(crate) const MAX_HEADERS_TOTAL: usize = 64 * 1024;
 pub(crate) const MAX_HEADER_COUNT: usize = 100;
 
 /// Validates a request's head. `version` is (major, minor). Header values may carry spaces and tabs around them.
-/// Errors: a request that must, or had better, be rejected.
+/// Errors: the request must or should be rejected.
 pub(crate) fn validate<'a>(
     method: &str,
     target: &str,
@@ -242,7 +242,7 @@ impl Connection {
     }
 }
 
-/// The headers that decide about the connection or the body; all but `Connection` at most once.
+/// The headers that frame the body or decide about the connection; all but `Connection` at most once.
 #[derive(Default)]
 struct FramingHeaders<'a> {
     host: Option<&'a [u8]>,
@@ -253,7 +253,7 @@ struct FramingHeaders<'a> {
 }
 
 impl<'a> FramingHeaders<'a> {
-    /// Checks all headers, and keeps those.
+    /// Checks all headers, and keeps these.
     fn read(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<FramingHeaders<'a>, Rejection> {
         let mut known = FramingHeaders::default();
         let (mut total, mut count) = (0, 0);

@@ -1,10 +1,10 @@
-//! Input is reported once: nothing of it may be left behind until more arrives.
+//! Edge-triggered input: all of it is served, although it is reported only once.
 
 use super::*;
 
 use rustix::net::{SendFlags, send};
 
-/// Without idle timeouts, which would end what is left behind.
+/// A server without idle timeouts, which would hide requests that are left behind.
 fn server() -> Server {
     let idle_timeout = Duration::from_secs(600);
     Server::start(Settings { receivers: 1, idle_timeout, ..settings() })

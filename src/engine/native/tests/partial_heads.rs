@@ -1,4 +1,4 @@
-//! Heads that have come in part: each has a deadline, whatever the connection did before.
+//! Heads of which a part has arrived: each has a deadline, whatever the connection did before.
 
 use super::*;
 use crate::engine::native::serve::IN_A_ROW;
@@ -7,8 +7,8 @@ const SHORT: Duration = Duration::from_millis(100);
 
 const WORKER: &[u8] = b"GET /worker HTTP/1.1\r\nHost: h\r\n\r\n";
 
-/// What a client sends that leaves its connection with a part of a head: behind more requests than are answered in a row,
-/// behind one that a worker answers, and behind both.
+/// Input that ends with a part of a head: after more requests than are answered in a row, after one that a worker
+/// answers, and after both.
 fn partial_heads() -> [Vec<u8>; 3] {
     let pipelined = GET.repeat(IN_A_ROW + 1);
     [[&pipelined, b"G".as_slice()].concat(), [WORKER, b"GET / HT"].concat(), [&pipelined, WORKER, b"GET /"].concat()]

@@ -1,13 +1,15 @@
-//! Where tiny_http's accept thread accepts: from the listening socket, or from a private one to which only we connect.
+//! The socket from which tiny_http's accept thread accepts: the listening socket, or a private one to which only this
+//! process connects.
 //!
-//! tiny_http takes a listening socket and never gives it back. So the number of its descriptor is given another socket:
+//! tiny_http takes a listening socket and never gives it back. So another socket is put under the number of its
+//! descriptor:
 //!
 //! * in a hand-over, which leaves the listening socket, with its queue, to its next holder;
 //! * by the [brake](AcceptBrake), when more connections are open than may be. The monitor releases it at its next tick, and
 //!   closes the gate if too many are left. So a crowd exceeds the limit by the kernel's queue, [`BACKLOG`], at most: tiny_http
 //!   accepts all of it at once;
-//! * for a [knock](AcceptPoint::knock) behind the sealed gate, through which no connection of our own comes either. The
-//!   monitor releases the brake once the knock was accepted.
+//! * for a [knock](AcceptPoint::knock) (a connection to ourselves) behind the sealed gate, which refuses our own
+//!   connections as well. The monitor releases the brake once the knock was accepted.
 
 use std::io::{self, Read as _};
 use std::net::{Shutdown, TcpListener};
@@ -25,14 +27,15 @@ use crate::sys::limits::fd_pressure_at;
 use crate::sys::min_ttl::set_min_ttl_filter;
 use crate::sys::tcp::tcp_info;
 
-/// Least and most connections that the kernel queues; as many as may be open, in between. The least is that of the standard
-/// library's listeners. Where the queue is full, the kernel drops the SYNs of all clients, so that they wait for a second.
+/// Least and greatest length of the accept queue; between them it is the connection limit. The least is that of the
+/// standard library's listeners. Where the queue is full, the kernel drops the SYNs of all clients, so that they wait
+/// for a second.
 const BACKLOG: [usize; 2] = [128, 1024];
 
 /// Descriptors that tiny_http has of a connection: one for reading, one for writing.
 const FDS_PER_CONNECTION: u64 = 2;
 
-/// See the module's text.
+/// The accept point of one engine: see the module's text.
 pub(crate) struct AcceptPoint {
     gate: Arc<AcceptGate>,
     brake: Arc<AcceptBrake>,
@@ -42,7 +45,7 @@ pub(crate) struct AcceptPoint {
     max_connections: u64,
     /// Descriptors that are neither tiny_http's connections nor our duplicates of them.
     other_fds: AtomicU64,
-    /// The listening socket is left to its next holder.
+    /// Whether the listening socket is left to its next holder.
     handed_over: Mutex<bool>,
 }
 
@@ -53,7 +56,7 @@ impl AcceptPoint {
         let listener = gate.listener();
         set_backlog(listener, max_connections)?;
         let private = TcpListener::bind((loopback_addr(gate.inet()).ip(), 0))?;
-        let _ = set_min_ttl_filter(&private, true); // only we connect to it, also where the kernel has no filter
+        let _ = set_min_ttl_filter(&private, true); // may fail: even without the filter only this process knows its port
         let brake = Arc::new(AcceptBrake::new(Arc::clone(listener), private, wake)?);
         Ok(AcceptPoint {
             gate,
@@ -69,16 +72,17 @@ impl AcceptPoint {
         &self.brake
     }
 
-    /// Notes how many descriptors are neither tiny_http's connections nor our duplicates of them.
+    /// Sets the number of descriptors that are neither tiny_http's connections nor our duplicates of them.
     pub(super) fn set_other_fds(&self, others: u64) {
         self.other_fds.store(others, Ordering::Relaxed);
     }
 
-    /// Sets when the brake goes on: with one connection more than may be open. `duplicates` are ours.
+    /// Sets the number of descriptors at which the brake goes on: with one connection above the limit. `duplicates`:
+    /// the number of ours.
     pub(super) fn set_limit(&self, duplicates: usize) {
         let others = self.other_fds.load(Ordering::Relaxed) + duplicates as u64;
         let limited = others.saturating_add(FDS_PER_CONNECTION.saturating_mul(self.max_connections)).saturating_add(1);
-        // Behind a closed gate arrive only those that had begun, and our own.
+        // Behind a closed gate only connections arrive whose handshake had begun, and our own.
         self.brake.set_max_fds(if self.gate.is_closed() { u64::MAX } else { limited.min(fd_pressure_at()) });
     }
 
@@ -86,7 +90,7 @@ impl AcceptPoint {
     ///
     /// # Errors
     ///
-    /// The kernel cannot, or tiny_http would not be reached behind it.
+    /// The kernel lacks the option, or tiny_http could not be reached behind the sealed gate.
     pub(super) fn seal(&self) -> io::Result<()> {
         self.brake.call_to_private()?;
         self.gate.seal()
@@ -102,7 +106,7 @@ impl AcceptPoint {
         let _ = self.brake.release().and_then(|()| self.knock_private());
     }
 
-    /// Has tiny_http accept from the private listener from here on.
+    /// Makes tiny_http accept from the private listener from here on.
     ///
     /// tiny_http accepts at most one more connection from the listening socket, in the accept call that is blocked. Once it
     /// has accepted a [knock](AcceptPoint::knock) at the private listener, that call is over: accepts are sequential.
@@ -119,7 +123,7 @@ impl AcceptPoint {
         self.gate.knock()
     }
 
-    /// Has tiny_http accept from the listening socket again.
+    /// Makes tiny_http accept from the listening socket again.
     ///
     /// Its accept call stays blocked on the private listener until a knock there. Only our own knocks are queued there.
     /// Errors: tiny_http has ended by itself, or no descriptor is left.
@@ -133,7 +137,7 @@ impl AcceptPoint {
         self.knock_private()
     }
 
-    /// Knocks where tiny_http accepts.
+    /// Knocks at the socket from which tiny_http accepts.
     /// Errors: the connection was refused.
     pub(super) fn knock(&self) -> io::Result<()> {
         match (*lock(&self.handed_over), self.gate.is_sealed()) {
@@ -154,14 +158,15 @@ impl AcceptPoint {
         self.gate.knock_at(self.brake.private().local_addr()?)
     }
 
-    /// Connections that are established, and that tiny_http is to accept.
+    /// Connections that are established, and that tiny_http has not accepted yet.
     pub(super) fn queue_len(&self) -> u32 {
         let handed_over = *lock(&self.handed_over);
         let knocks = if handed_over || self.is_called() { queue_len(self.brake.private()) } else { 0 };
         if handed_over { knocks } else { knocks + self.gate.accept_queue_len() }
     }
 
-    /// Whether tiny_http was called to the private listener by a knock behind the sealed gate, and not sent back.
+    /// Whether a knock behind the sealed gate has made tiny_http accept from the private listener, and it has not been
+    /// restored.
     pub(super) fn is_called(&self) -> bool {
         self.gate.is_sealed() && self.brake.is_on()
     }
@@ -199,7 +204,7 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
     use socket2::{Domain, Socket, Type};
 
-    /// Long enough for a handshake over loopback on any machine; short enough to wait for in vain.
+    /// Long enough for a handshake over loopback on any machine, and short enough for a test to wait in full.
     const SOON: Duration = Duration::from_millis(300);
 
     #[test]

@@ -1,4 +1,4 @@
-//! What becomes of the requests of one batch.
+//! Admission of the requests of one batch: run, queue, or discard.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ pub(super) struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// To be made once the last request of the batch is received.
+    /// Call it once the last request of the batch is received.
     pub(super) fn new(shared: &'a Arc<Shared>) -> Batch<'a> {
         Batch { shared, number: shared.connections.begin_batch(), scanned: false }
     }
@@ -28,7 +28,8 @@ impl<'a> Batch<'a> {
     pub(super) fn admit(&mut self, request: tiny_http::Request) -> Option<Exchange> {
         let connections = &self.shared.connections;
         let admission = match connections.admit(request, self.number, self.scanned) {
-            // A client may come back from the port of a connection that was closed before anything was noticed.
+            // The client may have connected again from the same port before the end of its former connection was
+            // noticed.
             Admission::Stale(connection, request) if !self.scanned && connection.may_be_over() => {
                 self.scan();
                 connections.admit(request, self.number, true)
@@ -41,15 +42,15 @@ impl<'a> Batch<'a> {
                 return Some(Exchange::new(Arc::clone(self.shared), connection, request));
             }
             Admission::Queued => self.shared.monitor.note_request(false),
-            // Now: before the monitor's next tick the client may send a million more.
+            // At once: before the monitor's next tick the client may send a million more.
             Admission::OverLimit(connection) => {
                 self.scan();
                 connection.throttle(&connections.counts);
             }
             Admission::Overflow(connection) => self.overflow(&connection),
             Admission::Stale(connection, request) => {
-                connection.seal();
-                self.shared.monitor.note_request(true); // a scan soon finds the connection that it may be of
+                connection.on_request_dropped();
+                self.shared.monitor.note_request(true); // a scan soon finds the connection that it may have come from
                 connections.counts.discarded.fetch_add(1, Ordering::Relaxed);
                 self.discard(&connection, vec![request]);
             }

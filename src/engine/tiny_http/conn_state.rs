@@ -62,31 +62,32 @@ pub(crate) struct Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchNumber(pub(super) u64);
 
-/// When a request of a connection was last dropped without a response. From then on nothing on the connection is answered:
-/// a later response would pass for that of the dropped request. Shared with its successors.
+/// When a request of a connection was last dropped without a response. From then on nothing on the connection is
+/// answered: the client would take a later response for that of the dropped request. Shared with later connections of
+/// the same peer.
 #[derive(Debug, Default)]
-pub(super) struct Seal(Mutex<Option<Instant>>);
+pub(super) struct LastDrop(Mutex<Option<Instant>>);
 
-impl Seal {
-    /// A request was dropped.
-    pub(super) fn set(&self) {
+impl LastDrop {
+    /// Records that a request was dropped now.
+    pub(super) fn record(&self) {
         *lock(&self.0) = Some(Instant::now());
     }
 
-    /// The request was dropped on the former connection of the peer, and may be of this one.
-    pub(super) fn inherit(&self, former: &Seal) {
+    /// Takes over the drop on the former connection of the peer, whose request may have come from this one.
+    pub(super) fn inherit(&self, former: &LastDrop) {
         let dropped = *lock(&former.0);
         let mut own = lock(&self.0);
         *own = (*own).max(dropped);
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    pub(super) fn exists(&self) -> bool {
         lock(&self.0).is_some()
     }
 
-    /// Whether a request was dropped that may be of a connection which the scan that began at `scanned` has not found: the
-    /// request kept its socket open until then.
-    pub(super) fn holds_after(&self, scanned: Option<Instant>) -> bool {
+    /// Whether a request was dropped that may have come from a connection which the scan that began at `scanned` has
+    /// not found: the request kept its socket open until then.
+    pub(super) fn concerns_after(&self, scanned: Option<Instant>) -> bool {
         lock(&self.0).is_some_and(|dropped| scanned.is_none_or(|scanned| scanned <= dropped))
     }
 }
@@ -104,13 +105,13 @@ pub(super) struct Inner {
     pub(super) activity: Activity,
     pub(super) unacked_responses: u8,
     pub(super) throttled: bool,
-    /// How often it was throttled.
+    /// Number of throttles so far.
     pub(super) throttles: u32,
-    /// The response to the request in flight is claimed: by the request itself, or by its timeout.
+    /// Whether the response to the request in flight is claimed, by the request itself or by its timeout.
     pub(super) claimed: bool,
-    /// The body of the request in flight did not come in time.
+    /// Whether the body of the request in flight did not come in time.
     pub(super) body_expired: bool,
-    pub(super) seal: Arc<Seal>,
+    pub(super) last_drop: Arc<LastDrop>,
     /// The latest batch of requests during whose admission the socket was seen open.
     open_in_batch: u64,
 }
@@ -130,7 +131,7 @@ impl Inner {
             throttles: 0,
             claimed: false,
             body_expired: false,
-            seal: Arc::default(),
+            last_drop: Arc::default(),
             open_in_batch: 0,
         }
     }
@@ -146,7 +147,7 @@ impl Inner {
         write_request_line(request, &mut self.request_line);
     }
 
-    /// No request is in flight.
+    /// Sets that no request is in flight.
     pub(super) fn become_idle(&mut self) {
         self.busy = false;
         // Memory of one long target is not kept by an idle connection.
@@ -155,11 +156,10 @@ impl Inner {
         }
     }
 
-    /// Whether the table must keep it although its socket is gone: a request is in flight that may be of a newer
-    /// connection of the same peer, or one was dropped that may have been, and no scan that began after `scanned` has
-    /// found that connection.
+    /// Whether the table must keep it although its socket is closed: a request that is in flight, or was dropped, may
+    /// have come from a newer connection of the same peer that no scan up to the one of `scanned` has found.
     pub(super) fn outlives_socket(&self, scanned: Option<Instant>) -> bool {
-        self.busy || self.seal.holds_after(scanned)
+        self.busy || self.last_drop.concerns_after(scanned)
     }
 
     pub(super) fn is_throttled(&self) -> bool {
@@ -198,7 +198,8 @@ impl Inner {
         self.socket.is_none() || self.is_tcp_closed()
     }
 
-    /// The same, for a request of a batch: the kernel is asked once, after all requests of the batch were received.
+    /// The same, for a request of a batch: the kernel is asked once for each batch, after all its requests were
+    /// received.
     pub(super) fn may_have_been_over(&mut self, batch: BatchNumber) -> bool {
         if self.open_in_batch == batch.0 {
             return false;
@@ -221,18 +222,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seal_holds_for_sockets_that_may_have_been_open_when_the_request_was_dropped() {
-        let (seal, before) = (Seal::default(), Instant::now());
-        assert!(!seal.is_set() && !seal.holds_after(None));
-        seal.set();
-        assert!(seal.is_set() && seal.holds_after(None), "no scan has been complete");
-        assert!(seal.holds_after(Some(before)));
+    fn a_drop_concerns_sockets_that_may_have_been_open_when_it_happened() {
+        let (dropped, before) = (LastDrop::default(), Instant::now());
+        assert!(!dropped.exists() && !dropped.concerns_after(None));
+        dropped.record();
+        assert!(dropped.exists() && dropped.concerns_after(None), "no scan has been complete");
+        assert!(dropped.concerns_after(Some(before)));
         let after = Instant::now();
-        let successor = Seal::default();
-        successor.inherit(&seal);
-        assert!(!seal.holds_after(Some(after + Duration::from_nanos(1))), "the scan has found every socket of then");
-        assert!(successor.is_set() && !successor.holds_after(Some(after + Duration::from_nanos(1))));
-        successor.set();
-        assert!(successor.holds_after(Some(after)), "another request was dropped");
+        let successor = LastDrop::default();
+        successor.inherit(&dropped);
+        assert!(
+            !dropped.concerns_after(Some(after + Duration::from_nanos(1))),
+            "the scan has found every socket of then"
+        );
+        assert!(successor.exists() && !successor.concerns_after(Some(after + Duration::from_nanos(1))));
+        successor.record();
+        assert!(successor.concerns_after(Some(after)), "another request was dropped");
     }
 }

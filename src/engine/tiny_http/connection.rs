@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use socket2::SockRef;
 
-use super::conn_state::{Activity, ConnState, Inner, Seal, Snapshot};
+use super::conn_state::{Activity, ConnState, Inner, LastDrop, Snapshot};
 use crate::engine::ConnStats;
 use crate::sync::lock;
 use crate::sys::tcp::{tcp_info, unread_bytes};
@@ -17,12 +17,12 @@ use crate::sys::tcp::{tcp_info, unread_bytes};
 /// takes 16 KiB (`net.ipv4.tcp_wmem`) before a write blocks, and counts some 1,280 bytes for a small segment: 12 fit.
 const MAX_UNACKED_RESPONSES: u8 = 8;
 
-/// An earlier connection of the same peer on which a request was in flight when this one was found. The request keeps it;
-/// without one nothing does.
+/// A *predecessor* of a connection: an earlier one of the same peer, on which a request was in flight, or was dropped,
+/// when the later one was found. Weak: only its request keeps it.
 #[derive(Clone, Debug)]
 struct Predecessor {
     connection: Weak<Connection>,
-    seal: Arc<Seal>,
+    last_drop: Arc<LastDrop>,
 }
 
 impl Predecessor {
@@ -32,11 +32,12 @@ impl Predecessor {
 
     /// Whether a request is still in flight on it, or one was dropped unanswered.
     fn is_in_the_way(&self) -> bool {
-        self.is_busy() || self.seal.is_set()
+        self.is_busy() || self.last_drop.exists()
     }
 }
 
-/// Those of a connection. A client may come back from its port several times while the first request is in flight.
+/// The predecessors of a connection. A client may connect from the same port several times while the first request is
+/// in flight.
 #[derive(Debug, Default)]
 pub(super) struct Predecessors(Vec<Predecessor>);
 
@@ -45,11 +46,11 @@ pub(super) struct Predecessors(Vec<Predecessor>);
 pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     pub(crate) opened: Instant,
-    /// Which of them and this one a request came from is not known for certain, so none of this one is answered where
-    /// blocking is not allowed until the others are done: its write could wait for theirs.
+    /// It is not certain whether a request came from this connection or a predecessor. So until those are done,
+    /// requests of this one are not answered where blocking is not allowed: the write could wait for theirs.
     predecessors: Predecessors,
-    /// Bytes of all requests that were received, as far as can be told, and of bodies that were read. Beyond it is what
-    /// `tiny_http` has read ahead.
+    /// Bytes of all requests that were received (estimated), and of bodies that were read. What the kernel has received
+    /// beyond these, `tiny_http` has read ahead.
     bytes_parsed: AtomicU64,
     /// Requests that were received.
     requests: AtomicU64,
@@ -87,10 +88,10 @@ impl Connection {
     /// found. `state` is that of this one, locked.
     pub(super) fn to_predecessors(self: &Arc<Connection>, state: &Inner, scanned: Option<Instant>) -> Predecessors {
         // The locks of several connections are taken from the newest to the oldest.
-        let in_the_way = |earlier: &&Predecessor| earlier.is_busy() || earlier.seal.holds_after(scanned);
+        let in_the_way = |earlier: &&Predecessor| earlier.is_busy() || earlier.last_drop.concerns_after(scanned);
         let mut all: Vec<_> = self.predecessors.0.iter().filter(in_the_way).cloned().collect();
         if state.busy {
-            all.push(Predecessor { connection: Arc::downgrade(self), seal: Arc::clone(&state.seal) });
+            all.push(Predecessor { connection: Arc::downgrade(self), last_drop: Arc::clone(&state.last_drop) });
         }
         Predecessors(all)
     }
@@ -130,8 +131,9 @@ impl Connection {
     /// True if no further request is pipelined, unread in the socket, or read ahead by `tiny_http`, so that this response
     /// may say `Connection: close`.
     ///
-    /// For the last, the bytes that the kernel has received are compared with those that were parsed. Of a client that
-    /// writes its headers in an unusual way (two blanks behind a colon) the two never match: with `settled`, they need not.
+    /// For the last, the bytes that the kernel has received are compared with those that were parsed. For a client that
+    /// writes its headers in an unusual way (two blanks behind a colon) the two never match; with `settled` they need
+    /// not.
     pub(crate) fn has_no_more_input(&self, socket: &OwnedFd, settled: bool) -> bool {
         if !self.state().pipelined.is_empty() || unread_bytes(socket) > 0 {
             return false;
@@ -227,7 +229,7 @@ impl Connection {
         self.abort();
     }
 
-    /// Shuts the input of an idle connection down. What `tiny_http` has read before is still answered.
+    /// Shuts the input of an idle connection down. Requests that `tiny_http` has read before are still answered.
     pub(crate) fn shutdown_read(&self) {
         let socket = {
             let mut state = self.state();
@@ -241,13 +243,13 @@ impl Connection {
         }
     }
 
-    /// A request of so many bytes was received.
+    /// Counts a request of so many bytes.
     pub(super) fn on_received(&self, bytes: u64) {
         self.bytes_parsed.fetch_add(bytes, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many bytes of a body were read.
+    /// Counts bytes of a body that were read.
     pub(crate) fn on_parsed(&self, bytes: u64) {
         self.bytes_parsed.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -279,8 +281,8 @@ impl Connection {
         }
     }
 
-    /// Sets what the request in flight is doing. Once its response is claimed it has no deadline but that of its body, which
-    /// may be the response's.
+    /// Sets the activity of the request in flight. Once its response is claimed it has no deadline but that of its
+    /// body, which may be the response's.
     pub(super) fn set_activity(&self, activity: Activity) {
         let mut state = self.state();
         state.activity = match activity {
@@ -296,7 +298,7 @@ impl Connection {
         !std::mem::replace(&mut state.claimed, true)
     }
 
-    /// The last response was written by a timeout: what follows is discarded.
+    /// Discards all later requests, because a timeout has written the last response.
     pub(crate) fn begin_closing(&self) {
         let mut state = self.state();
         if state.conn_state.accepts_requests() {
@@ -304,17 +306,17 @@ impl Connection {
         }
     }
 
-    /// A request was dropped without a response.
-    pub(super) fn seal(&self) {
-        self.state().seal.set();
+    /// Records that a request was dropped without a response.
+    pub(super) fn on_request_dropped(&self) {
+        self.state().last_drop.record();
     }
 
-    /// A request was dropped that may be of this connection.
-    pub(super) fn inherit_seal(&self, former: &Seal) {
-        self.state().seal.inherit(former);
+    /// Takes over a drop whose request may have come from this connection.
+    pub(super) fn inherit_drop(&self, former: &LastDrop) {
+        self.state().last_drop.inherit(former);
     }
 
-    /// Whether the input has ended, by the client's will or by ours.
+    /// Whether the input has ended, by the client or by this side.
     pub(crate) fn has_input_ended(&self) -> bool {
         let (ended, socket) = {
             let state = self.state();

@@ -1,8 +1,9 @@
 //! The connection table: every open connection, by the address of its peer.
 //!
-//! `tiny_http` gives requests, each with its peer's address, and never tells when a connection begins or ends. The table
-//! has an entry for every connection: the listener makes one when a request arrives from a peer without an entry, the
-//! [monitor](super::monitor) makes one when it finds a socket without an entry, and removes entries whose sockets are gone.
+//! `tiny_http` delivers requests, each with its peer's address, and never tells when a connection begins or ends. The
+//! table has an entry for every connection: the listener makes one when a request arrives from a peer without an entry,
+//! the [monitor](super::monitor) makes one when it finds a socket without an entry, and removes entries whose sockets
+//! are gone.
 //!
 //! Its rules:
 //!
@@ -18,11 +19,12 @@
 //!
 //! * A response leaves through the writer of its own request, which `tiny_http` has tied to the right socket, or through a
 //!   socket that is proven to be the request's (see `identity`). Nothing else is ever written.
-//! * No request is dropped unanswered unless the connection is *sealed*: nothing on it is answered from then on, also on
-//!   a socket of the same peer that was open by then. Otherwise a later response would pass for that of the dropped request.
+//! * After a request was dropped unanswered, nothing is answered on its connection any more, nor on another socket of
+//!   the same peer that was open by then ([`LastDrop`]). Otherwise the client would take a later response for that of
+//!   the dropped request.
 //! * Two sockets of one peer that both live are both closed ([`CloseReason::Ambiguous`]).
-//! * A new socket of a peer whose former socket is closed gets an entry of its own; what was in flight on the former one
-//!   finishes there.
+//! * A new socket of a peer whose former socket is closed gets an entry of its own; a request in flight on the former
+//!   one finishes there.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr};
@@ -33,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::conn_state::{BatchNumber, ConnState, Seal};
+use super::conn_state::{BatchNumber, ConnState, LastDrop};
 use super::connection::{Connection, Predecessors};
 use super::discover::DiscoveredSocket;
 use super::pipeline::{Fill, PipelineTotals};
@@ -60,11 +62,11 @@ pub(crate) struct ConnectionTable {
     pub(crate) counts: ConnStats,
 }
 
-/// What becomes of a request that has arrived.
+/// The result of admitting a request.
 pub(crate) enum Admission {
-    /// It is in flight from now on.
+    /// The request is in flight from now on.
     Run { connection: Arc<Connection>, request: tiny_http::Request, new_connection: bool },
-    /// Another one of its connection is in flight: it is queued.
+    /// It is queued, because another request of its connection is in flight.
     Queued,
     /// It is queued, and so are many others of its connection, which is to be throttled once its socket is found.
     OverLimit(Arc<Connection>),
@@ -72,17 +74,17 @@ pub(crate) enum Admission {
     Overflow(Arc<Connection>),
     /// The connection of this peer is closing or closed: the request may be of a newer one.
     Stale(Arc<Connection>, tiny_http::Request),
-    /// It is of no internet socket.
+    /// It did not come from an internet socket.
     Foreign(tiny_http::Request),
 }
 
 /// The state of a connection after a response.
 pub(crate) enum AfterResponse {
-    /// The next one of its connection, in flight from now on.
+    /// The next request of the connection is in flight from now on.
     Next(tiny_http::Request),
-    /// Nothing, for now.
+    /// No request is queued.
     Idle,
-    /// The connection is closing; these were queued, and are to be discarded.
+    /// The connection is closing; these requests were queued, and are to be discarded.
     Closed(Vec<tiny_http::Request>),
 }
 
@@ -116,12 +118,14 @@ impl ConnectionTable {
             self.counts.opened.fetch_add(1, Ordering::Relaxed);
             Arc::new(Connection::new(peer, None, Predecessors::default()))
         }));
-        // Before the table is released: a successor that is found from here on sees this request in flight.
+        // Locked before the table is released: a later connection that is found from here on sees this request in
+        // flight.
         let mut state = connection.state();
         drop(by_peer);
-        let stale = state.seal.is_set()
+        let stale = state.last_drop.exists()
             || !state.conn_state.accepts_requests()
-            // Behind another one: is it of the same connection? A closed socket, or one that was never found, cannot tell.
+            // It would be queued behind another request, but may have come from a newer connection: the known socket is
+            // closed, or none was found.
             || (state.busy && !certain && state.may_have_been_over(batch));
         if stale {
             drop(state);
@@ -157,7 +161,7 @@ impl ConnectionTable {
             let mut state = connection.state();
             let rest = state.pipelined.take_all(&self.pipelined);
             if !rest.is_empty() {
-                state.seal.set();
+                state.last_drop.record();
             }
             rest
         };
@@ -165,9 +169,9 @@ impl ConnectionTable {
         rest
     }
 
-    /// Ends a request in flight, and gives the next of its connection, which is then in flight.
+    /// Ends a request in flight, and returns the next of its connection, which is then in flight.
     ///
-    /// With `last`, nothing follows: the queue is handed back to be discarded.
+    /// With `last`, the connection closes, and the queued requests are returned to be discarded.
     pub(crate) fn complete(&self, connection: &Arc<Connection>, last: bool) -> AfterResponse {
         let mut state = connection.state();
         state.since = Instant::now();
@@ -229,23 +233,23 @@ impl ConnectionTable {
         let socket = Arc::new(found.socket);
         let mut by_peer = lock(&self.by_peer);
         let mut predecessors = Predecessors::default();
-        let seal = Seal::default();
+        let last_drop = LastDrop::default();
         if let Some(former) = by_peer.get(&found.peer) {
             let mut state = former.state();
             let newer = match &state.socket {
                 None => {
                     let silent = tcp_info(&*socket).is_ok_and(|info| !info.has_sent);
-                    // The former connection had its last response, and this socket had none.
+                    // The former connection has had its last response, and this socket none.
                     let over = !state.busy && !state.conn_state.accepts_requests();
                     matches!(state.conn_state, ConnState::Aborted { .. }) || (silent && over)
                 }
                 Some(_) if state.is_tcp_closed() => true,
-                // Both live: no request can be told to be of one or the other.
+                // Both are open: it cannot be told which of them a request came from.
                 Some(old) => {
                     let _ = SockRef::from(&**old).shutdown(Shutdown::Both); // fails if the peer has left
                     state.conn_state = ConnState::Aborted { since: Instant::now() };
                     self.count_close(CloseReason::Ambiguous);
-                    seal.set();
+                    last_drop.record();
                     true
                 }
             };
@@ -259,15 +263,15 @@ impl ConnectionTable {
                 }
                 return (Arc::clone(former), socket);
             }
-            if state.seal.holds_after(scanned) {
-                seal.inherit(&state.seal);
+            if state.last_drop.concerns_after(scanned) {
+                last_drop.inherit(&state.last_drop);
             }
             predecessors = former.to_predecessors(&state, scanned);
         }
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(found.peer, Some(Arc::clone(&socket)), predecessors));
-        if seal.is_set() {
-            connection.inherit_seal(&seal);
+        if last_drop.exists() {
+            connection.inherit_drop(&last_drop);
             self.count_close(CloseReason::Ambiguous);
             connection.abort();
         }
@@ -294,12 +298,13 @@ impl ConnectionTable {
         self.pipelined.requests()
     }
 
-    /// Throttling, while requests are sent faster than they are received: only the monitor resumes connections.
+    /// Switches throttling on or off, for a flood of requests: while it is on, only the monitor resumes connections.
     pub(crate) fn set_throttling(&self, on: bool) {
         self.throttling.store(on, Ordering::Relaxed);
     }
 
-    /// The listener has found `tiny_http`'s queue empty, or not. Stores only changes: it is called for each request.
+    /// Records whether the listener has found `tiny_http`'s queue empty. Stores only changes: it is called for each
+    /// request.
     pub(crate) fn set_engine_queue_empty(&self, empty: bool) {
         if self.engine_queue_empty.load(Ordering::Relaxed) != empty {
             self.engine_queue_empty.store(empty, Ordering::Relaxed);
@@ -369,7 +374,7 @@ mod tests {
         drop(client); // over loopback the reset has arrived when this returns
     }
 
-    /// The request may be of the last of them: a response past `tiny_http` would overtake its own.
+    /// The request may have come from the last of them: a response past `tiny_http` would overtake its own.
     #[test]
     fn a_request_in_flight_is_in_the_way_of_every_later_connection_of_its_peer() {
         let table = ConnectionTable::new(Duration::from_secs(30));

@@ -35,13 +35,14 @@ pub(crate) struct FdScan {
     pub(crate) exhausted: bool,
     /// Descriptors in use.
     pub(crate) in_use: u64,
-    /// Those that are neither tiny_http's connections nor our duplicates of them.
+    /// Descriptors in use that are neither tiny_http's connections nor our duplicates of them.
     pub(crate) others: u64,
 }
 
 /// Scans the table for connections that were accepted on `listen`.
 ///
-/// `ours` tells which numbers are our own duplicates (they are skipped), `known` which cookies need no duplicate.
+/// `ours`: whether a number is one of our own duplicates, which are skipped; `known`: whether a cookie needs no
+/// duplicate.
 pub(crate) fn scan(listen: SocketAddr, ours: impl Fn(RawFd) -> bool, known: impl Fn(u64) -> bool) -> FdScan {
     let mut result = FdScan { others: 3, ..FdScan::default() };
     let mut new = HashSet::new();

@@ -1,4 +1,4 @@
-//! One request of `tiny_http`: its head and its body.
+//! An exchange with `tiny_http`: the head and the body of its request.
 
 use std::io;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(crate) struct Exchange {
     budget: Budget,
 }
 
-/// How far the body has been read.
+/// The progress of reading the body.
 #[derive(Clone, Copy, Debug, Default)]
 struct BodyProgress {
     read: u64,
@@ -123,8 +123,8 @@ impl Exchange {
                     Framing::None => false,
                     Framing::Length(length) => self.body.read < length,
                     // tiny_http ends a chunked body alike at its last chunk and where the connection broke off within a
-                    // chunk. A client that has said all, and ended its side already, cannot be told from one that broke
-                    // off: it is not believed.
+                    // chunk. A client that has sent everything, and has shut its side already, looks like one that
+                    // broke off: the body counts as truncated.
                     Framing::Chunked => self.has_input_ended(),
                 };
                 if self.body.truncated {
@@ -168,8 +168,8 @@ impl Exchange {
         self.connection.set_activity(Activity::Handling { deadline: self.deadline });
     }
 
-    /// Whether the input of this request's connection has ended. If the socket that is known says so, it must be proven to
-    /// be this request's: a client may have come back from the port of a former connection.
+    /// Whether the input of this request's connection has ended. If the known socket says so, it must be proven to be
+    /// this request's: the client may have connected again from the same port.
     fn has_input_ended(&self) -> bool {
         if !self.connection.has_input_ended() {
             return false;
@@ -208,7 +208,7 @@ impl Exchange {
 
     pub(crate) fn expect_body(&self) {
         if !self.quirks.body_buffered || self.head.framing == Framing::Chunked {
-            // Whether a chunked body is whole is known from the socket alone; and a body may come faster than heads may.
+            // Only the socket shows whether a chunked body is whole; and a body needs a larger buffer than heads.
             if let Some(socket) = self.shared.socket_of(&self.connection) {
                 super::socket::grow_receive_buffer(&socket);
             }
@@ -220,7 +220,7 @@ impl Exchange {
     }
 
     pub(crate) fn can_write_inline(&self) -> bool {
-        // Where the connection is closed, under the body too, the socket is looked for while the client is still there.
+        // If the connection will be closed, the socket is searched for now, while the client is still connected.
         let closes = self.rejection.is_some() || !self.quirks.body_buffered;
         (!closes || self.shared.socket_of(&self.connection).is_some())
             && !self.connection.has_busy_predecessor()
@@ -250,7 +250,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn is_gone(&self) -> bool {
-        // Found first: a connection whose socket is not known counts as ended.
+        // Searched for first: a connection without a known socket counts as ended.
         self.shared.socket_of(&self.connection);
         self.connection.has_input_ended()
     }

@@ -1,9 +1,9 @@
 //! The engine on `tiny_http`, and the measures for what `tiny_http` does not do.
 //!
 //! `tiny_http` accepts, reads and frames requests, on a thread for each connection, and is used unmodified. Everything
-//! else that a server must do is here, one file for each trait of `tiny_http`:
+//! else that a server must do is here, one file for each shortcoming of `tiny_http`:
 //!
-//! | trait of `tiny_http` | file |
+//! | shortcoming of `tiny_http` | file |
 //! | --- | --- |
 //! | threads without names; panics as messages; `Drop` connects to its own port | `server` |
 //! | an unbounded queue; `unblock` leaves a marker in it | `receive` |
@@ -54,7 +54,7 @@ use connections::ConnectionTable;
 use monitor::Monitor;
 use receive::ReceiveLoop;
 
-/// The parts of its engine that an exchange needs.
+/// The parts of the engine that an exchange needs.
 pub(crate) struct Shared {
     pub(crate) connections: Arc<ConnectionTable>,
     pub(crate) monitor: Arc<Monitor>,
@@ -105,7 +105,7 @@ impl Engine for TinyHttpEngine {
     fn start(self: Arc<Self>, serve: &Arc<Serve>) -> io::Result<()> {
         let receive = ReceiveLoop::start(Arc::clone(&self.shared), Arc::clone(&self.gate), Arc::clone(serve))?;
         let receive = Arc::new(receive);
-        // The receive loop holds the monitor: held in turn, neither would ever be dropped.
+        // Weak: the receive loop holds the monitor, and neither would be dropped if the monitor held the receive loop.
         let on_stalled = Arc::downgrade(&receive);
         self.shared.monitor.on_accept_stalled(move || {
             if let Some(receive) = on_stalled.upgrade() {
@@ -147,7 +147,8 @@ impl Engine for TinyHttpEngine {
         let result = match ending {
             Ending::Filter => self.gate.end_accepting(true),
             Ending::HandOver => {
-                // The gate may be closed for too many connections: the next holder of the socket would not open it.
+                // The gate may be closed because of too many connections: the next holder of the socket would not open
+                // it.
                 let opened = self.gate.end_accepting(false);
                 opened.and_then(|()| self.receive.get().map_or(Ok(()), |receive| receive.hand_over()))
             }

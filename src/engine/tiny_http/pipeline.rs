@@ -1,8 +1,9 @@
 //! Requests that are pipelined behind the one in flight of their connection, and how many of them are kept.
 //!
-//! `tiny_http` reads ahead without bound. Beyond [`PIPELINE_HIGH`] the kernel is told to ignore the client for a while (see
-//! `sys::min_ttl`), which holds back all clients but those whose packets arrive with the highest TTL. What `tiny_http` has
-//! read by then still comes. Beyond [`MAX_BYTES`], or if all pipelines together are too long, the connection is aborted.
+//! `tiny_http` reads ahead without bound. Beyond [`PIPELINE_HIGH`] the connection is *throttled*: the kernel drops the
+//! client's packets for a while (see `sys::min_ttl`), unless they arrive with the highest TTL. Requests that
+//! `tiny_http` has read by then still arrive. Beyond [`MAX_BYTES`], or if all pipelines together are too long, the
+//! connection is aborted.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,16 +13,17 @@ use super::wire::estimated_wire_len;
 /// Requests that may be pipelined before the client is throttled. A client that pipelines a thousand is answered without
 /// being throttled by more than its own responses.
 const PIPELINE_HIGH: usize = 32;
-/// Memory, in bytes, that they may have before the client is throttled: three heads of the greatest length.
+/// Memory, in bytes, of pipelined requests above which the client is throttled: three heads of the greatest length.
 const PIPELINE_HIGH_BYTES: u64 = 256 * 1024;
-/// Below this many pipelined requests a throttled client goes on: low enough that the two are not toggled for each request.
+/// Pipelined requests below which a throttled client is resumed: low enough that the throttle is not toggled for each
+/// request.
 const PIPELINE_LOW: usize = 8;
 /// Memory, in bytes, of the pipelined requests of one connection at which it is aborted: 10,000 small ones. A client that
 /// is throttled has sent less by then, even on busy cores.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Memory, in bytes, of the pipelined requests of all connections above which those with more than their share are aborted.
 const TOTAL_MAX_BYTES: u64 = 48 * 1024 * 1024;
-/// Memory, in bytes, of the pipelined requests of one connection that is always kept: of 1,000 connections, 16 MiB.
+/// Memory, in bytes, of pipelined requests that each connection may always have: 16 MiB for 1,000 connections.
 const SHARE_BYTES: u64 = 16 * 1024;
 /// Memory of a request beside its bytes: `tiny_http` makes two channels for each. Measured: 1.5 KiB for one of 31 bytes.
 const REQUEST_OVERHEAD: u64 = 1536;
@@ -33,7 +35,7 @@ pub(super) struct Pipeline {
     bytes: u64,
 }
 
-/// Those of all connections together.
+/// The pipelined requests of all connections together.
 #[derive(Debug, Default)]
 pub(super) struct PipelineTotals {
     requests: AtomicUsize,
@@ -70,7 +72,7 @@ impl Pipeline {
         totals.requests.fetch_sub(1, Ordering::Relaxed);
         totals.bytes.fetch_sub(cost, Ordering::Relaxed);
         if self.requests.is_empty() && self.requests.capacity() > PIPELINE_LOW {
-            self.requests = VecDeque::new(); // what one long pipeline took must not stay with the connection
+            self.requests = VecDeque::new(); // frees the memory of a long pipeline
         }
         Some(request)
     }
@@ -91,7 +93,7 @@ impl Pipeline {
         self.requests.is_empty()
     }
 
-    /// Whether a throttled client may go on.
+    /// Whether a throttled client may be resumed.
     pub(super) fn is_low(&self) -> bool {
         self.requests.len() < PIPELINE_LOW && self.bytes <= PIPELINE_HIGH_BYTES / 4
     }

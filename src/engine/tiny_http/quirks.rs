@@ -1,10 +1,11 @@
 //! tiny_http's own rules for a request's head, beyond or against the RFCs, as in its source (`new_request` in request.rs,
 //! `ClientConnection::next` in client.rs).
 //!
-//! Hidden from this code: tiny_http trims each line of a head with `str::trim`. A folded line (obs-fold) arrives here as a
-//! header of its own, and a vertical tab or form feed at either end of a value is gone. Behind `Transfer-Encoding` neither
-//! lets a second request in: the connection closes after a chunked body. A folded `Content-Length` does, if a proxy in
-//! front takes it for the end of the value before: lib.rs lists it under Limitations.
+//! Two of them cannot be seen here, because tiny_http trims each line of a head with `str::trim`. A folded line
+//! (obs-fold) arrives here as a header of its own, and a vertical tab or form feed at either end of a value is gone.
+//! With `Transfer-Encoding` neither lets a second request in, because the connection closes after a chunked body. A
+//! folded `Content-Length` does, if a proxy in front takes it for the end of the value before: lib.rs lists it under
+//! Limitations.
 
 use crate::http::head::{Framing, Rejection, RequestHead, Version};
 use crate::http::validate::validate;
@@ -43,7 +44,7 @@ fn apply<'a>(
     let Words { close, upgrade, keep_alive, has_connection: _, has_expect } = Words::find(headers)?;
     let http10 = head.version == Version::Http10;
     if upgrade && head.framing == Framing::Chunked {
-        // Its body reader is the connection itself then, chunks and all.
+        // Its body reader is then the connection itself, and does not decode chunks.
         return Err(Rejection { status: 501, reason: "no upgrade with a chunked body" });
     }
     if http10 && has_expect && head.framing != Framing::None {
@@ -69,7 +70,7 @@ pub(crate) fn of_rejected(request: &tiny_http::Request) -> (RequestHead, Quirks)
         None => Framing::None,
     };
     let version = if *request.http_version() == (1, 0) { Version::Http10 } else { Version::Http11 };
-    // tiny_http's behaviour depends on their values and order: neither is relied on.
+    // tiny_http's behaviour depends on the values and order of these headers, which are not relied on.
     let body_buffered = is_buffered(framing, !has("Expect") && !has("Connection"));
     let head = RequestHead { version, framing, close: true, keep_alive: false, expect_continue: false };
     (head, Quirks { engine_closes: false, body_buffered })

@@ -36,9 +36,9 @@ pub(super) type RunQueue = VecDeque<crate::engine::Exchange>;
 pub(crate) struct ReceiveLoop {
     pub(super) shared: Arc<Shared>,
     pub(super) gate: Arc<AcceptGate>,
-    /// Serves an exchange. Empty once the engine is finished: it holds the routes, which hold the engine.
+    /// Serves an exchange. `None` once the engine is finished: it holds the routes, which hold the engine.
     pub(super) serve: Mutex<Option<Arc<Serve>>>,
-    /// The current server. Empty once the engine is finished.
+    /// The current server. `None` once the engine is finished.
     pub(super) current: Mutex<Option<RunningServer>>,
     pub(super) stopping: AtomicBool,
     /// `tiny_http` no longer accepts from the listening socket.
@@ -185,7 +185,7 @@ impl ReceiveLoop {
         let mut spin = SpinWait::default();
         let mut batch = Vec::with_capacity(RECEIVE_BATCH);
         loop {
-            // The marker that `unblock` leaves is taken by `try_recv`, too: the flags say what it was for.
+            // `try_recv` takes the marker that `unblock` leaves as well: the flags say why it was left.
             let emptied = self.receive_batch(server, &mut batch);
             self.admit(batch.drain(..), run_queue);
             match emptied {
@@ -213,7 +213,8 @@ impl ReceiveLoop {
             self.shared.connections.set_engine_queue_empty(false);
             match received {
                 Ok(request) => self.admit([request], run_queue),
-                // The marker of `unblock`: the flags say what for. An error of tiny_http itself has a number.
+                // The marker of `unblock`: the flags say why it was left. An error of tiny_http itself has an error
+                // number.
                 Err(error) if error.raw_os_error().is_none() => {}
                 Err(error) => return ReceiveEnd::Failed(error),
             }
@@ -245,13 +246,14 @@ struct SpinWait {
     in_a_row: u32,
 }
 
-/// Maximum spin: about the cost of a sleep and a wake-up, so that spinning in vain costs twice as much at most.
+/// Maximum spin: about the cost of a sleep and a wake-up, so that a spin without a request at most doubles that cost.
 const SPIN_FOR: Duration = Duration::from_micros(50);
 
 /// Sleep, shorter than which requests count as arriving in quick succession.
 const SPIN_IF_SLEPT_LESS: Duration = Duration::from_micros(200);
 
-/// Requests in a row of the same one or two clients, from which on no others count as active: more than chance brings.
+/// Requests in a row of the same one or two clients after which no other client counts as active: more than occur by
+/// chance.
 const SPIN_FROM: u32 = 4;
 
 impl SpinWait {
@@ -278,7 +280,7 @@ impl SpinWait {
     }
 }
 
-/// The cause for which [`ReceiveLoop::receive`] returned.
+/// Why [`ReceiveLoop::receive`] returned.
 pub(super) enum ReceiveEnd {
     Stopped,
     RestartWanted,
@@ -315,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spin_in_vain_ends() {
+    fn a_spin_without_a_request_ends() {
         let mut spin = SpinWait::default();
         serve(&mut spin, [1; 10]);
         spin.on_sleep(Duration::ZERO);

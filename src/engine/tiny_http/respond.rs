@@ -1,4 +1,4 @@
-//! The response to a request of `tiny_http`, and what becomes of its connection.
+//! The response to a request of `tiny_http`, and the end or the next request of its connection.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -67,7 +67,8 @@ impl Exchange {
         let sent = write_response(response, &context, &mut writer);
         let mut last = last || sent.close;
         match &sent.error {
-            // The request came from a former connection of the same peer. Requests behind it may be of one that lives.
+            // The request came from a former connection of the same peer. Requests queued behind it may have come from
+            // an open one.
             Some(SendError::Client(error))
                 if is_disconnect(error)
                     && (connection.is_open_and_connected() || shared.connections.is_superseded(&connection)) =>
@@ -75,12 +76,12 @@ impl Exchange {
                 last = false;
             }
             Some(_) => {
-                shared.socket_of(&connection); // without it nothing can be reset
+                shared.socket_of(&connection); // finds the socket, which the reset needs
                 connection.reset();
             }
             None if last && !quirks.engine_closes => {
-                // The FIN goes out before tiny_http's own thread can add a response of its own to it. If all is well it
-                // has none to add: then the monitor sends it, in a tick, if the socket is not known yet.
+                // The FIN is sent before tiny_http's thread can add a response of its own. It only does so after an
+                // error; without one, and without a known socket, the monitor sends the FIN at its next tick.
                 if close {
                     shared.socket_of(&connection);
                 }
@@ -135,7 +136,7 @@ impl Exchange {
         (sent, complete(shared, connection, true, false))
     }
 
-    /// The request timeout has sent a 503 in the meantime.
+    /// Drops a response that is too late: the request timeout has sent a 503.
     fn give_up(self, response: Response) -> (Sent, Option<crate::engine::Exchange>) {
         drop(response); // a panic of the application's reader is caught and logged there
         let body_left = self.remaining();
@@ -205,7 +206,7 @@ impl Read for BodyReader<'_> {
 /// Responds to a request with an unread body. It is kept while the response goes out past `tiny_http`: dropping it would
 /// read its body to the end. The monitor drops it when the client has left, or has had time to.
 ///
-/// The response goes to a socket that is proven to be the request's own, or nowhere.
+/// The response is sent only on a socket that is proven to be the request's own.
 fn respond_past_body(
     shared: &Shared,
     connection: &Connection,
@@ -240,7 +241,7 @@ fn is_disconnect(error: &io::Error) -> bool {
 }
 
 fn write_response(response: Response, context: &ResponseContext<'_>, out: &mut dyn Write) -> Sent {
-    // Taken, not borrowed: the reader of a body is foreign code.
+    // Taken, not borrowed: the reader of a body is the application's code, which may respond as well.
     let mut buffer = BUFFER.take();
     let sent = send(response, context, &mut buffer, out);
     if buffer.capacity() <= MAX_RETAINED_BUFFER {
@@ -249,8 +250,8 @@ fn write_response(response: Response, context: &ResponseContext<'_>, out: &mut d
     sent
 }
 
-/// The socket itself, past `tiny_http`: for a response whose request must not be dropped yet. It is the first in line,
-/// so that nothing of `tiny_http` itself can be on its way at the same time.
+/// The socket itself, past `tiny_http`: for a response whose request must not be dropped yet. Its request is the first
+/// of its connection, so that `tiny_http` writes nothing at the same time.
 struct RawSocket<'a>(&'a OwnedFd);
 
 impl Write for RawSocket<'_> {

@@ -18,7 +18,7 @@ use crate::engine::Serve;
 use crate::sync::{WarnOnce, lock};
 use crate::sys::limits::nofile_limit;
 
-/// Delay before the next try to restart, when descriptors or threads are short.
+/// Delay before the next attempt to restart, while descriptors or threads are short.
 const RESTART_RETRY: Duration = Duration::from_millis(100);
 
 /// Descriptors that a connection costs: two for `tiny_http`, one for the monitor.
@@ -29,7 +29,7 @@ const SPARE_FDS: u64 = 16;
 
 impl ReceiveLoop {
     /// Receives and serves until stopped.
-    /// Errors: `tiny_http` does not accept any more, for a reason that will not pass.
+    /// Errors: `tiny_http` has stopped accepting, for a reason that a restart does not remove.
     pub(crate) fn run(self: &Arc<Self>) -> io::Result<()> {
         let Some(serve) = lock(&self.serve).clone() else { return Ok(()) };
         let mut retired: Vec<RetiredServer> = Vec::new();
@@ -98,9 +98,10 @@ impl ReceiveLoop {
         }
     }
 
-    /// A server, once there are descriptors for the connections in the accept queue: it accepts all of them at once.
+    /// Starts a server if there are descriptors for the connections in the accept queue, all of which it accepts at
+    /// once.
     fn try_start_server(&self) -> io::Result<RunningServer> {
-        // The queue may be longer than the descriptor limit allows: then it is accepted in several rounds.
+        // The queue may be longer than the limit on descriptors allows: then it is accepted in several rounds.
         let waiting = u64::from(self.accept_point().queue_len());
         let needed = (SPARE_FDS + FDS_PER_CONNECTION * waiting).min(nofile_limit() / 2);
         let spare: io::Result<Vec<_>> = (0..needed).map(|_| self.gate.listener().try_clone()).collect();

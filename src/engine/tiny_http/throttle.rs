@@ -31,7 +31,7 @@ const MAX_UNPARSED: u64 = 128;
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// Maximum backoff between two probes.
 const MAX_BACKOFF: Duration = Duration::from_secs(16);
-/// Bytes that may be received of a connection after it was throttled: what was on its way, and a receive buffer of 4 KiB.
+/// Bytes that may be received on a connection after it was throttled: data in flight, and a receive buffer of 4 KiB.
 const THROTTLED_BYTES: u64 = 16 * 1024;
 /// Maximum backoff in a drain, which waits for these connections.
 const DRAIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -53,7 +53,8 @@ pub(crate) struct Backlog {
     seen: Sample,
     /// Bytes read and not yet received as requests or bodies. An estimate: the bytes of the framing are not known.
     bytes: u64,
-    /// tiny_http's queue may hold requests, so the bytes may be some; otherwise they are the beginning of one.
+    /// Whether tiny_http's queue may hold requests, so that the bytes may be complete ones; otherwise they are the
+    /// beginning of one.
     queued: bool,
     /// Mean length of this client's latest requests, in bytes; 0 before the first.
     length: u64,
@@ -73,7 +74,8 @@ impl Backlog {
         if let Some(length) = arrived.checked_div(seen.requests.saturating_sub(before.requests)) {
             self.length = length.max(1);
         }
-        // No progress and an empty queue: the rest is the beginning of a request, or an error of the estimate.
+        // Without progress, and with an empty queue, the rest is the beginning of a request, or an error of the
+        // estimate.
         let still = came == 0 && arrived == 0 && engine_queue_empty;
         self.bytes = if still { 0 } else { (self.bytes + came).saturating_sub(arrived) };
         self.queued = !engine_queue_empty;
@@ -113,9 +115,10 @@ impl Backlog {
         self.estimated_requests() > SHARE
     }
 
-    /// Whether a throttled connection should be resumed for a moment. Its client may have begun to read, or have closed,
-    /// and the filter drops the packets that say so. The backoff doubles each time, since everything that arrives must be
-    /// stored; in a drain, which waits for the connection, it is at most [`DRAIN_BACKOFF`].
+    /// Whether a throttled connection should be resumed for a moment. Its client may have begun to read, or have closed
+    /// the connection, and the filter drops the packets that would show it. The backoff doubles each time, since
+    /// everything that arrives must be stored; in a drain, which waits for the connection, it is at most
+    /// [`DRAIN_BACKOFF`].
     pub(crate) fn should_probe(&mut self, is_throttled: bool, now: Instant, draining: bool) -> bool {
         if !is_throttled {
             self.last_probe = None;

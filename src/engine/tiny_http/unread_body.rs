@@ -23,7 +23,7 @@ use super::connection::Connection;
 use super::{Shared, quirks, server};
 use crate::sync::RateLimit;
 
-/// Length, in bytes, that every system which runs this allocates.
+/// Length, in bytes, that every system can allocate.
 const ALWAYS_ALLOCATABLE: u64 = 1024 * 1024;
 
 /// Least length, in bytes, that [`zero_remaining`] looks for: the buffers of `tiny_http` have 1,024 bytes, so that no other
@@ -61,10 +61,10 @@ pub(super) fn discard_all(
     }
 }
 
-/// Shuts down whatever must be before requests of a connection that is closing are dropped.
+/// Shuts down the sockets on which dropping requests of a closing connection would block or respond.
 ///
-/// Any of them may be of a newer connection of the peer, which would wait for its response, or take the response to its
-/// next request for it. A request keeps its socket open, so that a scan finds it.
+/// Any of the requests may have come from a newer connection of the peer, which would wait for its response, or take
+/// the response to its next request for it. A request keeps its socket open, so that a scan finds it.
 fn prepare(connection: &Connection, requests: &[tiny_http::Request], abort_peer: impl FnOnce(SocketAddr)) {
     if requests.iter().any(|raw| !is_body_buffered(raw)) {
         // The drop reads from the request's own socket, and would wait there.
@@ -111,7 +111,7 @@ fn discard_oversized(mut request: tiny_http::Request, left: u64) {
     match usize::try_from(left) {
         Ok(left) if zero_remaining(&mut request, left) => drop(request.into_writer()),
         _ => {
-            // A thread and two descriptors are lost: better than the process.
+            // Leaking a thread and two descriptors is better than ending the process.
             if let Some(omitted) = LEAKED.allow() {
                 log::error!("leaked a connection: the body of {left} bytes of its request cannot be dropped{omitted}");
             }
@@ -139,7 +139,7 @@ fn zero_remaining(request: &mut tiny_http::Request, left: usize) -> bool {
         return false;
     }
     let reader = request.as_reader();
-    // What comes back is a reader of which only the size can be known: the box that the request holds, or its content.
+    // Only the size of the returned reader is known: it is the box that the request holds, or the content of that box.
     let content: &mut dyn Read = if size_of_val(reader) == size_of::<Boxed>() {
         // SAFETY: `Request::as_reader` returns its `Box<dyn Read + Send>` as a reader (request.rs of the version that is
         // pinned in Cargo.toml). Where `drains_on_drop`, which the caller has checked, the box holds a counting reader of
@@ -169,7 +169,7 @@ fn zero_remaining(request: &mut tiny_http::Request, left: usize) -> bool {
 }
 
 /// A copy of `size` bytes of an object, padding included, made by the kernel through a pipe: what it returns is
-/// initialised, whatever the object holds. None if no pipe can be had.
+/// initialised, whatever the object holds. `None` if no pipe can be created.
 fn copy_by_kernel(object: *const u8, size: usize) -> Option<Vec<u8>> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
     // SAFETY: `object` points to `size` readable bytes; the kernel reads them and nothing in this program does. An object

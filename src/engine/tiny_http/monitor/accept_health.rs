@@ -1,16 +1,16 @@
-//! Whether tiny_http's accept thread lives. It ends for good on any error of `accept`, and panics in silence when a
-//! descriptor or a thread is missing. Its descriptor of the listening socket is closed exactly then, so the kernel is
-//! asked about that one (see [`AcceptBrake::is_thread_alive`](crate::sys::accept_brake::AcceptBrake::is_thread_alive)). A
-//! living engine is never replaced, however many connections wait.
+//! Checks whether tiny_http's accept thread runs. It ends for good on any error of `accept`, and panics without an
+//! event when a descriptor or a thread is missing. Its descriptor of the listening socket is closed exactly then, which
+//! [`AcceptBrake::is_thread_alive`](crate::sys::accept_brake::AcceptBrake::is_thread_alive) checks. A server whose
+//! thread runs is never replaced, however many connections wait.
 
 use std::time::{Duration, Instant};
 
-/// Between two requests for a restart, should the first have been missed.
+/// Time between two requests for a restart, in case the first was missed.
 const RESTART_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) struct AcceptHealth {
-    /// When a restart was last asked for, if the accept thread has not lived since.
+    /// When a restart was last asked for, if the accept thread has not run since.
     requested: Option<Instant>,
 }
 

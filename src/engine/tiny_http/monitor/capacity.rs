@@ -1,5 +1,5 @@
-//! Keeps the number of connections within its limit: the least recently used idle ones are closed, and while none can be
-//! the gate is closed.
+//! Keeps the number of connections within its limit: the least recently used idle ones are closed; while there are
+//! none, the gate is closed.
 
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,16 @@ pub(super) struct Usage {
     pub(super) leaked: usize,
     /// All known connections, the leaked ones not counted.
     pub(super) all: usize,
-    /// Those of them that were not closed by us.
+    /// Known connections that were not closed by us.
     pub(super) open: usize,
-    /// Those that wait in the kernel while the brake is on.
+    /// Connections that wait in the accept queue while the brake is on.
     pub(super) waiting: usize,
     pub(super) gate_closed: bool,
     /// Descriptors are nearly, or wholly, used up.
     pub(super) fd_pressure: bool,
 }
 
-/// Whether descriptors were asked for, and when some were last made.
+/// Whether an eviction was requested, and when the last one was made for a shortage of descriptors.
 #[derive(Debug, Default)]
 pub(super) struct Capacity {
     requested: bool,
@@ -74,9 +74,9 @@ impl Usage {
         self.max.saturating_sub(self.leaked)
     }
 
-    /// Whether no more may be accepted: those that wait are by how much the limit may be exceeded.
+    /// Whether no more may be accepted. The connections that wait exceed the limit.
     pub(super) fn is_full(self) -> bool {
-        self.all > self.limit() + 1 // the one with which the brake went on
+        self.all > self.limit() + 1 // one more: the connection with which the brake went on
     }
 
     fn reopen_at(self) -> usize {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_limit_is_closed_and_the_gate_with_it_if_that_is_not_enough() {
+    fn connections_beyond_the_limit_are_closed_and_the_gate_if_that_is_not_enough() {
         let capacity = Capacity::default();
         assert!(capacity.is_at_ease(USAGE) && excess(USAGE) == 0);
         let over = Usage { all: 90, open: 88, ..USAGE };
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_wait_take_the_place_of_idle_ones_or_are_the_last() {
+    fn waiting_connections_take_the_place_of_idle_ones_or_close_the_gate() {
         let waiting = Usage { waiting: 10, ..USAGE };
         assert!(!Capacity::default().is_at_ease(waiting));
         assert_eq!(excess(waiting), 10);

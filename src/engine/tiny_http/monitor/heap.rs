@@ -1,8 +1,8 @@
-//! When the heap is trimmed: some time after many connections were open.
+//! Decides when the heap is trimmed: some time after many connections were open.
 
 use std::time::{Duration, Instant};
 
-/// With more connections than this open, a few megabytes are worth returning afterwards.
+/// Open connections above which the heap is trimmed afterwards: a few megabytes of memory.
 const TRIM_ABOVE_CONNECTIONS: usize = 100;
 /// Delay before the heap is trimmed: tiny_http's idle threads end after 5 s.
 const TRIM_DELAY: Duration = Duration::from_secs(6);
@@ -14,7 +14,7 @@ pub(super) struct TrimTimer {
 }
 
 impl TrimTimer {
-    /// Notes how many connections are open.
+    /// Updates with the number of open connections.
     pub(super) fn update(&mut self, open: usize, now: Instant) {
         if open > TRIM_ABOVE_CONNECTIONS {
             self.grew_at = Some(now);

@@ -27,7 +27,7 @@ pub(super) fn answer_for(connection: &Connection, sockets: &SocketTable, stats: 
         head_only: line.starts_with("HEAD "),
         close: true,
         keep_alive: false,
-        request_id: "-", // the handler's thread has it
+        request_id: "-", // the id is with the handler's thread
         automatic,
     };
     let mut bytes = Vec::new();

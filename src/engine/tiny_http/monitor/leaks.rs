@@ -1,8 +1,8 @@
 //! Connections that tiny_http never closes: each keeps a thread and two descriptors for good.
 //!
-//! A request line that says HTTP/2.0 or 3.0 (an h2c preface, for one) makes tiny_http's thread wait for a writer that it
-//! holds itself (`client.rs`, `next`). No request ever arrives of it. What can be seen is the socket: it is in the
-//! descriptor table although its connection is over.
+//! A request line that says HTTP/2.0 or 3.0 (an h2c preface, for one) makes tiny_http's thread wait for a writer that
+//! it holds itself (`client.rs`, `next`). No request ever arrives. Only the socket shows it: it stays in the descriptor
+//! table although its connection is over.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use crate::engine::tiny_http::conn_state::{ConnState, Snapshot};
 use crate::sync::RateLimit;
 
-/// How long after we have shut a connection down tiny_http may keep its socket before it counts as leaked.
+/// Time that tiny_http may keep the socket of a connection that we have shut down, before the socket counts as leaked.
 pub(super) const LEAK_AFTER: Duration = Duration::from_secs(3);
-/// The same for a connection that its peer has reset: no response can reach it.
+/// The same for a connection that its peer has reset, which no response can reach.
 const CLOSED_LEAK_AFTER: Duration = Duration::from_secs(1);
-/// The same in a drain, and while there are so many that they would reach the leak limit: a client can make a thousand in
-/// a second, which is as much as `RLIMIT_NOFILE` of 1,024 allows.
+/// The same in a drain, and while there are so many that they would reach the leak limit: a client can leak a thousand
+/// sockets in a second, which is as much as `RLIMIT_NOFILE` of 1,024 allows.
 const FAST_LEAK_AFTER: Duration = Duration::from_millis(250);
 
 /// All leaked sockets.
@@ -30,7 +30,7 @@ pub(super) struct Leaks {
     pub(super) log: RateLimit,
 }
 
-/// How long closed sockets may be kept at a tick.
+/// The time for which tiny_http may keep closed sockets, as of one tick.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     closed: Duration,
@@ -38,12 +38,12 @@ pub(super) struct Patience {
 }
 
 impl Leaks {
-    /// Notes that tiny_http's queue was empty since the last tick. All that it had read before has been received.
+    /// Records that tiny_http's queue was empty since the last tick. All that it had read before has been received.
     pub(super) fn note_queue_emptied(&mut self, now: Instant) {
         self.queue_emptied = Some(now);
     }
 
-    /// How long closed sockets may be kept. `closed` are the times at which those without a request in flight were closed;
+    /// The [`Patience`] of this tick. `closed` are the times at which those without a request in flight were closed;
     /// `limit` is the number of leaks that must not be exceeded.
     pub(super) fn patience(
         &self,
@@ -90,7 +90,7 @@ impl Patience {
     /// it is in flight or in tiny_http's queue, and time has passed. `closed_at` is when the socket was first seen closed.
     pub(super) fn is_over(self, seen: &Snapshot, closed_at: Option<Instant>, now: Instant) -> bool {
         let passed = |over: Instant| {
-            // What was in the queue at that moment may be a request of it, which holds the socket.
+            // A request that was in the queue at that moment may have come from it, and hold the socket.
             self.queue_emptied
                 .filter(|emptied| *emptied > over)
                 .map(|_| now.saturating_duration_since(over.max(seen.since)))

@@ -14,8 +14,8 @@ use socket2::SockRef;
 use crate::engine::tiny_http::unread_body;
 use crate::sys::tcp::tcp_info;
 
-/// How long a client may take to read a response and close its end, after the last response of its connection. nginx
-/// waits up to 5 s between two reads (`lingering_timeout`), 30 s in all (`lingering_time`).
+/// Time that a client has to read the last response of its connection, and to close its end. nginx waits up to 5 s
+/// between two reads (`lingering_timeout`), 30 s in all (`lingering_time`).
 pub(super) const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request that was answered, and is not dropped yet because its client may still be sending the body.
@@ -44,7 +44,7 @@ impl LingeringClose {
     }
 }
 
-/// All of them.
+/// All requests that linger.
 #[derive(Default)]
 pub(super) struct Lingering {
     all: Vec<LingeringClose>,
@@ -59,7 +59,7 @@ impl Lingering {
         self.all.is_empty()
     }
 
-    /// Drops those whose clients have left, or have had `patience` to do so.
+    /// Drops the requests whose clients have left, or have had the time `patience` to do so.
     pub(super) fn check(&mut self, now: Instant, patience: Duration) {
         let is_done = |one: &LingeringClose| is_done(one.client_has_left(), now - one.since, patience);
         let (done, rest) = std::mem::take(&mut self.all).into_iter().partition::<Vec<_>, _>(is_done);

@@ -69,7 +69,7 @@ use wakeup::{Command, Mailbox};
 pub(crate) struct Monitor {
     context: Context,
     mailbox: Mailbox,
-    /// The number of the stop of accepting in which nothing was left; 0 if there was none.
+    /// The number of the stop of accepting in which quiescence was reached; 0 before.
     quiescent: AtomicU64,
     /// Ticks so far.
     ticks: AtomicU64,
@@ -122,7 +122,7 @@ impl Monitor {
         self.mailbox.wake();
     }
 
-    /// Notes that a request has arrived; called for each. `new_connection`: its connection was unknown. Costs one
+    /// Records that a request has arrived; called for each. `new_connection`: its connection was unknown. Costs one
     /// load, except for the first request after a tick.
     pub(crate) fn note_request(&self, new_connection: bool) {
         self.mailbox.note_request(new_connection);
@@ -130,12 +130,12 @@ impl Monitor {
 
     /// Requests the eviction of idle connections, because descriptors are short.
     pub(crate) fn request_eviction(&self) {
-        let _ = self.mailbox.send(Command::Evict); // fails when all is over
+        let _ = self.mailbox.send(Command::Evict); // fails if the monitor has ended
     }
 
     /// Stops the monitor's thread.
     pub(crate) fn stop(&self) {
-        let _ = self.mailbox.send(Command::Stop); // fails if it has left
+        let _ = self.mailbox.send(Command::Stop); // fails if the monitor has ended
     }
 
     /// Keeps `request` until its client has left, or has had the time to. `remaining` bytes of its body were not read.
@@ -151,7 +151,7 @@ impl Monitor {
         }
     }
 
-    /// Finds sockets that are not watched yet, for a thread that cannot wait for the next tick.
+    /// Scans for sockets that are not watched yet, on a thread that cannot wait for the next tick.
     pub(crate) fn scan_now(&self) {
         self.context.sockets.scan();
     }
@@ -244,7 +244,7 @@ impl Monitor {
     }
 }
 
-/// Takes all commands that have come. True if one of them is to leave.
+/// Takes all commands that have come. True if one of them is [`Command::Stop`].
 fn take_commands(commands: &Receiver<Command>, memory: &mut Memory) -> bool {
     let mut stop = false;
     for command in commands.try_iter() {

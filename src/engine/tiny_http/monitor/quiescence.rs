@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// The longest round trip that a drain waits for: of a client almost anywhere on earth.
 pub(super) const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(250);
 
-/// How far the proof has come.
+/// The state of the proof that nothing is left.
 #[derive(Debug, Default)]
 pub(super) struct Quiescence {
     /// The stop of accepting that the rest is about.
@@ -14,7 +14,7 @@ pub(super) struct Quiescence {
     max_rtt: Option<Duration>,
     /// Accepting has been stopped for longer than that.
     handshakes_over: bool,
-    /// When we last connected to ourselves; none if something was left since.
+    /// When the last probe was sent, a connection to our own port; `None` if something was left since.
     probe_sent: Option<Instant>,
 }
 
@@ -45,7 +45,7 @@ impl Quiescence {
     }
 
     /// Whether no connection can still be between its SYN and a descriptor: the longest handshake is over, the accept
-    /// queue is empty, and a probe that was sent after all that has been accepted. To be asked before the descriptors are
+    /// queue is empty, and a probe that was sent after all that has been accepted. Call it before the descriptors are
     /// scanned, since connections move in that direction.
     pub(super) fn accept_path_is_empty(
         &mut self,
@@ -60,7 +60,7 @@ impl Quiescence {
         self.probe_sent.is_some_and(is_proof)
     }
 
-    /// The probe proves nothing any more.
+    /// Forgets the probe, which proves nothing any more.
     pub(super) fn forget_probe(&mut self) {
         self.probe_sent = None;
     }

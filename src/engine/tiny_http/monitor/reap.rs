@@ -1,4 +1,5 @@
-//! A scan of the descriptor table at a tick: what is new is watched, and what tiny_http has closed or leaked is removed.
+//! The scan of the descriptor table at a tick: watches new sockets, and removes those that tiny_http has closed or
+//! leaked.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -66,7 +67,7 @@ impl Context {
         }
     }
 
-    /// Counts leaks, and says when they are too many.
+    /// Counts leaks, and reports when the limit is reached.
     fn report_leaks(&self, leaked: u64, leaks: &mut Leaks) {
         let total = self.connections.counts.leaked.fetch_add(leaked, Ordering::Relaxed) + leaked;
         if leaks.log.allow().is_some() {

@@ -1,18 +1,18 @@
-//! How long the monitor may sleep.
+//! Decides how long the monitor sleeps.
 
 use std::time::{Duration, Instant};
 
-/// Between two ticks while things happen. Two ticks find a starved connection, so that it waits 40 ms at most; eight
-/// clients that each send one endless header send some 6 MB each in between, on two cores.
+/// Interval of ticks while something happens. Two ticks find a starved connection, so that it waits 40 ms at most;
+/// eight clients that each send one endless header send some 6 MB each in between, on two cores.
 const TICK: Duration = Duration::from_millis(20);
-/// Between two ticks while connections are throttled, or the brake is on: each client can put a hundred requests into
+/// Interval of ticks while connections are throttled, or the brake is on: each client can put a hundred requests into
 /// tiny_http's queue in that time.
 const THROTTLE_TICK: Duration = Duration::from_millis(2);
-/// Between two ticks of a drain in which something happens: the drain ends as soon as the monitor sees that it can.
+/// Interval of ticks of a drain in which something happens: the drain ends as soon as the monitor sees that it can.
 const DRAIN_TICK: Duration = Duration::from_millis(1);
-/// How long [`DRAIN_TICK`] lasts after something happened.
+/// Time for which [`DRAIN_TICK`] holds after something happened.
 const DRAIN_TICK_FOR: Duration = Duration::from_millis(100);
-/// Between two ticks while connections are open and nothing happens: by how much a timeout may be late.
+/// Interval of ticks while connections are open and nothing happens; a timeout may be late by as much.
 pub(super) const IDLE_TICK: Duration = Duration::from_millis(500);
 
 /// The facts that decide how long the monitor sleeps.
@@ -28,12 +28,12 @@ pub(super) struct Pace {
     pub(super) waiting: bool,
 }
 
-/// How long to sleep.
+/// The next sleep of the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sleep {
     /// Until the time is over or a command comes; what happens on sockets meanwhile is seen at the next tick.
     Tick(Duration),
-    /// The same, but what happens on a socket ends it.
+    /// The same, but an event on a socket ends it.
     Idle(Duration),
     /// Until a connection or a command comes.
     UntilConnection,

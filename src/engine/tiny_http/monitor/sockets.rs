@@ -1,7 +1,7 @@
 //! The sockets of tiny_http's connections: a duplicate of each, found by scans of the descriptor table.
 //!
-//! Any thread may scan; no lock is held meanwhile, so no thread waits for another's scan. What is new is attached to its
-//! connection by the thread that found it. The monitor's thread alone watches sockets and forgets them.
+//! Any thread may scan; no lock is held meanwhile, so no thread waits for another's scan. The thread that finds a new
+//! socket attaches it to its connection. Only the monitor's thread watches sockets and forgets them.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -33,7 +33,7 @@ const EPOLL_BATCH: usize = 256;
 /// The key of the listening socket's events; no socket has this cookie (the kernel counts from 1).
 const LISTENER_KEY: u64 = 0;
 
-/// One socket under watch, with what each check remembers of it.
+/// A watched socket, with the state that each check keeps of it.
 pub(super) struct WatchedSocket {
     pub(super) connection: Arc<Connection>,
     pub(super) socket: Arc<OwnedFd>,
@@ -41,7 +41,7 @@ pub(super) struct WatchedSocket {
     pub(super) backlog: Backlog,
     pub(super) starved: Starved,
     pub(super) accounted: Accounted,
-    /// When the gate's packet filter was lifted from it, if it inherited it.
+    /// When the gate's packet filter was lifted from it; `None` if it did not inherit the filter.
     pub(super) unfiltered_at: Option<Instant>,
     /// When it was first seen to be closed.
     pub(super) closed_at: Option<Instant>,
@@ -66,7 +66,7 @@ impl WatchedSocket {
     }
 }
 
-/// By `SO_COOKIE`.
+/// Watched sockets by `SO_COOKIE`.
 pub(super) type Watched = HashMap<u64, WatchedSocket>;
 
 /// The table of all sockets, shared by all threads.
@@ -74,7 +74,7 @@ pub(super) struct SocketTable {
     gate: Arc<AcceptGate>,
     accept: Arc<AcceptPoint>,
     connections: Arc<ConnectionTable>,
-    /// An epoll set of all watched sockets and the listening one, edge-triggered: what happens on them collects there.
+    /// An epoll set of all watched sockets and the listening one, edge-triggered, which collects their events.
     events: OwnedFd,
     known: Mutex<Known>,
 }
@@ -83,13 +83,13 @@ pub(super) struct SocketTable {
 struct Known {
     /// The numbers of our own duplicates.
     own_fds: HashSet<RawFd>,
-    /// Duplicates that the monitor has forgotten, and that others may still hold.
+    /// Duplicates that the monitor has forgotten, and that other threads may still hold.
     retired: Vec<Arc<OwnedFd>>,
     /// Cookies of sockets that need no duplicate, being watched or leaked, and their peers.
     peers: HashMap<u64, SocketAddr>,
-    /// Found, and not yet taken by the monitor's thread.
+    /// Sockets that were found, and that the monitor's thread has not taken yet.
     fresh: Vec<(u64, WatchedSocket)>,
-    /// When the latest scan began that has found all sockets that were open then.
+    /// Start of the latest complete scan, which has found all sockets that were open then.
     scanned: Option<Instant>,
 }
 
@@ -134,7 +134,8 @@ impl SocketTable {
             |number| own_fds.contains(&number),
             |cookie| cookies.contains(&cookie),
         );
-        // A client that has come back from its port: the closed socket is the former one.
+        // Closed sockets first: if a client has connected again from the same port, the closed socket is the former
+        // one.
         scan.found.sort_by_cached_key(|found| tcp_info(&found.socket).is_ok_and(|info| !info.closed));
         let mut known = lock(&self.known);
         for found in scan.found.drain(..) {
@@ -142,7 +143,7 @@ impl SocketTable {
                 continue; // another thread has found it meanwhile
             }
             known.peers.insert(found.cookie, found.peer);
-            // A handshake that ended behind the closed gate: the connection has inherited the packet filter.
+            // The handshake ended behind the closed gate, so the connection has inherited the packet filter.
             let filtered = self.gate.is_closed() && has_min_ttl_filter(&found.socket);
             // Our own knocks pass the gate, too, and are reset at once.
             if filtered && tcp_info(&found.socket).is_ok_and(|seen| !seen.closed) {
@@ -176,12 +177,12 @@ impl SocketTable {
 
     /// The socket of a request in flight from `peer`, if it is proven to be the request's own.
     ///
-    /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. If a single
-    /// one has this peer, it is the one.
+    /// `tiny_http` keeps the socket of a request open for as long as the request exists, so the scan sees it. If a
+    /// single socket has this peer, it is the request's.
     pub(super) fn prove(&self, peer: SocketAddr) -> Option<Arc<OwnedFd>> {
         let scan = self.scan();
         if scan.exhausted {
-            return None; // a socket was seen that could not be looked at
+            return None; // a socket was seen that could not be duplicated
         }
         let proven = {
             let known = lock(&self.known);
@@ -206,7 +207,7 @@ impl SocketTable {
         lock(&self.known).close_retired()
     }
 
-    /// Has the brake go on with one connection more than may be open.
+    /// Sets the brake to go on with one connection above the limit.
     pub(super) fn set_accept_limit(&self) {
         self.accept.set_limit(lock(&self.known).own_fds.len());
     }
@@ -216,7 +217,7 @@ impl SocketTable {
         std::mem::take(&mut lock(&self.known).fresh)
     }
 
-    /// Whether something was found that [`take_fresh`](SocketTable::take_fresh) has not given yet.
+    /// Whether a socket was found that [`take_fresh`](SocketTable::take_fresh) has not returned yet.
     pub(super) fn has_fresh(&self) -> bool {
         !lock(&self.known).fresh.is_empty()
     }
@@ -279,14 +280,14 @@ pub(super) struct Reasons {
 #[derive(Debug, Default)]
 pub(super) struct Rescan {
     next_full_tick: Option<Instant>,
-    /// To be made up for, or to be repeated: the event of a new connection comes before it is accepted.
+    /// A scan was put off, or must be repeated, because the event of a new connection comes before it is accepted.
     pending: bool,
     /// The last scan found a socket for which no descriptor was left.
     fd_exhausted: bool,
     not_before: Option<Instant>,
 }
 
-/// A scan takes this part of the monitor's time at most, but in a drain.
+/// Scans take at most one part in this many of the monitor's time, except in a drain.
 const MAX_SCAN_SHARE: u32 = 10;
 
 impl Rescan {
@@ -310,7 +311,7 @@ impl Rescan {
         due
     }
 
-    /// After a scan that took `took`.
+    /// Records a scan that took `took`.
     pub(super) fn scanned(&mut self, fd_exhausted: bool, took: Duration, now: Instant) {
         self.fd_exhausted = fd_exhausted;
         self.not_before = Some(now + took * MAX_SCAN_SHARE);

@@ -1,15 +1,15 @@
 //! Connections that tiny_http has accepted and left without a thread, which happens in bursts: its thread pool counts on
 //! idle threads that have work already (`util/task_pool.rs`, `waiting_tasks`).
 //!
-//! The sign of it: bytes wait, and none was ever read, at two ticks in a row. One short connection to our own port makes
-//! tiny_http start a thread, which then takes the one that was left.
+//! A connection counts as starved if bytes wait and none was ever read, at two ticks in a row. A *knock*, a short
+//! connection to our own port, makes tiny_http start a thread, which then takes the starved connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::tiny_http::accept_point::AcceptPoint;
 use crate::sync::WarnOnce;
 
-/// Connections to our own port in one tick; they take some 20 µs each.
+/// Most knocks in one tick; each takes some 20 µs.
 const MAX_KNOCKS_PER_TICK: usize = 256;
 
 /// Whether one connection is starved.
@@ -26,7 +26,7 @@ impl Starved {
         std::mem::replace(&mut self.untouched, untouched) && untouched
     }
 
-    /// Whether it must be looked at again at the next tick.
+    /// Whether it must be checked again at the next tick.
     pub(super) fn is_suspected(&self) -> bool {
         self.untouched
     }

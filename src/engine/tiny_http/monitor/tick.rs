@@ -75,8 +75,8 @@ pub(super) struct Logs {
 impl Memory {
     /// Call when the monitor stops.
     pub(super) fn finish(&mut self) {
-        // Otherwise the kernel would keep these sockets in FIN_WAIT after this process is gone: the filter drops the
-        // peers' acknowledgements as well.
+        // Lifts the filters: they drop the peers' acknowledgements as well, so that the kernel would keep these sockets
+        // in FIN_WAIT after this process has exited.
         for watched in self.watched.values() {
             watched.connection.resume();
         }
@@ -113,7 +113,7 @@ pub(super) struct Outcome {
 }
 
 impl Context {
-    /// Whether something may be due without anything happening.
+    /// Whether something may become due without an event.
     pub(super) fn has_deadlines(&self, memory: &Memory) -> bool {
         self.connections.connections() > 0
             || !memory.watched.is_empty()
@@ -234,7 +234,7 @@ impl Context {
         again || starved > 0
     }
 
-    /// Throttles connections that have more than their share of a flood, and lets them go on when it is over.
+    /// Throttles connections that exceed their share of a flood, and resumes them when it is over.
     fn check_throttle(&self, full: bool, draining: bool, memory: &mut Memory, now: Instant) {
         let total = memory.watched.values().map(|watched| watched.backlog.estimated_requests()).sum();
         let flood = memory.throttle.update(now, total);

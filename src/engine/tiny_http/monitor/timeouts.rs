@@ -22,15 +22,16 @@ pub(super) struct Observation {
     pub(super) state: ConnState,
     /// A request is in flight.
     pub(super) busy: bool,
-    /// Since when it is busy, or idle.
+    /// When it became busy, or idle.
     pub(super) since: Instant,
     /// Activity of the request in flight.
     pub(super) activity: Activity,
-    /// The body of the request in flight was cut off, as its time is over.
+    /// The body of the request in flight was cut off, because its time is over.
     pub(super) body_expired: bool,
     /// Bytes that tiny_http had taken when the present head began.
     pub(super) head_start: u64,
-    /// When the packet filter of the gate was lifted from it, if it inherited it: what was sent before is retransmitted.
+    /// When the packet filter of the gate was lifted from it, if it inherited the filter: data sent before is
+    /// retransmitted.
     pub(super) unfiltered_at: Option<Instant>,
 }
 
@@ -44,7 +45,7 @@ pub(super) enum Verdict {
     ExpireBody,
     /// The handler has not started its response in time: answer 503 in its place.
     TimeOut,
-    /// End its input: what tiny_http has read of it is still answered.
+    /// Shut its input: requests that tiny_http has read are still answered.
     ShutRead,
     /// Shut it down in both directions; counted if there is a reason.
     Abort(Option<CloseReason>),
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_closes_what_has_been_silent_for_the_minimum_keep_alive() {
+    fn a_drain_closes_connections_that_were_silent_for_the_minimum_keep_alive() {
         let began = Instant::now();
         let at = |seen: Observation, ms: u64| check(&seen, &SETTINGS, Some(began), began + Duration::from_millis(ms));
         assert_eq!(at(idle(began), 49), Verdict::Keep);

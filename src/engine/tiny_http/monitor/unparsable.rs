@@ -1,16 +1,16 @@
-//! Connections that tiny_http closes because it cannot parse their bytes: a byte above 0x7F in a head, TLS, a
-//! PROXY line. No layer above tiny_http sees such a request, so its bytes are counted: what was received, against what
-//! requests and bodies have come of it.
+//! Connections that tiny_http closes because it cannot parse their bytes: a byte above 0x7F in a head, TLS, a PROXY
+//! line. No layer above tiny_http sees such a request, so bytes are compared: those that the kernel has received with
+//! those of the requests and bodies that have arrived.
 //!
 //! A connection that begins and ends between two scans is never seen. A client that leaves in the middle of a head looks
 //! the same, if its connection was not seen before it left.
 
 use crate::sys::tcp::TcpInfo;
 
-/// Fewer unaccounted bytes prove nothing: how many bytes a request had is an estimate, and no request has fewer.
+/// Fewest unaccounted bytes that count: the length of a request is an estimate, and no request has fewer bytes.
 const MIN_UNPARSED: u64 = 16;
 
-/// Up to where the bytes of one connection are accounted for.
+/// The bytes of one connection that requests and bodies account for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Accounted {
     taken: u64,
@@ -27,7 +27,7 @@ impl Accounted {
     }
 
     /// Whether tiny_http has closed the connection because of its bytes. `info` and `unread` are of a duplicate of its
-    /// socket, after tiny_http has closed its own; `requests` are those that have come of it.
+    /// socket, after tiny_http has closed its own; `requests`: the number that has arrived on it.
     pub(super) fn is_unparsable(self, info: TcpInfo, unread: u64, parsed: u64, requests: u64) -> bool {
         if info.peer_closed_first {
             return false;
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_which_nothing_has_come_are_unparsable() {
+    fn bytes_that_yield_no_request_are_unparsable() {
         assert!(Accounted::default().is_unparsable(info(25), 0, 0, 0));
         assert!(!Accounted::default().is_unparsable(info(1), 0, 0, 0), "it has sent nothing but its end");
         assert!(Accounted::default().is_unparsable(info(100), 0, 40, 1), "the second request");

@@ -1,4 +1,4 @@
-//! How others reach the monitor's thread, and what wakes it.
+//! The mailbox of the monitor's thread, and the events that wake it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,8 +21,8 @@ pub(super) enum Command {
     Stop,
 }
 
-/// The way in: any thread sends, the monitor's thread receives. Sending never blocks, since the channel is unbounded: at
-/// most one [`Command::Linger`] for each connection is in it.
+/// The channel to the monitor: any thread sends, the monitor's thread receives. Sending never blocks, since the channel
+/// is unbounded: at most one [`Command::Linger`] for each connection is in it.
 pub(super) struct Mailbox {
     sender: Sender<Command>,
     /// Taken by the monitor's thread. Once that has ended, sending fails.
@@ -67,7 +67,7 @@ impl Mailbox {
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()); // EAGAIN: it is about to wake anyway
     }
 
-    /// Says that a request has arrived: while requests arrive the monitor ticks.
+    /// Records that a request has arrived: while requests arrive the monitor ticks.
     pub(super) fn note_request(&self, new_connection: bool) {
         if new_connection {
             self.new_connection.store(true, Ordering::Release);
@@ -84,12 +84,13 @@ impl Mailbox {
         Ok(())
     }
 
-    /// The other end of the channel, once.
+    /// Takes the receiving end of the channel, once.
     pub(super) fn open(&self) -> Option<Receiver<Command>> {
         lock(&self.receiver).take()
     }
 
-    /// Before the monitor sleeps. False if it must not be idle, because a request has arrived since its last tick began.
+    /// Called before the monitor sleeps. False if it must not be idle, because a request has arrived since its last
+    /// tick began.
     pub(super) fn before_sleep(&self, idle: bool) -> bool {
         if self.activity.swap(if idle { IDLE } else { TICKING }, Ordering::AcqRel) == ACTIVE {
             self.activity.store(ACTIVE, Ordering::Release);
@@ -98,8 +99,8 @@ impl Mailbox {
         true
     }
 
-    /// After the monitor has slept: whether a request has arrived since its last tick began, and one of an unknown
-    /// connection.
+    /// Called after the monitor has slept. Returns whether a request has arrived since its last tick began, and whether
+    /// one was of an unknown connection.
     pub(super) fn after_sleep(&self) -> (bool, bool) {
         let request = self.activity.swap(RUNNING, Ordering::AcqRel) == ACTIVE;
         (request, self.new_connection.swap(false, Ordering::AcqRel))

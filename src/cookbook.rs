@@ -1,4 +1,4 @@
-//! Recipes for the parts of a service besides its routes, each a program that compiles: copy, and change.
+//! Recipes for the parts of a service besides its routes. Each compiles: copy it, and change it.
 //!
 //! | | |
 //! | --- | --- |
@@ -7,7 +7,7 @@
 //! | [Errors as JSON](#errors-as-json) | the library's own errors, with the request's id |
 //! | [Files](#files) | a directory, with ranges and precompressed files |
 //! | [Compression](#compression) | text, by `flate2` |
-//! | [Uploads and downloads](#uploads-and-downloads) | bodies that never are in memory as a whole |
+//! | [Uploads and downloads](#uploads-and-downloads) | bodies that are never in memory as a whole |
 //! | [Forms with files](#forms-with-files) | `multipart/form-data`, by `form-net` |
 //! | [Events](#events) | server-sent events that end in a drain |
 //! | [Timing and metrics](#timing-and-metrics) | metrics of the service's own |
@@ -18,8 +18,8 @@
 //!
 //! # Authentication
 //!
-//! A middleware answers by itself, or hands on who the user is. It looks into a database, so it may wait: `/healthz` and
-//! the other inline admin routes do not pass it.
+//! A middleware answers by itself, or attaches the user to the request. It may wait for a database, so it is not
+//! inline: `/healthz` and the other inline admin routes do not pass it.
 //!
 //! ```
 //! use allout::{Next, Request, Response, Service};
@@ -82,8 +82,8 @@
 //!
 //! # Errors as JSON
 //!
-//! Handlers say what went wrong by an error; the client gets it in one form. The cause of a 500 is in the log alone, with
-//! the same id.
+//! Handlers return errors; the client gets all of them in one form. The cause of a 500 is in the log alone, with the
+//! same id.
 //!
 //! ```
 //! # #[cfg(feature = "json")] {
@@ -112,8 +112,8 @@
 //!
 //! # Files
 //!
-//! With the feature `files`. A file that is there as `app.js` and `app.js.br` is sent compressed to clients that accept
-//! it. One that is not public goes through a handler, and has validators and ranges all the same.
+//! With the feature `files`. If a file exists as `app.js` and as `app.js.br`, clients that accept it get the compressed
+//! one. A file that is not public goes through a handler, and has validators and ranges as well.
 //!
 //! ```no_run
 //! # #[cfg(feature = "files")] {
@@ -130,9 +130,9 @@
 //!
 //! # Compression
 //!
-//! With the crate `flate2`, for what is made at each request; files are better compressed once, as above. A stream is
-//! left as it is, because an encoder holds back what a flush should send, and so is an answer to a range. Secrets and
-//! text that a client chooses should not be in one compressed body, whose length would betray the secret.
+//! With the crate `flate2`, for bodies that are made for each request; files are better compressed once, as above. A
+//! stream is left as it is, because an encoder holds back what a flush should send, and so is an answer to a range.
+//! Secrets and text that a client chooses should not be in one compressed body, whose length would betray the secret.
 //!
 //! ```
 //! use allout::{Body, Next, Request, Response, Service};
@@ -267,7 +267,7 @@
 //!
 //! # Timing and metrics
 //!
-//! `/metrics` has counts and durations by route already. What only the service knows is appended.
+//! `/metrics` has counts and durations by route already. Metrics of the application are appended.
 //!
 //! ```
 //! # #[cfg(feature = "metrics")] {
@@ -309,15 +309,15 @@
 //!
 //! # Behind a proxy
 //!
-//! The service believes a proxy that it is told to [trust](crate::Service::trust_proxies), and then
-//! [`client_ip`](crate::Request::client_ip) is the client's. The proxy keeps connections open, for less time than the
-//! service does (`idle_timeout`, 30 s): then no request meets a connection that closes.
+//! If the service [trusts](crate::Service::trust_proxies) the proxy, [`client_ip`](crate::Request::client_ip) is the
+//! address that the proxy names. The proxy keeps connections open, for less time than the service does (`idle_timeout`,
+//! 30 s), so that no request meets a connection that closes.
 //!
 //! ```
 //! let service = allout::Service::new().listen("127.0.0.1:8088").trust_proxies("X-Forwarded-For", ["127.0.0.1"]);
 //! ```
 //!
-//! nginx passes on one header of its own making, and asks again elsewhere only if nothing was sent:
+//! nginx replaces the header with one of its own, and tries another server only if nothing was sent:
 //!
 //! ```text
 //! upstream shop { server 127.0.0.1:8088; keepalive 32; keepalive_timeout 25s; }
@@ -335,7 +335,7 @@
 //! }
 //! ```
 //!
-//! HAProxy takes a server out by its health check, and tries another while nothing was sent:
+//! HAProxy takes a server out by its health check, and tries another if nothing was sent, or no response came:
 //!
 //! ```text
 //! backend shop
@@ -366,12 +366,13 @@
 //!
 //! * **systemd**: `systemctl reload` (SIGHUP) re-executes the binary on disk under the same pid and on the same socket: no
 //!   connection is refused. `Type=notify`, `ExecReload=kill -HUP $MAINPID`; `allout --systemd-unit` prints a hardened unit.
-//! * **Several instances behind a proxy**: SIGTERM. [`drain_delay`](crate::Service::drain_delay) goes on serving while
-//!   `/readyz` says 503, for as long as the proxy needs to see that: its interval times the failures that it waits for.
+//! * **Several instances behind a proxy**: SIGTERM. During the [`drain_delay`](crate::Service::drain_delay) it serves
+//!   on while `/readyz` says 503. Make it as long as the proxy needs to see that: the interval of its checks times the
+//!   failures that it waits for.
 //! * **Kubernetes**: a readiness probe on `/readyz`, a liveness probe on `/livez`, `drain_delay` of about 5 s, and
-//!   `terminationGracePeriodSeconds` above `drain_delay` and [`grace`](crate::Service::grace) together.
-//! * **A migration** that must be done before the first request is a [`before_ready`](crate::Service::before_ready): the
-//!   socket is open, requests wait in the kernel, and systemd is told only after it.
+//!   `terminationGracePeriodSeconds` a little above [`grace`](crate::Service::grace), which includes `drain_delay`.
+//! * **A migration** that must be done before the first request is a [`before_ready`](crate::Service::before_ready):
+//!   the socket is open meanwhile, requests wait in the kernel, and systemd gets `READY=1` only after it.
 //!
 //! ```
 //! use std::time::Duration;

@@ -1,9 +1,7 @@
-//! *One out, all out*: a synchronous, thread-based HTTP service for Linux that starts as one and stops as one, and loses
-//! nothing on the way out. No async runtime. You bring routes, as plain functions that may block; this brings the
-//! lifecycle: a drain that answers every request that has arrived, limits and timeouts that no client can get around,
-//! health routes, signals, systemd, an exit code that tells how it went.
-//!
-//! [`log`]: https://docs.rs/log
+//! *One out, all out*: a synchronous, thread-based HTTP service for Linux that starts as one and stops as one, and
+//! loses nothing on the way out. No async runtime. You bring routes, as plain functions that may block; this crate
+//! brings the lifecycle: a drain that answers every request that has arrived, limits and timeouts that no client can
+//! get around, health routes, signals, systemd, an exit code that tells how it went.
 //!
 //! ```no_run
 //! use allout::{HandlerError, Outcome, Request, Service};
@@ -23,14 +21,16 @@
 //! }
 //! ```
 //!
-//! It logs by the [`log`] crate: with any logger, such as `env_logger::init()` in `main`, a handler that fails says why. In
-//! `Cargo.toml` a library user does without the command line of the program of the same name:
+//! It logs by the [`log`] crate: install any logger, such as `env_logger::init()` in `main`, to read why a handler
+//! failed. In `Cargo.toml`, leave out the feature `cli`, which is for the program of the same name:
 //!
 //! ```toml
-//! allout = { version = "0.1", default-features = false, features = ["json", "metrics", "tiny-http"] }
+//! allout = { path = "../allout", default-features = false, features = ["json", "metrics", "tiny-http"] }
 //! ```
 //!
-//! The [cookbook] has what services need besides: authentication, CORS, errors as JSON, files, uploads, events, proxies.
+//! [`log`]: https://docs.rs/log
+//!
+//! The [cookbook] has recipes for authentication, CORS, errors as JSON, files, uploads, events and proxies.
 //!
 //! In a test, a request is made and handled without a socket:
 //!
@@ -42,7 +42,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Or the same service runs within the process, on a port that the system picks, and stops when it is dropped:
+//! Or the service runs within the process of the test, on a port that the system picks, and stops when it is dropped:
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -78,7 +78,7 @@
 //! (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow` (handlers that
 //! return `anyhow::Result`). Each adds, and changes nothing else.
 //!
-//! # The way of a request, and the way of the first message
+//! # The path of a request, and of the first message
 //!
 //! ```text
 //!  client ──► kernel's accept queue ──► engine ────────► dispatch ──► handler, inline or on a worker
@@ -97,7 +97,7 @@
 //!
 //! * The library never calls `process::exit`, never installs a logger, never prints. Two exceptions: the failure that `main`
 //!   returns as an [`Outcome`] is printed if no logger has told it, and a preflight ends where [`run`](Service::run) begins.
-//! * A request that was accepted is answered, or it is counted as abandoned and named in the log; there is no third.
+//! * A request that was accepted is answered, or it is counted as abandoned and named in the log.
 //! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
 //! * No lock is held across a write to a socket, a handler or a join.
 //! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous. With the
@@ -112,35 +112,36 @@
 //!   be ended from outside. It goes on until the process exits.
 //! * [`run`](Service::run) handles SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGXFSZ for the whole process, and any
 //!   service raises the process's limit on open files.
-//! * SIGHUP re-executes the process, after a preflight: its binary is started a second time while the first still serves,
-//!   to see that it would start. [`run`](Service::run) tells what that asks of `main`.
+//! * SIGHUP re-executes the process, after a preflight: its binary is started a second time while the first still
+//!   serves, to see that it would start. [`run`](Service::run) says what `main` must not do before it.
 //!
-//! The `tiny_http` engine is for clients that are trusted, or behind a proxy that speaks clean HTTP/1.1. What it cannot do:
+//! The `tiny_http` engine is for clients that are trusted, or for use behind a proxy that speaks clean HTTP/1.1. Its
+//! own limitations, none of which the native engine has:
 //!
 //! * A connection costs a thread and three descriptors: thousands are fine, a hundred thousand are not.
 //! * A byte above 0x7F in a request's head (a UTF-8 cookie), TLS bytes or a PROXY line close the connection without an
-//!   answer. Some of those on kept connections are counted and logged; few of those on new ones are, which end sooner than
-//!   the monitor looks.
+//!   answer. Some of these are counted and logged on kept-alive connections, and few on new ones, which end before they
+//!   are noticed.
 //! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
 //!   and logged, and leads to a re-exec before threads or descriptors run out.
 //! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes after a
 //!   chunked body. A folded header line counts as a header of its own, so that a proxy in front must unfold or refuse it.
 //!   Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
-//!   apart. A client that resets a connection and comes back from the same port may be closed without an answer.
+//!   apart. A client that resets a connection and connects again from the same port may be closed without an answer.
 //! * `tiny_http` answers some heads by itself (400, 417), without a log line. A fourth word of a request line is ignored.
 //! * A client that reads slowly holds its worker for as long as each write makes progress within the request timeout.
-//! * A crowd may exceed the most connections by as many (at least 128, at most 1,024); by a thousand before Linux 6.2, or
-//!   without /proc. The process listens on a second, private port.
-//! * A body that breaks off is dropped with an allocation of its whole rest: where address space is short, that can end the
+//! * A burst may exceed the limit on connections by as many again (at least 128, at most 1,024); by a thousand before
+//!   Linux 6.2, or without /proc. The process listens on a second, private port.
+//! * When a body breaks off, the whole rest of its length is allocated: where address space is short, that can end the
 //!   process.
-//! * Requests that a client pipelines are read ahead; beyond a limit the connection is ended. While 64 clients flood it on
-//!   two cores, others may wait for some tenths of a second; for seconds where the cores are busy with other work too.
+//! * Pipelined requests are read ahead; beyond a limit the connection is ended. While 64 clients flood the service on
+//!   two cores, others may wait for some tenths of a second, and for seconds if the cores are busy with other work too.
 //! * It installs a panic hook that leaves out the panics of `tiny_http`'s own threads.
 //!
 //! # The source
 //!
-//! In reading order; a folder uses only those behind it, but for `service`, which sees all:
+//! In reading order. `tests/tidy.rs` lists which folder may use which.
 //!
 //! | folder | |
 //! | --- | --- |

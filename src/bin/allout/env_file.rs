@@ -1,7 +1,7 @@
-//! Files of variables, as systemd's `EnvironmentFile=` has them: each start reads them, and each re-exec reads them anew.
+//! Files of variables, in the format of systemd's `EnvironmentFile=`: read at each start and each re-exec.
 //!
-//! A variable of the environment stays what it was when the process was started, also over a re-exec. So what is to change
-//! by a reload is read from a file, which overrides the environment, and which a flag overrides.
+//! A variable of the environment stays what it was when the process was started, also over a re-exec. So an option that
+//! a reload should change is read from a file, which overrides the environment, and which a flag overrides.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -126,12 +126,14 @@ impl Chars<'_> {
         next
     }
 
-    /// A value, up to the end of its last line, as systemd's `parse_env_file` reads it; none if the file ends before it.
+    /// A value, up to the end of its last line, as systemd's `parse_env_file` reads it; `None` if the file ends before
+    /// it.
     fn value(&mut self) -> Option<String> {
         let mut value = String::new();
-        // Where quotes open: at the start, and after others. The blanks there are none of the value.
+        // True where quotes may open: at the start, and after other quotes. Blanks there are not part of the value.
         let mut may_quote = true;
-        // Length of the value up to its last character that is quoted, or no blank: those at the end are not part of it.
+        // Length of the value up to its last character that is quoted or not blank: unquoted blanks at the end are not
+        // part of it.
         let mut kept = 0;
         loop {
             match self.next() {
@@ -157,7 +159,7 @@ impl Chars<'_> {
         Some(value)
     }
 
-    /// The rest of what is in these quotes; none if the file ends before them.
+    /// The rest of the text in these quotes; `None` if the file ends before they close.
     fn quoted(&mut self, quote: char, value: &mut String) -> Option<()> {
         loop {
             match self.next()? {
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_in_order_and_may_be_missing_if_they_say_so() {
+    fn files_are_read_in_order_and_may_be_missing_if_they_are_marked() {
         let path = std::env::temp_dir().join(format!("allout-env-{}", std::process::id()));
         std::fs::write(&path, "A=1\nA=2\n").unwrap();
         let read = |words: &[&str]| Variables::of_command_line(&words.iter().map(OsString::from).collect::<Vec<_>>());

@@ -8,6 +8,24 @@ use clap_mangen::Man;
 
 use crate::args::{AFTER_HELP, Generate, command, version};
 
+/// The two commands, for the man page: clap's own synopsis repeats every option.
+const SYNOPSIS: &str = "\
+.SH SYNOPSIS
+.B allout
+.RI [ OPTIONS ]
+.br
+.B allout healthcheck
+.RI [ URL ]
+";
+
+/// Variables that the program reads, for the man page. The options name theirs.
+const ENVIRONMENT: &str = "\
+Each option is also a variable, named beside it: \\-\\-drain\\-delay is ALLOUT_DRAIN_DELAY. A flag overrides its variable.
+.TP
+.B RUST_LOG
+What is logged; see LOG LEVELS.
+";
+
 /// Files that the program reads, for the man page.
 const FILES: &str = "\
 .TP
@@ -60,11 +78,10 @@ fn plain_command() -> clap::Command {
 /// The sections of man-pages(7): those of clap, and the paragraphs that the help ends with.
 fn write_man(out: &mut Vec<u8>) -> io::Result<()> {
     let command = plain_command();
-    let environment = environment(&command);
     let man = Man::new(command);
     man.render_title(out)?;
     man.render_name_section(out)?;
-    man.render_synopsis_section(out)?;
+    out.write_all(SYNOPSIS.as_bytes())?;
     man.render_description_section(out)?;
     let mut options = Vec::new();
     man.render_options_section(&mut options)?;
@@ -81,23 +98,11 @@ fn write_man(out: &mut Vec<u8>) -> io::Result<()> {
             let _ = write!(rest, ".SH {title}\n{roff}");
         }
         if name == "Exit codes" {
-            let _ = write!(rest, ".SH ENVIRONMENT\n{environment}.SH FILES\n{FILES}");
+            let _ = write!(rest, ".SH ENVIRONMENT\n{ENVIRONMENT}.SH FILES\n{FILES}");
         }
     }
     out.write_all(rest.as_bytes())?;
     man.render_version_section(out)
-}
-
-/// A variable for each option.
-fn environment(command: &clap::Command) -> String {
-    let mut roff = String::from("A flag overrides its variable.\n");
-    for arg in command.get_arguments() {
-        if let (Some(name), Some(long)) = (arg.get_env(), arg.get_long()) {
-            let (name, long) = (name.to_string_lossy(), escape(long));
-            let _ = write!(roff, ".TP\n.B {name}\nThe same as \\fB\\-\\-{long}\\fR.\n");
-        }
-    }
-    roff + &format!(".TP\n.B RUST_LOG\nWhat is logged; see {LOG_LEVELS}.\n")
 }
 
 /// `Title:` and the indented lines below it, as roff: a line with two columns becomes a tagged paragraph.
@@ -143,7 +148,7 @@ mod tests {
         }
         let has = |piece: &str| assert!(text.contains(piece), "{piece}: {text}");
         has(".TP\n.B 3\nthe grace period ran out");
-        has(".TP\n.B ALLOUT_GRACE\nThe same as \\fB\\-\\-grace\\fR.");
+        has("ALLOUT_GRACE");
         assert!(!text.contains("generate"), "the plain binary has no such option");
     }
 }

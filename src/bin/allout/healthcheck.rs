@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Most bytes that are read for a status line.
 const MAX_STATUS_LINE: usize = 256;
 
-/// Runs it with the arguments that follow `healthcheck`.
+/// Runs the check with the arguments that follow `healthcheck`.
 pub fn run() -> ExitCode {
     let words: Vec<_> = env::args_os().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
     let url = match &words[..] {
@@ -52,7 +52,7 @@ pub fn run() -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "allout: {why}"); // closed or full: the exit code says it
+    let _ = writeln!(io::stderr(), "allout: {why}"); // fails if stderr is closed or full: the exit code says it as well
     ExitCode::FAILURE
 }
 
@@ -65,7 +65,7 @@ fn default_url(variable: impl Fn(&str) -> Option<String>) -> String {
     }
     let address = match first.parse::<SocketAddr>() {
         Ok(mut address) => {
-            // The unspecified address is one to listen on, and not one to connect to.
+            // The unspecified address is for listening, not for connecting.
             match address.ip() {
                 IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
                 IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -92,8 +92,8 @@ fn split(url: &str) -> Result<(String, String), String> {
     Ok((host, if path.is_empty() { "/".to_owned() } else { path.to_owned() }))
 }
 
-/// Addresses of `HOST:PORT`. A name service might take longer than the check may, and its client is a part of the C library
-/// that a static program would carry for this alone.
+/// Addresses of `HOST:PORT`. No name service is asked: it might take longer than the check may, and a static program
+/// would carry its client, a part of the C library, for this alone.
 fn addresses(host: &str) -> Result<Vec<SocketAddr>, String> {
     let address = |text: String| text.parse::<SocketAddr>().ok();
     let found: Vec<_> = match host.strip_prefix("localhost:") {

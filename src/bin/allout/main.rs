@@ -3,7 +3,7 @@
 //! | file | |
 //! | --- | --- |
 //! | [`args`], [`env_file`] | the command line, its variables, and the files that hold them |
-//! | [`service`], [`token`] | the service: settings, routes, and who may stop it |
+//! | [`service`], [`token`] | the service: settings, routes, and the shutdown token |
 //! | [`logging`] | the log and the access log |
 //! | [`unit`] | `--systemd-unit` |
 //! | [`healthcheck`] | `allout healthcheck` |

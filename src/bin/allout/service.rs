@@ -1,4 +1,4 @@
-//! The service that the program is: its settings, its routes, and who may stop it.
+//! The service of the program: its settings, its routes, and its rules for `/shutdown`.
 
 use allout::{BodyError, Config, Request, Service, UnixSocket};
 

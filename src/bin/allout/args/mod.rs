@@ -109,7 +109,7 @@ impl Args {
         Some(format!("--{name} {address} is served by --{other} {same} already"))
     }
 
-    /// Warnings about options that do not have their effect beside the others.
+    /// Warnings about options that have no effect with the others.
     pub fn unused(&self) -> Vec<&'static str> {
         let mut unused = Vec::new();
         if self.receivers != 0 && self.engine.name() != "native" {
@@ -139,7 +139,7 @@ impl Args {
 }
 
 /// The options that this process was given, on its command line or in its environment, as variables; without
-/// `--systemd-unit`, and without those of the shutdown token, which is not for everyone to read.
+/// `--systemd-unit`, and without those of the shutdown token, which not every user may read.
 pub fn given() -> Vec<(String, String)> {
     let mut command = command();
     let Ok(matches) = command.try_get_matches_from_mut(std::env::args_os()) else { return Vec::new() };

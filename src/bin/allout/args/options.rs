@@ -20,16 +20,17 @@ Endpoints:
   /                    200 'hello, world', or 'hello, NAME' with ?user=NAME; so does every path not named here
   /healthz, /readyz    200 'ok'; 503 'draining' as soon as the service is asked to stop
   /livez               200 as long as the process can answer
-  /shutdown            200, then one out, all out (GET or POST): for this user and root on this machine, or with the token
+  /shutdown            200, then one out, all out (GET or POST): for root and the service's own user on this machine, or
+                       with the token
   /timeout             200 after --timeout-delay
   /metrics             Prometheus text
-  /status              the state of the service, as a page, and at /status.json: for clients that may use /shutdown
+  /status              the state of the service, as a page; /status.json has the same: for clients that may use /shutdown
 
 Signals:
-  TERM, INT    stop: finish what is in flight, then exit; a second one exits at once
-  HUP          re-exec: go on under the same pid with the binary, and the --env-file, that are on disk now
-  USR1         log the state: threads, members, connections, requests in flight
-  USR2         nothing; the file of --access-log may be renamed at any time
+  TERM, INT, QUIT  stop: answer the requests in flight, then exit; a second one exits at once
+  HUP              re-exec: go on under the same pid with the binary and the --env-file that are on disk now
+  USR1             log the state: threads, members, connections, requests in flight
+  USR2             ignored: the file of --access-log is reopened without a signal
 
 Exit codes:
   0      asked to stop, and every request was answered
@@ -51,8 +52,10 @@ Examples:
   ALLOUT_GRACE=5s allout --log-format json      options from both places
   allout --systemd-unit > /etc/systemd/system/allout.service
   curl http://127.0.0.1:8088/shutdown
-  allout --env-file /etc/default/allout --check   say whether it would start
-  allout healthcheck http://127.0.0.1:8088/healthz   exit 0 if it answers 2xx, else 1: for images without curl";
+  allout --env-file /etc/default/allout --check
+                                                say whether it would start
+  allout healthcheck http://127.0.0.1:8088/healthz
+                                                exit 0 if it answers 2xx, else 1: for images without curl";
 
 /// Options from the command line and the environment.
 ///
@@ -63,6 +66,7 @@ Examples:
     about = "A small HTTP service that starts as one and stops as one, and loses nothing on the way out.",
     long_about = None,
     version = version(),
+    override_usage = "allout [OPTIONS]\n       allout healthcheck [URL]",
     after_help = AFTER_HELP,
     // Replaced below, under a heading of their own and with one help for both spellings: two would drift apart.
     disable_help_flag = true,
@@ -95,7 +99,7 @@ pub struct Args {
     pub admin_listen: Option<SocketAddr>,
 
     /// What receives requests: tiny-http takes a thread for each connection;
-    /// native parses strictly, is faster, and stands any client
+    /// native parses strictly, is faster, and is for all clients
     #[arg(long, env = "ALLOUT_ENGINE", value_name = "NAME", default_value = EngineKind::default().name())]
     #[arg(help_heading = "Listening", value_parser = values::parse_engine, verbatim_doc_comment)]
     pub engine: EngineKind,
@@ -106,7 +110,7 @@ pub struct Args {
     #[arg(help_heading = "Capacity", value_parser = values::parse_one_or_more, allow_hyphen_values = true, verbatim_doc_comment)]
     pub workers: usize,
 
-    /// Threads that receive requests, of the native engine; 0 chooses for
+    /// Threads of the native engine that receive requests; 0 chooses for
     /// this machine
     #[arg(long, env = "ALLOUT_RECEIVERS", value_name = "N", default_value = "0")]
     #[arg(help_heading = "Capacity", value_parser = values::parse_count, allow_hyphen_values = true, verbatim_doc_comment)]
@@ -164,8 +168,8 @@ pub struct Args {
     #[arg(help_heading = "Logging", hide_possible_values = true, verbatim_doc_comment)]
     pub log_format: LogFormat,
 
-    /// Log a line for every response: on, in the log, or in a file of its own,
-    /// in the combined format, which may be renamed at any time
+    /// Log a line for every response: 'on' in the log, or FILE in a file of
+    /// its own, in the combined format. The file may be renamed at any time
     #[arg(long, env = "ALLOUT_ACCESS_LOG", value_name = "off|on|FILE", default_value = "off")]
     #[arg(help_heading = "Logging", value_parser = values::parse_access_log, verbatim_doc_comment)]
     pub access_log: AccessLog,
@@ -188,13 +192,13 @@ pub struct Args {
     #[arg(help_heading = "Shutdown route", value_parser = NonEmptyStringValueParser::new(), verbatim_doc_comment)]
     pub shutdown_token: Option<String>,
 
-    /// No /shutdown route: it answers 404
+    /// Leave out the /shutdown route, which then answers 404
     #[arg(long, env = "ALLOUT_NO_SHUTDOWN", action = ArgAction::SetTrue)]
     #[arg(help_heading = "Shutdown route", value_parser = BoolishValueParser::new(), verbatim_doc_comment)]
     pub no_shutdown: bool,
 
     /// File with variables, a line each, read at the start and at each re-exec.
-    /// It overrides the environment. With a - before it it need not exist
+    /// It overrides the environment. With a - before its name it may be missing
     #[arg(long, env = "ALLOUT_ENV_FILE", value_name = "FILE", value_delimiter = ',')]
     #[arg(help_heading = "Start", verbatim_doc_comment)]
     pub env_file: Vec<String>,
@@ -208,8 +212,8 @@ pub struct Args {
     pub check: Option<Check>,
 
     /// Print a hardened unit for this binary, with the other options in it,
-    /// and exit: the service, the socket that starts it, a service of a user,
-    /// or a template whose instances are ports
+    /// and exit: the service, the socket that starts it, a service for a
+    /// user's own manager, or a template whose instances are ports
     #[arg(long, env = "ALLOUT_SYSTEMD_UNIT", value_name = "service|socket|user|template")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "service", hide_possible_values = true)]
     #[arg(help_heading = "systemd", verbatim_doc_comment)]

@@ -62,7 +62,8 @@ fn the_file_of_options_in_packages_has_every_option_with_its_default() {
     let file = include_str!("../../../packaging/allout.default");
     for arg in command().get_arguments() {
         let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
-        // The first is for everyone to read, the second prints a unit, and the third names this file.
+        // Every user can read the file, so that it must not hold the token; the second prints a unit, and the third
+        // names this file.
         let is_left_out = ["ALLOUT_SHUTDOWN_TOKEN", "ALLOUT_SYSTEMD_UNIT", "ALLOUT_ENV_FILE"].contains(&name);
         let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
         let line = format!("\n#{name}={}", default.unwrap_or_default());
@@ -121,7 +122,7 @@ fn durations_parse_or_say_what_would() {
 }
 
 #[test]
-fn numbers_of_nothing_are_refused_where_nothing_would_work() {
+fn zero_is_refused_where_nothing_would_work() {
     assert!(rejection(&["--workers", "0"]).contains("1 or more"));
     assert!(rejection(&["--max-connections", "0"]).contains("1 or more"));
     assert!(rejection(&["--queue=-1"]).contains("whole number"));
@@ -140,7 +141,7 @@ fn access_logs_and_proxies_are_files_and_networks_or_say_what_would_be() {
 }
 
 #[test]
-fn a_unit_needs_no_value_and_swallows_no_neighbour() {
+fn the_unit_option_needs_no_value_and_takes_no_other_argument() {
     assert_eq!(read(&["--systemd-unit"]).unwrap().systemd_unit, Some(Unit::Service));
     assert_eq!(read(&["--systemd-unit=socket"]).unwrap().systemd_unit, Some(Unit::Socket));
     rejection(&["--systemd-unit", "socket"]);
@@ -167,7 +168,7 @@ fn a_slip_gets_a_suggestion() {
 }
 
 #[test]
-fn options_without_effect_are_told() {
+fn options_without_effect_are_warned_about() {
     let unused = |line: &[&str]| read(line).unwrap().unused().join(" ");
     assert!(unused(&["--unix-mode", "660"]).contains("--unix-mode"));
     assert!(unused(&["--unix-owner", ":0"]).contains("--unix-owner"));

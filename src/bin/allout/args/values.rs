@@ -44,7 +44,7 @@ pub enum AccessLog {
     Off,
     /// In the log.
     On,
-    /// In a file of their own.
+    /// In a file of its own.
     File(PathBuf),
 }
 
@@ -53,7 +53,7 @@ pub enum AccessLog {
 pub enum Check {
     /// All conditions of a start.
     Start,
-    /// The conditions of a re-exec: the addresses are there.
+    /// The conditions of a re-exec, which keeps the addresses.
     Reload,
 }
 
@@ -110,7 +110,8 @@ pub fn parse_owner(text: &str) -> Result<Owner, String> {
     Ok(Owner { user: parse_id(user, "/etc/passwd")?, group: parse_id(group, "/etc/group")? })
 }
 
-/// The number of a user or a group; none if it is not given. Both files have it in the third field: passwd(5), group(5).
+/// The number of a user or a group; `None` if it is not given. Both files have it in the third field: passwd(5),
+/// group(5).
 fn parse_id(text: &str, file: &str) -> Result<Option<u32>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -184,7 +185,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A timeout of zero would end every request before it starts. "Never", which 0 may be meant to say, does not exist here.
+/// A timeout of zero would end every request before it starts. There is no value for "never", which 0 may be meant to
+/// say.
 pub fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("expected more than nothing, as in 30s; there is no 'never'".to_owned()),

@@ -1,8 +1,8 @@
 //! The access log as a file of its own, in the *combined* format that nginx, Apache and their tools have.
 //!
-//! The file is opened anew when its path names another one, or none: so it can be renamed, as `logrotate` does, without a
-//! signal. A line costs a `stat` and a `write`, which never waits: a pipe, `/dev/stdout` of a container for one, whose
-//! reader is slow costs lines, and no time. The log says when lines are lost, and how many were.
+//! The file is reopened when its path names another file, or none: so it can be renamed, as `logrotate` does, without a
+//! signal. A line costs a `stat` and a `write` that never waits: if the reader of a pipe, such as `/dev/stdout` of a
+//! container, is slow, lines are lost instead. The log says when lines are lost, and how many.
 
 use std::fmt::Write as _; // writing to a String cannot fail
 use std::fs::{File, OpenOptions};
@@ -23,7 +23,7 @@ pub(super) struct AccessFile {
     open: Mutex<Open>,
 }
 
-/// The file that is open at the moment.
+/// The open file.
 struct Open {
     file: File,
     /// Only the beginning of the last line was written.
@@ -33,7 +33,7 @@ struct Open {
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {
-    // Without waiting, now for the reader of a FIFO, and later for room.
+    // `O_NONBLOCK`: this call does not wait for the reader of a FIFO, and a write does not wait for room.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
@@ -43,7 +43,7 @@ fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
 }
 
 impl Open {
-    /// Writes a line. What cannot be written at once is lost.
+    /// Writes a line. The part that cannot be written at once is lost.
     fn write(&mut self, line: &str) -> io::Result<()> {
         // The beginning of a line that was cut becomes a line of its own.
         let line = if self.is_cut { format!("\n{line}") } else { line.to_owned() };
@@ -71,7 +71,7 @@ impl AccessFile {
         let mut current = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let named = std::fs::metadata(&self.path).map(|metadata| identity(&metadata)).ok();
         if named.is_none() || current.file.metadata().map(|metadata| identity(&metadata)).ok() != named {
-            // If that fails the renamed one goes on: it has the lines at least.
+            // If that fails, lines go on into the renamed file.
             if let Ok(new) = open(&self.path) {
                 *current = Open { file: new, is_cut: false, ..*current };
             }

@@ -1,9 +1,9 @@
 //! The log of the program: `env_logger`'s filter, our lines, and a writer that never blocks.
 //!
-//! Three promises. *One event is one line*: control characters and their relatives are escaped in both formats,
-//! whatever a client managed to get into a message. *Logging never blocks a request*: a line is written whole and at
-//! once, or it is dropped and counted, and the next line that fits is preceded by one that says how many were dropped.
-//! *Logging never ends the process*: a stderr that is closed or broken is ignored.
+//! Three promises. *One event is one line*: control characters, and others that could break or forge a line, are
+//! escaped in both formats, whatever a client has put into a message. *Logging never blocks a request*: a line is
+//! written whole and at once, or it is dropped and counted, and the next line that fits is preceded by one that says
+//! how many were dropped. *Logging never ends the process*: a stderr that is closed or broken is ignored.
 //!
 //! Dropping lines is deliberate. Waiting turns a stuck log reader into a stuck service; queueing turns it into memory
 //! that grows until something else breaks.
@@ -11,7 +11,7 @@
 //! | file | |
 //! | --- | --- |
 //! | [`access`] | the access log as a file of its own |
-//! | [`event`] | what one line says: level, target, message, fields; bounded while it is formatted |
+//! | [`event`] | the parts of a line: level, target, message, fields; bounded while they are formatted |
 //! | [`render`] | an event as a line of text or JSON, cut to [`MAX_LINE`](event::MAX_LINE) |
 //! | [`sink`] | the writer: writes without blocking, or drops and counts |
 
@@ -89,7 +89,7 @@ fn access_file(path: &Path) -> io::Result<AccessFile> {
     AccessFile::new(path.to_owned()).map_err(named)
 }
 
-/// The reason why filters cannot be used. Those that match no line would hide this, and everything else.
+/// The reason why filters cannot be used. Filters that match no line would hide this warning, and everything else.
 fn unusable(filters: &str) -> Option<String> {
     let error = env_filter::Builder::new().try_parse(filters).err().map(|error| error.to_string());
     error.or_else(|| {

@@ -1,8 +1,8 @@
 //! The systemd units: what `--systemd-unit` prints.
 //!
-//! They are the units of the packages, with what differs put in: [`SERVICE`] and [`SOCKET`]. The service is given nothing
-//! that it does not use. Options that are given beside `--systemd-unit` become variables of the unit, which
-//! `/etc/default/allout` overrides; what they need of the system, such as a port below 1024, is allowed.
+//! They are made from the units of the packages, [`SERVICE`] and [`SOCKET`], which grant the service nothing that it
+//! does not use. Options that are given with `--systemd-unit` become variables of the unit, which `/etc/default/allout`
+//! overrides; the unit allows what they need of the system, such as a port below 1024.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -65,7 +65,7 @@ pub struct Options {
     pub addresses: Vec<SocketAddr>,
     /// Unix sockets that are served.
     pub unix: Vec<PathBuf>,
-    /// They get another owner.
+    /// Whether the Unix sockets get another owner.
     pub changes_owner: bool,
     /// File of the access log.
     pub access_log: Option<PathBuf>,
@@ -159,7 +159,7 @@ pub fn print(unit: Unit, args: &Args) -> io::Result<()> {
 fn service_unit(binary: &Path, options: &Options, template: bool) -> String {
     // DynamicUser could not enter these, and ProtectHome and PrivateTmp hide them.
     let hidden = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"].iter().any(|place| binary.starts_with(place));
-    // However well quoted.
+    // systemd refuses these even if they are quoted.
     let refused = |c: char| c.is_control() || matches!(c, '"' | '\'' | '\\');
     let note = if hidden {
         "# CAUTION: this unit cannot see the place where the binary is. Install it, as /usr/local/bin/allout, first.\n"
@@ -246,7 +246,7 @@ fn socket_unit(listen: &[SocketAddr], unix: &[PathBuf], mode: Mode, owner: Optio
     }
     let mut unit = SOCKET.to_owned();
     if !is_local {
-        // The rules of the service do not apply to sockets that it did not make.
+        // The rules in the service's unit do not apply to sockets that systemd has made.
         let anyone = "# To let only some in: IPAddressDeny=any, and IPAddressAllow= with their networks.";
         unit = with_paragraph(&unit, "# Connections", anyone);
     }

@@ -21,7 +21,7 @@ fn the_binary_is_quoted_where_it_must_be() {
 fn options_become_variables_and_what_they_need_is_allowed() {
     let binary = Path::new("/usr/bin/allout");
     let unit = service_unit(binary, &Options::default(), false);
-    // An address in the file of options must not meet a rule that keeps its clients out.
+    // For an address in the file of options no rule of the unit may keep clients out.
     assert!(unit.contains("\nIPAddressAllow=any\n") && unit.contains("\nPrivateUsers=yes\n"), "{unit}");
     assert_eq!(unit.matches("\nEnvironment=").count(), 1, "{unit}");
 
@@ -71,7 +71,7 @@ fn a_binary_that_the_unit_hides_is_pointed_out() {
 }
 
 #[test]
-fn the_socket_admits_those_who_can_reach_its_address() {
+fn the_socket_admits_clients_that_can_reach_its_address() {
     let socket_unit = |listen: &[SocketAddr]| socket_unit(listen, &[], Mode(0), None);
     let local = socket_unit(&[SocketAddr::from(([127, 0, 0, 1], 8088))]);
     assert!(local.contains("ListenStream=127.0.0.1:8088\n") && local.contains("\nIPAddressDeny=any\n"), "{local}");

@@ -93,7 +93,7 @@ fn admin_routes_are_elsewhere_if_they_are_moved() {
 
 #[cfg(feature = "metrics")]
 #[test]
-fn metrics_of_the_services_own_are_shown_behind_ours() {
+fn metrics_of_the_application_are_appended() {
     let running = start(
         Service::new()
             .append_metrics(|| "# TYPE shop_sold_total counter\nshop_sold_total 7\n".to_owned())

@@ -47,7 +47,7 @@ fn a_crowd_within_the_limit_on_descriptors_is_held_and_delays_no_others() {
     let resident = server.resident();
     let mut crowd: Vec<Connection> = (0..CROWD).map(|_| server.connect()).collect();
     for connection in &mut crowd {
-        connection.say("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
+        connection.send_raw("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
     }
     for (n, connection) in crowd.iter_mut().enumerate() {
         let response = connection.read_response("GET", LIMIT).unwrap_or_else(|error| panic!("connection {n}: {error}"));

@@ -26,7 +26,7 @@ fn load(server: &Serving, clients: usize, mode: Mode) -> Load {
     Load {
         mode,
         lasts: LIMIT,
-        // Who is ignored while the port closes learns of its end sooner than by the kernel's second attempt.
+        // A client whose SYN is dropped while the port closes tries again sooner than the kernel does (1 s).
         connect_limit: Duration::from_millis(200),
         ..Load::new(server.addr, clients)
     }
@@ -70,7 +70,7 @@ fn sigterm_loses_nothing_of_kept_connections() {
     loses_nothing(&[], 32, Mode::KeepAlive, 0);
 }
 
-/// They pass the filter that keeps others from connecting while a stop is under way.
+/// Their packets pass the filter that keeps other clients from connecting during a stop.
 #[test]
 fn sigterm_loses_nothing_of_clients_whose_packets_have_the_greatest_ttl() {
     let _alone = alone();
@@ -83,19 +83,19 @@ fn sigterm_loses_nothing_of_clients_whose_packets_have_the_greatest_ttl() {
     }
 }
 
-/// Until the end they are ignored, so that they may meet the next instance.
+/// The kernel ignores them until the end, so that they may reach the next instance.
 #[test]
 fn new_connections_are_not_refused_while_a_request_is_in_flight() {
     let _alone = alone();
-    // Longer than it takes until connections are refused where they come in all the same.
+    // Longer than the time after which connections that pass the filter are refused.
     let mut server = Allout::new().args(["--timeout-delay", "1500ms", "--keepalive-min", "1s"]).start();
     let (mut slow, mut late) = (server.connect(), server.connect());
     slow.request("GET", "/timeout");
     server.wait_until_read(&slow);
     server.signal(Signal::TERM);
-    assert_eq!(slow.hear("GET").status, 200);
+    assert_eq!(slow.expect_response("GET").status, 200);
     late.request("GET", "/timeout");
-    let answered = thread::spawn(move || late.hear("GET").status);
+    let answered = thread::spawn(move || late.expect_response("GET").status);
     wait_until(LIMIT, "the end of accepting", || server.log().contains("no longer accepting"));
     while !answered.is_finished() {
         let refused = TcpStream::connect_timeout(&server.addr, Duration::from_millis(100)).map(drop);
@@ -156,7 +156,7 @@ fn sigterm_loses_nothing_while_the_cores_are_busy() {
 }
 
 #[test]
-fn what_was_pipelined_before_the_drain_is_answered() {
+fn requests_pipelined_before_the_drain_are_answered() {
     let _alone = alone();
     for _ in 0..RUNS {
         let server = Allout::new().start();
@@ -168,21 +168,21 @@ fn what_was_pipelined_before_the_drain_is_answered() {
 }
 
 #[test]
-fn pipelined_behind_a_slow_request_is_answered_too() {
+fn requests_pipelined_behind_a_slow_one_are_answered() {
     let _alone = alone();
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut connection = server.connect();
     let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: allout.test\r\n\r\n");
-    connection.say(["/timeout", "/?user=2", "/?user=3", "/?user=4"].map(request).concat());
+    connection.send_raw(["/timeout", "/?user=2", "/?user=3", "/?user=4"].map(request).concat());
     server.wait_until_read(&connection);
     server.signal(Signal::TERM);
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     for name in ["2", "3", "4"] {
-        let response = connection.hear("GET");
+        let response = connection.expect_response("GET");
         assert_eq!((response.status, response.text()), (200, format!("hello, {name}")));
         assert_eq!(response.closes(), name == "4", "{response:?}");
     }
-    connection.hear_end();
+    connection.expect_end();
     server.assert_exit(0, LIMIT);
 }
 
@@ -194,7 +194,7 @@ fn a_drain_delay_loses_nothing_and_accepts_every_connection_meanwhile() {
         let server = Allout::new().args(["--drain-delay", "1s"]).start();
         let load = Load { retry: true, ..load(&server, 16, mode) };
         let mut server = server;
-        // These go on until the time is over, which is before the delay is.
+        // These clients run until their time is over, before the delay ends.
         let load = Load { lasts: Duration::from_millis(900), ..load };
         let began = Instant::now();
         let running = Running::start(load, Some(server.id())).expect("the clients start");
@@ -231,7 +231,7 @@ fn shutdown_loses_nothing_its_own_response_included() {
         let (_server, report) = end_under(server, load, |server| {
             let mut connection = server.connect();
             assert_eq!(connection.ask("POST", "/shutdown").status, 200);
-            connection.hear_end();
+            connection.expect_end();
         });
         assert_nothing_lost(&report);
     }
@@ -281,13 +281,13 @@ fn idle_connections_do_not_delay_the_exit_after_the_last_response() {
     slow.request("GET", "/timeout");
     server.wait_until_read(&slow);
     server.signal(Signal::TERM);
-    let response = slow.hear("GET");
+    let response = slow.expect_response("GET");
     let answered = Instant::now();
     assert_eq!(response.status, 200, "{response:?}");
     server.assert_exit(0, LIMIT);
     assert!(answered.elapsed() < MARGIN, "the exit came {:?} after the response", answered.elapsed());
     for connection in &mut idle {
-        connection.hear_end();
+        connection.expect_end();
     }
 }
 
@@ -310,7 +310,7 @@ fn a_request_on_an_idle_connection_within_the_minimum_keep_alive_is_answered() {
         let response = connection.ask("GET", "/?user=late");
         assert_eq!((response.status, response.text().as_str()), (200, "hello, late"));
         assert!(response.closes(), "does not say that it is the last: {response:?}");
-        connection.hear_end();
+        connection.expect_end();
     }
     server.assert_exit(0, LIMIT);
 }

@@ -35,7 +35,7 @@ fn ask(connection: &mut Connection, path: &str) -> http::Response {
     connection.read_response("GET", LIMIT).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// A service whose listener stands still for a while once `/hold` is asked: what arrives meanwhile is in tiny_http.
+/// A service whose listener blocks for a while in `/hold`: requests that arrive meanwhile stay in tiny_http.
 struct Held {
     service: ServiceHandle,
     address: SocketAddr,

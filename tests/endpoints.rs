@@ -325,32 +325,32 @@ fn pipelined_requests_are_answered_in_order() {
     let mut connection = server.connect();
     let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: allout.test\r\n\r\n");
     let all: String = ["/?user=1", "/timeout", "/?user=2", "/healthz", "/?user=3"].map(request).concat();
-    connection.say(all);
-    assert_answer(&connection.hear("GET"), 200, "hello, 1");
-    assert_eq!(connection.hear("GET").status, 200);
-    assert_answer(&connection.hear("GET"), 200, "hello, 2");
-    assert_answer(&connection.hear("GET"), 200, "ok");
-    assert_answer(&connection.hear("GET"), 200, "hello, 3");
+    connection.send_raw(all);
+    assert_answer(&connection.expect_response("GET"), 200, "hello, 1");
+    assert_eq!(connection.expect_response("GET").status, 200);
+    assert_answer(&connection.expect_response("GET"), 200, "hello, 2");
+    assert_answer(&connection.expect_response("GET"), 200, "ok");
+    assert_answer(&connection.expect_response("GET"), 200, "hello, 3");
 }
 
 #[test]
-fn a_client_that_asks_for_the_end_gets_it() {
+fn a_connection_closes_when_its_client_asks_for_it() {
     let server = Allout::new().start();
     let mut connection = server.connect();
-    connection.say("GET / HTTP/1.1\r\nHost: allout.test\r\nConnection: close\r\n\r\n");
-    let response = connection.hear("GET");
+    connection.send_raw("GET / HTTP/1.1\r\nHost: allout.test\r\nConnection: close\r\n\r\n");
+    let response = connection.expect_response("GET");
     assert_answer(&response, 200, "hello, world");
     assert!(response.closes(), "{response:?}");
-    connection.hear_end();
+    connection.expect_end();
 }
 
 #[test]
 fn http_1_0_is_answered_and_ended() {
     let server = Allout::new().start();
     let mut connection = server.connect();
-    connection.say("GET /?user=old HTTP/1.0\r\n\r\n");
-    assert_answer(&connection.hear("GET"), 200, "hello, old");
-    connection.hear_end();
+    connection.send_raw("GET /?user=old HTTP/1.0\r\n\r\n");
+    assert_answer(&connection.expect_response("GET"), 200, "hello, old");
+    connection.expect_end();
 }
 
 #[test]
@@ -376,12 +376,12 @@ fn a_body_is_read_and_thrown_away() {
     ];
     for body in bodies {
         let mut connection = server.connect();
-        connection.say(format!("{head}{body}"));
-        let response = connection.hear("POST");
+        connection.send_raw(format!("{head}{body}"));
+        let response = connection.expect_response("POST");
         assert_answer(&response, 200, "hello, sender");
         // Either the body was read to its end, or nothing more may come on this connection.
         if response.closes() {
-            connection.hear_end();
+            connection.expect_end();
         } else {
             assert_answer(&connection.ask("GET", "/?user=next"), 200, "hello, next");
         }
@@ -392,14 +392,14 @@ fn a_body_is_read_and_thrown_away() {
 fn a_client_that_waits_for_continue_is_told_to() {
     let server = Allout::new().start();
     let mut connection = server.connect();
-    connection.say("POST / HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    connection.send_raw("POST / HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     // Either it is told to go on, or it gets its answer at once; what it must not do is to wait for ever.
     server.wait_until_read(&connection);
     let early = connection.read_interim(LIMIT);
     match early {
         Ok(100) => {
-            connection.say("hello");
-            assert_answer(&connection.hear("POST"), 200, "hello, world");
+            connection.send_raw("hello");
+            assert_answer(&connection.expect_response("POST"), 200, "hello, world");
         }
         Ok(200) => {}
         other => panic!("waited for 100 or 200: {other:?}"),
@@ -418,6 +418,6 @@ fn it_serves_on_ipv6() {
     assert_answer(&connection.ask("GET", "/?user=six"), 200, "hello, six");
     assert_answer(&connection.ask("GET", "/healthz"), 200, "ok");
     server.signal(Signal::TERM);
-    connection.hear_end();
+    connection.expect_end();
     server.assert_exit(0, LIMIT);
 }

@@ -48,7 +48,7 @@ fn with_anyhow(request: &mut Request) -> anyhow::Result<String> {
 }
 
 #[test]
-fn whatever_a_handler_fails_with_is_a_500_whose_cause_only_the_log_has() {
+fn every_error_of_a_handler_is_a_500_whose_cause_only_the_log_has() {
     let service = Service::new()
         .get("/io", |_| -> io::Result<()> { Err(gone()) })
         .get("/boxed", |_| -> Result<(), Box<dyn Error>> { Err(gone())? })

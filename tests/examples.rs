@@ -45,7 +45,7 @@ fn put(address: SocketAddr, name: &str, announced: usize, body: &[u8], cut: bool
 }
 
 #[test]
-fn the_uploads_example_keeps_what_is_whole_and_nothing_else() {
+fn the_uploads_example_keeps_whole_uploads_alone() {
     let directory = Folder::new("uploads");
     let running = start(uploads::service(directory.to_path_buf()));
     let address = running.address();

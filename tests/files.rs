@@ -175,7 +175,7 @@ fn a_client_is_sent_what_it_does_not_have() {
 }
 
 #[test]
-fn a_precompressed_sibling_goes_to_those_who_accept_it() {
+fn a_precompressed_sibling_is_sent_to_clients_that_accept_it() {
     let tree = Tree::new("coding");
     tree.add("app.js", "code").add("app.js.gz", "gzipped").add("app.js.br", "brotli").add("plain.js", "code");
     let service = tree.service();

@@ -92,7 +92,7 @@ fn it_says_why_it_did_not_start() {
 }
 
 #[test]
-fn slips_are_told_before_anything_starts() {
+fn slips_are_reported_before_anything_starts() {
     let says = |service: Service, expected: &str| {
         let error = service.would_start().expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");

@@ -99,7 +99,7 @@ fn a_whole_request_with_a_half_close_behind_it_is_answered(engine: &str) {
 }
 
 /// Items 17 and 24: each is 400, the connection ends, and nothing behind it is handled.
-fn what_cannot_be_framed_is_a_400_and_the_end(engine: &str) {
+fn a_body_that_cannot_be_framed_is_a_400_and_closes_the_connection(engine: &str) {
     let server = start(engine);
     let get = |headers: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
     let body = "5\r\nhello\r\n0\r\n\r\n";
@@ -199,7 +199,7 @@ tests_of_both_engines! {
     a_chunked_body_that_is_whole_is_answered;
     a_whole_request_with_a_half_close_behind_it_is_answered;
     #[tiny_http = "5 of 12: lines that begin with a space, and \\x0b and \\x0c as if they were spaces"]
-    what_cannot_be_framed_is_a_400_and_the_end;
+    a_body_that_cannot_be_framed_is_a_400_and_closes_the_connection;
     no_continue_is_sent_where_there_is_no_body;
     #[tiny_http = "417: tiny_http would send 100 Continue"]
     an_expectation_in_http_1_0_is_ignored;

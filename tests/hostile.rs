@@ -47,7 +47,7 @@ fn assert_lets_go(server: &Serving, limit: Duration) {
 fn burst(server: &Serving, number: usize) -> Vec<Connection> {
     let mut all = connections(server, number);
     for connection in &mut all {
-        connection.say(GET);
+        connection.send_raw(GET);
     }
     for (n, connection) in all.iter_mut().enumerate() {
         match connection.read_response("GET", LIMIT) {
@@ -89,10 +89,10 @@ fn silent_and_trickling_clients_are_closed_in_time_and_delay_no_others() {
     let began = Instant::now();
     let mut silent = connections(&server, 100);
     let mut half = connections(&server, 100);
-    half.iter_mut().for_each(|connection| connection.say("GET /he"));
+    half.iter_mut().for_each(|connection| connection.send_raw("GET /he"));
     assert_others(&server, 10);
     let mut trickling: Vec<_> = connections(&server, 20);
-    trickling.iter_mut().for_each(|connection| connection.say("GET / HTTP/1.1\r\nX: "));
+    trickling.iter_mut().for_each(|connection| connection.send_raw("GET / HTTP/1.1\r\nX: "));
     while began.elapsed() < Duration::from_millis(1500) {
         for connection in &mut trickling {
             let _ = connection.send(b"x"); // it may be closed
@@ -101,7 +101,7 @@ fn silent_and_trickling_clients_are_closed_in_time_and_delay_no_others() {
         thread::sleep(Duration::from_millis(200));
     }
     for connection in silent.iter_mut().chain(&mut half) {
-        connection.hear_end();
+        connection.expect_end();
     }
     for connection in &trickling {
         wait_until(LIMIT, "a trickling connection to be closed", || connection.look() != common::http::Look::Open);
@@ -179,7 +179,7 @@ fn bodies_that_never_come_delay_no_others_and_are_closed_in_time() {
     for (n, connection) in posts.iter_mut().enumerate() {
         let rest =
             if n % 2 == 0 { "Content-Length: 5000\r\n\r\nab" } else { "Transfer-Encoding: chunked\r\n\r\n5\r\na" };
-        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\n{rest}"));
+        connection.send_raw(format!("POST / HTTP/1.1\r\nHost: a\r\n{rest}"));
     }
     assert_others(&server, 20);
     for connection in &mut posts {
@@ -206,7 +206,7 @@ fn short_bodies_that_are_not_in_memory_delay_no_others() {
     for (name, raw) in rows {
         eprintln!("a body {name}");
         let mut connection = server.connect();
-        connection.say(raw);
+        connection.send_raw(raw);
         server.wait_until_read(&connection);
         assert_others(&server, 2);
     }
@@ -217,16 +217,16 @@ fn short_bodies_that_are_not_in_memory_delay_no_others() {
 fn a_pipeline_is_answered_in_order_and_occupies_one_worker() {
     let server = allout().args(["--timeout-delay", "1s", "--workers", "2", "--queue", "1"]).start();
     let mut greedy = server.connect();
-    greedy.say(format!("{SLOW}{}", GET.repeat(500)));
+    greedy.send_raw(format!("{SLOW}{}", GET.repeat(500)));
     server.wait_until_read(&greedy);
     // The other worker is free for another's slow request.
     let mut other = server.connect();
-    other.say(SLOW);
+    other.send_raw(SLOW);
     assert_others(&server, 10);
-    assert_eq!(other.hear("GET").status, 200);
-    assert_eq!(greedy.hear("GET").text(), "done");
+    assert_eq!(other.expect_response("GET").status, 200);
+    assert_eq!(greedy.expect_response("GET").text(), "done");
     for _ in 0..500 {
-        assert_eq!(greedy.hear("GET").text(), "hello, world");
+        assert_eq!(greedy.expect_response("GET").text(), "hello, world");
     }
     assert_sound(server);
 }
@@ -241,10 +241,10 @@ fn many_pipelined_requests_behind_a_slow_one_are_answered_within_bounded_memory(
     let mut sender = greedy.stream().try_clone().expect("a descriptor is left");
     thread::scope(|scope| {
         scope.spawn(move || sender.write_all(format!("{SLOW}{}", GET.repeat(MANY)).as_bytes()));
-        assert_eq!(greedy.hear("GET").text(), "done");
+        assert_eq!(greedy.expect_response("GET").text(), "done");
         let mut most = 0;
         for n in 0..MANY {
-            assert_eq!(greedy.hear("GET").text(), "hello, world", "request {n}");
+            assert_eq!(greedy.expect_response("GET").text(), "hello, world", "request {n}");
             if n % 1000 == 0 {
                 most = most.max(server.resident());
                 assert_others(&server, 1);
@@ -277,7 +277,7 @@ fn clients_that_never_read_delay_no_others_and_are_closed_in_time() {
 }
 
 #[test]
-fn what_a_crowd_took_is_given_back_when_it_has_left() {
+fn the_resources_of_a_crowd_are_released_when_it_has_left() {
     let server = allout().start();
     let before = server.resident();
     let crowd = burst(&server, 300);
@@ -320,10 +320,10 @@ fn long_heads_are_not_throttled_however_many_come_at_once() {
             scope.spawn(|| {
                 for _ in 0..10 {
                     let mut connection = server.connect();
-                    connection.say(&long);
-                    assert_eq!(connection.hear("GET").status, 200);
-                    connection.say(&long);
-                    assert_eq!(connection.hear("GET").status, 200);
+                    connection.send_raw(&long);
+                    assert_eq!(connection.expect_response("GET").status, 200);
+                    connection.send_raw(&long);
+                    assert_eq!(connection.expect_response("GET").status, 200);
                 }
             });
         }
@@ -336,10 +336,10 @@ fn all_slow_at_once(number: usize, within: Duration) {
     let server = allout().args(["--timeout-delay", "1s"]).start();
     let mut slow = connections(&server, number);
     let began = Instant::now();
-    slow.iter_mut().for_each(|connection| connection.say(SLOW));
+    slow.iter_mut().for_each(|connection| connection.send_raw(SLOW));
     assert_others(&server, 4);
     for connection in &mut slow {
-        assert_eq!(connection.hear("GET").status, 200);
+        assert_eq!(connection.expect_response("GET").status, 200);
     }
     assert!(began.elapsed() < within, "{number} slow requests took {:?}", began.elapsed());
     drop(slow);
@@ -362,14 +362,14 @@ fn a_thousand_slow_requests_run_at_once() {
 fn the_least_recently_used_connections_are_evicted_and_none_in_flight() {
     let server = allout().args(["--max-connections", "30", "--timeout-delay", "2s"]).start();
     let mut busy = server.connect();
-    busy.say(SLOW);
+    busy.send_raw(SLOW);
     server.wait_until_read(&busy);
     let idle = burst(&server, 25);
     let _newer = burst(&server, 25);
     assert_others(&server, 4);
     let is_gone = |connection: &&Connection| connection.look() != common::http::Look::Open;
     wait_until(LIMIT, "the idlest to be closed", || idle.iter().filter(is_gone).count() >= 20);
-    assert_eq!(busy.hear("GET").status, 200);
+    assert_eq!(busy.expect_response("GET").status, 200);
     assert_sound(server);
 }
 
@@ -379,13 +379,13 @@ fn a_connection_at_the_closed_gate_is_accepted_once_others_have_become_idle() {
     let mut all: Vec<_> = (0..17)
         .map(|_| {
             let mut connection = server.connect();
-            connection.say(SLOW);
+            connection.send_raw(SLOW);
             server.wait_until_read(&connection); // in flight: not one that may be sent away
             connection
         })
         .collect();
     for connection in &mut all {
-        assert_eq!(connection.hear("GET").status, 200);
+        assert_eq!(connection.expect_response("GET").status, 200);
     }
     // They stay open: the idlest have to make room, for as many as the gate opens for.
     assert_eq!(server.get("/").status, 200);
@@ -393,15 +393,15 @@ fn a_connection_at_the_closed_gate_is_accepted_once_others_have_become_idle() {
 }
 
 #[test]
-fn what_is_beyond_workers_and_queue_is_shed_at_once() {
+fn requests_beyond_workers_and_queue_are_shed_at_once() {
     let server = allout().args(["--workers", "2", "--queue", "2", "--timeout-delay", "2s"]).start();
     let mut all = connections(&server, 12);
     let began = Instant::now();
-    all.iter_mut().for_each(|connection| connection.say(SLOW));
+    all.iter_mut().for_each(|connection| connection.send_raw(SLOW));
     assert_others(&server, 4);
     let mut shed = 0;
     for connection in &mut all {
-        let response = connection.hear("GET");
+        let response = connection.expect_response("GET");
         if response.status == 503 {
             assert!(response.header("retry-after").is_some(), "{response:?}");
             shed += 1;
@@ -415,20 +415,20 @@ fn what_is_beyond_workers_and_queue_is_shed_at_once() {
 }
 
 #[test]
-fn a_request_that_is_shed_is_told_so_also_where_its_body_is_still_to_come() {
+fn a_request_is_shed_also_before_its_body_has_arrived() {
     let server = allout().args(["--workers", "1", "--queue", "0", "--timeout-delay", "3s"]).start();
     let mut slow = server.connect();
-    slow.say(SLOW);
+    slow.send_raw(SLOW);
     server.wait_until_read(&slow);
     // Not so short that tiny_http reads it before the request is seen: 1,024 bytes.
     let heads = ["Content-Length: 5000", "Transfer-Encoding: chunked", "Expect: 100-continue\r\nContent-Length: 5000"];
     for head in heads {
         let mut connection = server.connect();
-        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n"));
-        let response = connection.hear("POST");
+        connection.send_raw(format!("POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n"));
+        let response = connection.expect_response("POST");
         assert!(response.status == 503 && response.closes(), "{head}: {response:?}");
     }
-    assert_eq!(slow.hear("GET").status, 200);
+    assert_eq!(slow.expect_response("GET").status, 200);
     assert_sound(server);
 }
 
@@ -439,12 +439,13 @@ fn announce(server: &Serving, times: usize) {
     for n in 0..times {
         let length = lengths.iter().chain(&beyond).nth(n % 9).expect("there are nine");
         let mut connection = server.connect();
-        connection.say(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}", &"some"[n % 5..]));
+        connection
+            .send_raw(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}", &"some"[n % 5..]));
         match n % 3 {
             0 => {}
             1 => {
                 connection.stream().shutdown(Shutdown::Write).expect("the server is there");
-                let status = connection.hear("POST").status;
+                let status = connection.expect_response("POST").status;
                 assert!([200, 400, 413].contains(&status), "{length}: {status}");
             }
             _ => reset(&connection),
@@ -458,7 +459,7 @@ fn reset(connection: &Connection) {
 }
 
 #[test]
-fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answered() {
+fn a_client_that_reuses_the_port_of_an_ended_connection_is_answered() {
     use socket2::{Domain, SockAddr, Socket, Type};
     let server = allout().args(["--timeout-delay", "1s"]).start();
     let from_port = |port: u16| {
@@ -471,14 +472,14 @@ fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answ
     // One that left while its request was in flight must not take the next with it.
     let mut left = from_port(0);
     let port = left.stream().local_addr().expect("it is bound").port();
-    left.say(SLOW);
+    left.send_raw(SLOW);
     server.wait_until_read(&left);
     assert_others(&server, 2); // received in order: by now it is in flight
     reset(&left);
     drop(left);
     let mut back = from_port(port);
-    back.say(GET);
-    assert_eq!(back.hear("GET").status, 200);
+    back.send_raw(GET);
+    assert_eq!(back.expect_response("GET").status, 200);
     reset(&back);
     drop(back);
 
@@ -486,13 +487,13 @@ fn a_client_that_comes_back_from_the_port_of_a_connection_that_was_ended_is_answ
     for _ in 0..10 {
         let mut refused = from_port(port);
         port = refused.stream().local_addr().expect("it is bound").port();
-        refused.say("GET / HTTP/1.1\r\n\r\n");
-        assert_eq!(refused.hear("GET").status, 400);
+        refused.send_raw("GET / HTTP/1.1\r\n\r\n");
+        assert_eq!(refused.expect_response("GET").status, 400);
         reset(&refused);
         drop(refused);
         let mut back = from_port(port);
-        back.say(GET);
-        assert_eq!(back.hear("GET").status, 200);
+        back.send_raw(GET);
+        assert_eq!(back.expect_response("GET").status, 200);
         reset(&back);
     }
     assert_sound(server);
@@ -527,7 +528,7 @@ fn resets_and_half_closes_at_any_point_leak_nothing() {
     let all = ["", "GE", GET, SLOW, chunked, long, &refused, &pipeline];
     for n in 0..600 {
         let mut connection = server.connect();
-        connection.say(all[n % all.len()]);
+        connection.send_raw(all[n % all.len()]);
         match n / all.len() % 3 {
             0 => reset(&connection),
             1 => {
@@ -545,7 +546,7 @@ fn resets_and_half_closes_at_any_point_leak_nothing() {
 }
 
 #[test]
-fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_in_danger() {
+fn leaks_of_tiny_http_are_counted_and_lead_to_a_reexec_or_a_stop_in_time() {
     if common::engine::NATIVE {
         return; // it leaks nothing
     }
@@ -560,16 +561,16 @@ fn what_tiny_http_leaks_is_counted_and_the_service_goes_on_or_out_before_it_is_i
 }
 
 #[test]
-fn out_of_descriptors_what_is_in_flight_is_answered_and_the_same_process_goes_on_afterwards() {
+fn out_of_descriptors_requests_in_flight_are_answered_and_the_process_recovers() {
     // The hard limit, too: the program raises the soft one to it.
     let server = common::with_limit(256).args(["--timeout-delay", "2s"]).start();
     let mut busy = connections(&server, 3);
-    busy.iter_mut().for_each(|connection| connection.say(SLOW));
+    busy.iter_mut().for_each(|connection| connection.send_raw(SLOW));
     busy.iter().for_each(|connection| server.wait_until_read(connection));
     // Some are let in, some wait in the kernel, and some are not even answered by it.
     let many: Vec<_> = (0..400).filter_map(|_| Connection::open(server.addr, Duration::from_millis(10)).ok()).collect();
     for connection in &mut busy {
-        assert_eq!(connection.hear("GET").status, 200);
+        assert_eq!(connection.expect_response("GET").status, 200);
     }
     drop(many);
     let healthy = || {

@@ -57,15 +57,15 @@ fn accept(listener: &TcpListener, limit: Duration) -> Option<TcpStream> {
     }
 }
 
-fn hear(stream: &mut TcpStream) -> std::io::Result<String> {
+fn read_text(stream: &mut TcpStream) -> std::io::Result<String> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut bytes = [0u8; 16];
     let n = stream.read(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes[..n]).into_owned())
 }
 
-/// A client that is connected, as far as it can know, while the server's kernel has yet to hear the last word of the
-/// handshake. On a network that lasts as long as the way there; here a filter keeps it back.
+/// A client that considers itself connected, while the server's kernel has not received the last ACK of the handshake.
+/// On a network this lasts for half a round trip; here a packet filter drops that ACK.
 fn half_open() -> (TcpListener, TcpStream) {
     let (listener, addr) = listener();
     SockRef::from(&listener).attach_filter(&drops_acknowledgements()).expect("a filter");
@@ -80,62 +80,62 @@ fn closing_a_listener_resets_what_it_has_queued() {
     let mut client = TcpStream::connect(addr).expect("connecting");
     client.write_all(b"request").expect("the kernel takes it");
     drop(listener);
-    assert_eq!(hear(&mut client).map_err(|e| e.kind()), Err(ErrorKind::ConnectionReset));
+    assert_eq!(read_text(&mut client).map_err(|e| e.kind()), Err(ErrorKind::ConnectionReset));
 }
 
 #[test]
 fn a_connection_may_outlive_its_listener() {
     let (listener, addr) = listener();
     let mut client = TcpStream::connect(addr).expect("connecting");
-    ignore_arrivals(&listener, true);
+    set_min_ttl_filter(&listener, true);
     let mut accepted = accept(&listener, LIMIT).expect("it was queued");
-    ignore_arrivals(&accepted, false);
+    set_min_ttl_filter(&accepted, false);
     drop(listener);
     client.write_all(b"request").expect("the kernel takes it");
-    assert_eq!(hear(&mut accepted).expect("the request"), "request");
+    assert_eq!(read_text(&mut accepted).expect("the request"), "request");
 }
 
-/// What the gate does (`IP_MINTTL`, ip(7)): packets start with a time to live of 64.
-fn ignore_arrivals(socket: &impl AsFd, ignore: bool) {
-    sockopt::set_ip_minttl(socket, if ignore { 255 } else { 0 });
+/// The filter of the gate (`IP_MINTTL`, ip(7)): packets start with a TTL of 64.
+fn set_min_ttl_filter(socket: &impl AsFd, on: bool) {
+    sockopt::set_ip_minttl(socket, if on { 255 } else { 0 });
 }
 
 #[test]
-fn a_least_time_to_live_keeps_new_connections_out_and_leaves_the_queue_alone() {
+fn a_minimum_ttl_keeps_new_connections_out_and_leaves_the_queue_alone() {
     let (listener, addr) = listener();
     let mut queued = TcpStream::connect(addr).expect("connecting");
-    ignore_arrivals(&listener, true);
+    set_min_ttl_filter(&listener, true);
     let refused = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).map_err(|e| e.kind());
     assert_eq!(refused.map(|_| ()), Err(ErrorKind::TimedOut));
     queued.write_all(b"request").expect("the kernel takes it");
     let mut accepted = accept(&listener, LIMIT).expect("it was queued");
-    assert_eq!(hear(&mut accepted).expect("the request"), "request");
+    assert_eq!(read_text(&mut accepted).expect("the request"), "request");
     accepted.write_all(b"response").expect("the client is there");
-    assert_eq!(hear(&mut queued).expect("the response"), "response");
-    // Who starts with 255 comes in: so we reach ourselves.
+    assert_eq!(read_text(&mut queued).expect("the response"), "response");
+    // Packets that start with a TTL of 255 pass, by which this process reaches itself.
     let own = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     own.set_ttl_v4(255).expect("a socket option");
     own.connect_timeout(&addr.into(), LIMIT).expect("the gate is open for it");
-    ignore_arrivals(&listener, false);
+    set_min_ttl_filter(&listener, false);
     TcpStream::connect_timeout(&addr, LIMIT).expect("the port is open again");
 }
 
 #[test]
-fn a_handshake_that_has_begun_ends_behind_the_gate_deaf_and_hears_when_it_is_told_to() {
+fn a_handshake_that_ends_behind_the_gate_inherits_the_filter_which_can_be_lifted() {
     let (listener, mut client) = half_open();
-    ignore_arrivals(&listener, true);
+    set_min_ttl_filter(&listener, true);
     SockRef::from(&listener).detach_filter().expect("it was attached");
-    // The last word of the handshake comes again with the request, which is what the kernel waits for.
+    // The request carries the ACK that ends the handshake.
     client.write_all(b"request").expect("the kernel takes it");
     let mut accepted = accept(&listener, LIMIT).expect("a handshake that had begun");
     assert!(sockopt::ip_minttl(&accepted) > 0, "inherited from the listener");
-    ignore_arrivals(&accepted, false);
+    set_min_ttl_filter(&accepted, false);
     client.write_all(b"").expect("the client is there");
-    assert_eq!(hear(&mut accepted).expect("said again"), "request");
+    assert_eq!(read_text(&mut accepted).expect("retransmitted"), "request");
 }
 
 #[test]
-fn what_came_before_the_end_of_input_is_given_out_before_it() {
+fn bytes_received_before_the_input_was_shut_are_still_read() {
     let (listener, addr) = listener();
     let mut client = TcpStream::connect(addr).expect("connecting");
     let mut accepted = accept(&listener, LIMIT).expect("it was queued");
@@ -143,10 +143,10 @@ fn what_came_before_the_end_of_input_is_given_out_before_it() {
     accepted.shutdown(Shutdown::Read).expect("it is connected");
     // Also what comes after the end, as long as the end was not read.
     client.write_all(b", after").expect("the kernel takes it");
-    assert_eq!(hear(&mut accepted).expect("both"), "before, after");
-    assert_eq!(hear(&mut accepted).expect("the end"), "");
+    assert_eq!(read_text(&mut accepted).expect("both"), "before, after");
+    assert_eq!(read_text(&mut accepted).expect("the end"), "");
     accepted.write_all(b"response").expect("the other way is open");
-    assert_eq!(hear(&mut client).expect("the response"), "response");
+    assert_eq!(read_text(&mut client).expect("the response"), "response");
 }
 
 #[test]

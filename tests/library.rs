@@ -85,7 +85,7 @@ fn the_member_example_loses_nothing_that_it_accepted() {
 }
 
 #[test]
-fn the_member_example_goes_out_when_its_member_fails() {
+fn the_member_example_stops_when_its_member_fails() {
     struct Full;
     impl Write for Full {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -138,7 +138,7 @@ fn the_api_example_keeps_items() {
 }
 
 #[test]
-fn handlers_answer_with_whatever_becomes_a_reply() {
+fn the_values_that_handlers_return_become_responses() {
     let file = std::env::temp_dir().join(format!("allout-library-{}", std::process::id()));
     std::fs::write(&file, "from a file").unwrap();
     let path = file.clone();
@@ -236,7 +236,7 @@ fn a_service_that_is_dropped_is_stopped_and_joined() {
     let address = running.address();
     drop(running);
     assert_eq!(told.try_recv(), Ok(()), "the member was waited for");
-    let refused = Connection::open(address, LIMIT).expect_err("nobody listens any more");
+    let refused = Connection::open(address, LIMIT).expect_err("the port is closed");
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
 }
 
@@ -244,11 +244,11 @@ fn a_service_that_is_dropped_is_stopped_and_joined() {
 fn a_stopper_stops_from_within_a_handler_and_the_reason_is_the_cause() {
     let service = engine::service();
     let stopper = service.stopper();
-    let running = start(service.get("/enough", move |_| stopper.stop("somebody has had enough")));
+    let running = start(service.get("/enough", move |_| stopper.stop("a client has had enough")));
     assert_eq!(ask(running.address(), "GET", "/enough").0, 204);
     let outcome = running.wait();
-    assert_eq!(outcome.cause, Cause::Requested("somebody has had enough".to_owned()));
-    assert_eq!(outcome.cause.to_string(), "asked to stop (somebody has had enough)");
+    assert_eq!(outcome.cause, Cause::Requested("a client has had enough".to_owned()));
+    assert_eq!(outcome.cause.to_string(), "asked to stop (a client has had enough)");
 }
 
 #[test]

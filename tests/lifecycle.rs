@@ -63,7 +63,7 @@ fn shutdown_ends_it(method: &str) {
     let mut connection = server.connect();
     let response = connection.ask(method, "/shutdown");
     assert_eq!(response.status, 200, "{response:?}");
-    connection.hear_end();
+    connection.expect_end();
     server.assert_exit(0, LIMIT);
     assert!(server.log().contains("/shutdown"), "the log does not name /shutdown:\n{}", server.log());
 }
@@ -97,11 +97,11 @@ fn a_request_in_flight_gets_its_answer_and_the_exit_follows_it() {
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut connection = in_flight(&server);
     server.signal(Signal::TERM);
-    let response = connection.hear("GET");
+    let response = connection.expect_response("GET");
     let answered = Instant::now();
     assert_eq!(response.status, 200, "{response:?}");
     assert!(response.closes(), "does not say that it is the last: {response:?}");
-    connection.hear_end();
+    connection.expect_end();
     server.assert_exit(0, LIMIT);
     // Not at the end of the grace period, which is 30 s.
     assert!(answered.elapsed() < MARGIN, "the exit came {:?} after the response", answered.elapsed());
@@ -113,9 +113,9 @@ fn several_requests_in_flight_get_their_answers() {
     let mut connections: Vec<_> = (0..4).map(|_| in_flight(&server)).collect();
     server.signal(Signal::INT);
     for connection in &mut connections {
-        let response = connection.hear("GET");
+        let response = connection.expect_response("GET");
         assert_eq!(response.status, 200, "{response:?}");
-        connection.hear_end();
+        connection.expect_end();
     }
     server.assert_exit(0, LIMIT);
 }
@@ -125,12 +125,12 @@ fn shutdown_lets_other_requests_finish() {
     let mut server = Allout::new().args(["--timeout-delay", "1s"]).start();
     let mut connection = in_flight(&server);
     assert_eq!(server.get("/shutdown").status, 200);
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     server.assert_exit(0, LIMIT);
 }
 
 #[test]
-fn a_connection_from_before_hears_that_it_drains() {
+fn a_connection_from_before_the_drain_is_told_to_close() {
     // A long minimum keep-alive: the drain waits for these connections to send one more request. The request in flight keeps it going.
     let mut server = Allout::new().args(["--keepalive-min", "10s", "--timeout-delay", "3s"]).start();
     // A response of 200 that already carries `close` takes its connection with it, so there are some to spare.
@@ -142,15 +142,15 @@ fn a_connection_from_before_hears_that_it_drains() {
     let (mut connection, response) = wait_until_draining(|| spare.pop().expect("eight connections suffice"));
     assert_eq!(response.text(), "draining");
     assert!(response.closes(), "does not say that it is the last: {response:?}");
-    connection.hear_end();
+    connection.expect_end();
 
     let response = ready.ask("GET", "/readyz");
     assert_eq!((response.status, response.text().as_str()), (503, "draining"));
     assert!(response.closes(), "does not say that it is the last: {response:?}");
-    ready.hear_end();
+    ready.expect_end();
 
     drop(spare);
-    assert_eq!(slow.hear("GET").status, 200);
+    assert_eq!(slow.expect_response("GET").status, 200);
     server.assert_exit(0, LIMIT);
 }
 
@@ -162,13 +162,13 @@ fn new_connections_are_served_while_the_drain_delay_lasts() {
     let (mut connection, response) = wait_until_draining(|| server.connect());
     assert_eq!(response.text(), "draining");
     assert!(response.closes(), "does not say that it is the last: {response:?}");
-    connection.hear_end();
+    connection.expect_end();
     for (path, status) in [("/readyz", 503), ("/", 200), ("/livez", 200), ("/?user=late", 200)] {
         let mut connection = server.connect();
         let response = connection.ask("GET", path);
         assert_eq!(response.status, status, "{path}: {response:?}");
         assert!(response.closes(), "{path} does not say that it is the last: {response:?}");
-        connection.hear_end();
+        connection.expect_end();
     }
     server.assert_exit(0, LIMIT);
     // A clock that runs out early would end what it promises to serve.
@@ -176,16 +176,16 @@ fn new_connections_are_served_while_the_drain_delay_lasts() {
 }
 
 #[test]
-fn handlers_that_listen_answer_503_before_the_grace_period_ends() {
+fn handlers_that_watch_the_stop_answer_503_before_the_grace_period_ends() {
     let mut server = Allout::new().args(["--grace", "1s", "--timeout-delay", "30s"]).start();
     let mut connection = in_flight(&server);
     let told = Instant::now();
     server.signal(Signal::TERM);
-    let response = connection.hear("GET");
+    let response = connection.expect_response("GET");
     assert_eq!(response.status, 503, "{response:?}");
     assert!(response.closes(), "does not say that it is the last: {response:?}");
     assert!(told.elapsed() < Duration::from_secs(1) + MARGIN, "answered after {:?}", told.elapsed());
-    connection.hear_end();
+    connection.expect_end();
     server.assert_exit(0, LIMIT);
 }
 
@@ -214,7 +214,7 @@ fn is_abandoned(server: &mut Serving, connection: &Connection, method: &str, pat
 fn a_body_that_never_comes_is_abandoned_and_named() {
     let mut server = Allout::new().args(["--grace", "1s"]).start();
     let mut connection = server.connect();
-    connection.say("POST /never-whole HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 5000\r\n\r\nonly this");
+    connection.send_raw("POST /never-whole HTTP/1.1\r\nHost: allout.test\r\nContent-Length: 5000\r\n\r\nonly this");
     server.wait_until_read(&connection);
     is_abandoned(&mut server, &connection, "POST", "/never-whole");
 }
@@ -275,7 +275,7 @@ fn a_signal_that_is_repeated_at_once_counts_as_one() {
         server.signal(Signal::TERM);
         std::thread::sleep(Duration::from_millis(5)); // equal signals that are pending at once are one
     }
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     server.assert_exit(0, LIMIT);
 }
 
@@ -302,7 +302,7 @@ fn the_first_signal_after_shutdown_forces_nothing() {
     let mut connection = in_flight(&server);
     assert_eq!(server.get("/shutdown").status, 200);
     server.signal(Signal::TERM);
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     server.assert_exit(0, LIMIT);
 }
 
@@ -326,7 +326,7 @@ fn idle_connections_do_not_hold_the_drain() {
     let told = Instant::now();
     server.signal(Signal::TERM);
     for connection in &mut connections {
-        connection.hear_end();
+        connection.expect_end();
     }
     server.assert_exit(0, LIMIT);
     assert!(told.elapsed() < MARGIN, "took {:?}", told.elapsed());
@@ -337,7 +337,7 @@ fn connections_that_never_spoke_do_not_hold_the_drain() {
     let mut server = Allout::new().start();
     let connections: Vec<_> = (0..20).map(|_| server.connect()).collect();
     let mut half = server.connect();
-    half.say("GET / HTTP/1.1\r\nHost: al");
+    half.send_raw("GET / HTTP/1.1\r\nHost: al");
     assert_eq!(server.get("/").status, 200);
     let told = Instant::now();
     server.stop();

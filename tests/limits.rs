@@ -82,14 +82,14 @@ fn clients_that_connect_ask_and_reset_for_seconds_do_no_harm(engine: &str) {
 }
 
 /// What the tiny_http engine leaks is counted and said.
-fn what_clients_of_http_2_leak_is_counted_and_said(engine: &str) {
+fn leaks_by_clients_of_http_2_are_counted_and_logged(engine: &str) {
     let _alone = alone();
     let server = start(engine, &[]);
     let (threads, descriptors) = (server.threads(), server.descriptors());
     let all = ["GET / HTTP/2.0\r\n\r\n", "GET / HTTP/3.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
     for n in 0..60 {
         let mut connection = server.connect();
-        connection.say(all[n % 3]);
+        connection.send_raw(all[n % 3]);
         server.wait_until_read(&connection);
         reset(connection.stream());
     }
@@ -263,7 +263,7 @@ fn refuses_or_serves(engine: &str, limit: &str, crowd: usize) -> Result<&'static
             return Err(format!("{limit}: {status} in a crowd of {crowd}: {:?}", process.log().lines().last()));
         }
         if Instant::now() >= deadline {
-            return Err(format!("{limit}: answers nobody 5 s after a crowd of {crowd}"));
+            return Err(format!("{limit}: answers no client 5 s after a crowd of {crowd}"));
         }
     }
     process.signal(Signal::TERM);
@@ -350,7 +350,7 @@ fn no_announced_length_that_a_handler_reads_ends_the_process(engine: &str) {
         for path in ["/copy", "/text", "/all", "/one-byte", "/not-read", "/panics"] {
             for length in lengths {
                 let mut connection = server.connect();
-                connection.say(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nsome"));
+                connection.send_raw(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nsome"));
                 if half_closes {
                     connection.stream().shutdown(Shutdown::Write).expect("the server is there");
                 }
@@ -382,7 +382,7 @@ fn no_announced_length_that_a_handler_reads_ends_the_process(engine: &str) {
 }
 
 /// What no layer above the engine sees is counted, and said at most once a second.
-fn what_cannot_be_parsed_is_counted_and_said(engine: &str) {
+fn unparsable_bytes_are_counted_and_logged(engine: &str) {
     let _alone = alone();
     let mut rows: Vec<(&str, &[u8])> = vec![
         ("a target in UTF-8", "GET /Zoë HTTP/1.1\r\nHost: a\r\n\r\n".as_bytes()),
@@ -405,7 +405,7 @@ fn what_cannot_be_parsed_is_counted_and_said(engine: &str) {
         let (before, times) = (seen(), 5);
         for _ in 0..times {
             let mut connection = server.connect();
-            connection.say(raw);
+            connection.send_raw(raw);
             // An answer, or the end: which one is the engine's.
             let answered = connection.read_response("GET", OTHERS);
             if let Ok(response) = &answered {
@@ -437,7 +437,7 @@ fn what_cannot_be_parsed_is_counted_and_said(engine: &str) {
 type Set = fn(Service) -> Service;
 
 /// No duration that a program may set is one that panics.
-fn durations_without_an_end_are_no_panic(engine: &str) {
+fn endless_durations_are_no_panic(engine: &str) {
     let all: [(&str, Set); 6] = [
         ("grace", |service| service.grace(Duration::MAX)),
         ("drain delay", |service| service.drain_delay(Duration::MAX).grace(Duration::from_secs(1))),
@@ -530,8 +530,8 @@ tests_of_both_engines! {
     with_little_address_space_it_refuses_to_start_or_serves;
     no_announced_length_that_a_handler_reads_ends_the_process;
     #[tiny_http = "new connections end sooner than the monitor looks; of kept ones 8 of 10 are counted"]
-    what_cannot_be_parsed_is_counted_and_said;
-    durations_without_an_end_are_no_panic;
+    unparsable_bytes_are_counted_and_logged;
+    endless_durations_are_no_panic;
     #[cfg(feature = "json")]
     deep_and_many_are_bounded;
     a_clean_stop_logs_no_error_of_the_engine;
@@ -541,6 +541,6 @@ mod tiny_http_alone {
     const ENGINE: &str = "tiny-http";
 
     tests! {
-        what_clients_of_http_2_leak_is_counted_and_said;
+        leaks_by_clients_of_http_2_are_counted_and_logged;
     }
 }

@@ -21,7 +21,7 @@ fn start(service: Service) -> Result<ServiceHandle, StartError> {
 }
 
 #[test]
-fn a_one_shot_ends_well_and_the_service_goes_on() {
+fn a_one_shot_finishes_and_the_service_goes_on() {
     let (ended, ends) = channel::bounded::<()>(0);
     let running = start(Service::new().get("/", |_| "hello").one_shot("warm-up", move |_| drop(ended))).unwrap();
     assert!(ends.recv_timeout(LIMIT).is_err_and(|error| error.is_disconnected()), "it runs");
@@ -30,7 +30,7 @@ fn a_one_shot_ends_well_and_the_service_goes_on() {
 }
 
 #[test]
-fn a_one_shot_that_fails_takes_everyone_out() {
+fn a_one_shot_that_fails_stops_the_service() {
     let running = start(Service::new().one_shot("warm-up", |_| Err("no cache"))).unwrap();
     let outcome = running.wait();
     assert!(matches!(&outcome.cause, Cause::Member { name, exit: Exit::Failed(_) } if name == "warm-up"), "{outcome}");
@@ -45,7 +45,7 @@ fn a_member_may_be_a_closure_that_never_returns() {
 }
 
 #[test]
-fn requests_wait_for_what_comes_before_readiness() {
+fn requests_wait_until_before_ready_has_finished() {
     // A port that was free a moment ago: the address must be known before the service has started.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (begun, begins) = channel::bounded(1);
@@ -82,7 +82,7 @@ fn requests_wait_for_what_comes_before_readiness() {
 }
 
 #[test]
-fn a_service_does_not_start_if_what_comes_before_readiness_fails_or_is_stopped() {
+fn a_service_does_not_start_if_before_ready_fails_or_is_stopped() {
     let failed = start(Service::new().before_ready("migrate", |_| Err("no database"))).expect_err("it failed");
     assert_eq!(failed.to_string(), "stopped before it was ready: migrate failed: no database");
     let service = Service::new();
@@ -182,7 +182,7 @@ fn a_start_that_fails_half_way_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_panic_of_what_is_told_the_addresses_stops_the_service_as_that_of_a_member_does() {
+fn a_panic_in_on_listening_stops_the_service() {
     let running = start(Service::new().on_listening(|_| panic!("a bug"))).expect("it starts, and stops");
     let outcome = running.wait();
     assert_eq!((outcome.cause.to_string().as_str(), outcome.code()), ("on_listening panicked: a bug", 1));

@@ -99,6 +99,6 @@ fn in_32_mib_the_native_engine_keeps_a_thousand_connections() {
 
 #[test]
 #[ignore = "needs root and a control group"]
-fn in_32_mib_the_default_engine_sheds_the_idlest_and_lives() {
+fn in_32_mib_the_default_engine_evicts_idle_connections_and_survives() {
     survives("tiny-http", 100);
 }

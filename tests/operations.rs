@@ -107,8 +107,8 @@ fn panics_are_counted_and_names_of_routes_are_escaped() {
         .expect("it starts");
     let get = |path: &str, headers: &str| {
         let mut connection = Connection::open(service.address(), LIMIT).expect("it listens");
-        connection.say(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
-        connection.hear("GET")
+        connection.send_raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        connection.expect_response("GET")
     };
     assert_eq!(get("/panic", "").status, 500);
     assert_eq!(get("/a\"b", "").status, 200);
@@ -149,8 +149,8 @@ fn a_value_that_panics_when_it_is_dropped_costs_no_more_than_a_line_in_the_log()
         .expect("it starts");
     let get = |path: &str| {
         let mut connection = Connection::open(service.address(), LIMIT).expect("it listens");
-        connection.say(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-        connection.hear("GET")
+        connection.send_raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        connection.expect_response("GET")
     };
     for (path, status) in [("/keep", 200), ("/keep-inline", 200), ("/payload", 500), ("/keep", 200)] {
         assert_eq!(get(path).status, status, "{path}");
@@ -165,7 +165,7 @@ fn a_value_that_panics_when_it_is_dropped_costs_no_more_than_a_line_in_the_log()
 // --- Request ids and the access log
 
 #[test]
-fn sane_request_ids_are_taken_and_others_are_made() {
+fn valid_request_ids_are_kept_and_others_are_replaced() {
     let server = Allout::new().start();
     let id_of = |header: &str| {
         let response = server.ask_with("GET", "/", header);
@@ -300,7 +300,7 @@ fn the_access_log_may_be_a_file_in_the_combined_format_that_is_renamed_at_any_ti
 
 /// The files of `src/packaging/monitoring` ask for no metric that does not exist.
 #[test]
-fn alert_rules_and_dashboard_use_the_metrics_that_there_are() {
+fn alert_rules_and_dashboard_use_existing_metrics() {
     let server = Allout::new().start();
     server.get("/");
     let there = server.get("/metrics").text();
@@ -435,7 +435,7 @@ fn admin_routes_answer_although_all_workers_are_busy() {
 // --- Responses
 
 #[test]
-fn operational_routes_are_not_to_be_kept() {
+fn responses_of_admin_routes_are_not_to_be_cached() {
     let server = Allout::new().start();
     for path in ["/healthz", "/readyz", "/livez", "/metrics"] {
         let response = server.get(path);

@@ -53,7 +53,7 @@ fn reuse_port(server: &Serving, former: Kind, tries: usize, tally: &mut Tally) {
     for n in 0..tries {
         let mut first = connect_from(source, server.addr).expect("the port is free after a reset");
         source = local(&first);
-        first.say(Tokened::new(former).wire());
+        first.send_raw(Tokened::new(former).wire());
         spin((n as u64 % 25) * 40);
         reset(first);
         let mut second = connect_from(source, server.addr).expect("the port is free after a reset");
@@ -91,7 +91,7 @@ fn a_port_that_is_reused_after_a_reset_gets_no_former_response(engine: &str) {
 }
 
 /// The former connection is in flight when the next one comes from its port.
-fn a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own(engine: &str) {
+fn a_client_that_reuses_its_port_while_a_request_is_in_flight_gets_its_own_response(engine: &str) {
     let _alone = alone();
     let server = start(engine, &["--timeout-delay", "100ms"]);
     assert_right([("a slow request", false), ("a slow request and one behind it", true)].map(|(name, pipelined)| {
@@ -172,7 +172,7 @@ fn connections_of_one_client_port_to_two_local_addresses_are_two(engine: &str) {
     assert_clean_stop(server);
 }
 
-fn whatever_clients_do_no_response_is_anothers(engine: &str) {
+fn no_client_gets_the_response_of_another(engine: &str) {
     let _alone = alone();
     let server = start(engine, &["--timeout-delay", "5ms"]);
     let until = Instant::now() + Duration::from_secs(5);
@@ -203,7 +203,7 @@ fn whatever_clients_do_no_response_is_anothers(engine: &str) {
 
 tests_of_both_engines! {
     a_port_that_is_reused_after_a_reset_gets_no_former_response;
-    a_client_that_comes_back_while_its_former_request_is_in_flight_gets_its_own;
+    a_client_that_reuses_its_port_while_a_request_is_in_flight_gets_its_own_response;
     connections_of_one_client_port_to_two_local_addresses_are_two;
-    whatever_clients_do_no_response_is_anothers;
+    no_client_gets_the_response_of_another;
 }

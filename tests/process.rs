@@ -238,7 +238,7 @@ impl Manager {
 
     /// The next message.
     #[track_caller]
-    fn hear(&self) -> String {
+    fn receive(&self) -> String {
         let mut message = [0; 4096];
         let length = self.socket.recv(&mut message).unwrap_or_else(|e| panic!("waited for a message: {e}"));
         String::from_utf8_lossy(&message[..length]).trim_end().replace('\n', " ")
@@ -249,7 +249,7 @@ impl Manager {
     fn hear_of(&self, part: &str) -> String {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let message = self.hear();
+            let message = self.receive();
             if message.contains(part) {
                 return message;
             }
@@ -269,17 +269,17 @@ fn a_manager_is_told_of_the_start_the_drain_and_the_end() {
     let manager = Manager::new("told");
     let mut server =
         Allout::new().env("NOTIFY_SOCKET", manager.path()).args(["--timeout-delay", "3s", "--grace", "20s"]).start();
-    assert_eq!(manager.hear(), "STATUS=starting");
-    assert_eq!(manager.hear(), format!("READY=1 STATUS=serving on http://{}{}", server.addr, about()));
+    assert_eq!(manager.receive(), "STATUS=starting");
+    assert_eq!(manager.receive(), format!("READY=1 STATUS=serving on http://{}{}", server.addr, about()));
     let mut connection = server.connect();
     connection.request("GET", "/timeout");
     server.wait_until_read(&connection);
     server.signal(Signal::TERM);
-    assert_eq!(manager.hear(), "STOPPING=1");
-    assert_eq!(manager.hear(), "EXTEND_TIMEOUT_USEC=15000000 STATUS=draining: 1 request, 20s left");
+    assert_eq!(manager.receive(), "STOPPING=1");
+    assert_eq!(manager.receive(), "EXTEND_TIMEOUT_USEC=15000000 STATUS=draining: 1 request, 20s left");
     let again = manager.hear_of("draining: 1 request, 1"); // 19s, or a little less where the cores are busy
     assert!(again.starts_with("EXTEND_TIMEOUT_USEC=15000000"), "{again}");
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     let last = manager.hear_of("stopped: ");
     assert!(last.ends_with("STATUS=stopped: every request was answered"), "{last}");
     server.assert_exit(0, LIMIT);
@@ -299,7 +299,7 @@ fn a_manager_is_told_when_a_stop_replaces_a_reexec() {
     manager.hear_of("RELOADING=1");
     server.signal(Signal::TERM);
     manager.hear_of("STOPPING=1");
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     manager.hear_of("STATUS=stopped: every request was answered");
     server.assert_exit(0, LIMIT);
 }

@@ -95,7 +95,7 @@ fn a_reexec_lets_slow_requests_finish() {
     // A request meanwhile is not delayed, and is still answered by this image.
     assert_eq!(server.get("/").status, 200);
     assert_eq!(server.times(SERVES), 1);
-    assert_eq!(slow.hear("GET").status, 200);
+    assert_eq!(slow.expect_response("GET").status, 200);
     wait_until(LIMIT, "the next image", || server.times(SERVES) == 2);
     assert_eq!(server.get("/").status, 200);
     server.stop();
@@ -193,7 +193,7 @@ fn hangups_in_quick_succession_are_at_least_one_reexec_and_never_the_end() {
 fn leak(server: &Serving, how_many: usize) {
     for _ in 0..how_many {
         let mut connection = server.connect();
-        connection.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        connection.send_raw("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         server.wait_until_read(&connection);
     }
 }

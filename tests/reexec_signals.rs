@@ -186,7 +186,7 @@ fn a_binary_that_changes_after_its_preflight_is_no_reason_to_be_down() {
         server.signal(Signal::HUP);
         server.wait_for_line(DRAINS, LIMIT);
         change(&place);
-        assert_eq!(slow.hear("GET").status, 200, "{name}");
+        assert_eq!(slow.expect_response("GET").status, 200, "{name}");
         let deadline = Instant::now() + Duration::from_secs(5);
         while server.is_alive() && server.times(SERVES) < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
@@ -286,7 +286,7 @@ fn start_by(env: &[&str]) -> Serving {
 }
 
 #[test]
-fn signals_that_were_blocked_at_the_start_are_heard() {
+fn signals_that_were_blocked_at_the_start_are_handled() {
     let _alone = alone();
     let block = "--block-signal=TERM,INT,QUIT,HUP,USR1,CHLD";
     let mut bad = Vec::new();
@@ -298,7 +298,7 @@ fn signals_that_were_blocked_at_the_start_are_heard() {
             thread::sleep(Duration::from_millis(1));
         }
         if server.times(SERVES) < 2 {
-            bad.push("SIGHUP is not heard".to_owned());
+            bad.push("SIGHUP is not handled".to_owned());
         }
         server.signal(Signal::USR1);
         server.signal(signal);
@@ -355,7 +355,7 @@ fn a_log_that_may_not_grow_is_no_reason_to_die() {
 
 /// The variable is private, but what the environment holds is input.
 #[test]
-fn a_passed_socket_that_is_none_is_said_and_no_panic() {
+fn a_descriptor_that_is_passed_and_no_socket_is_an_error_and_no_panic() {
     let _alone = alone();
     for value in ["-1", "-2147483648", "0", "2", "99", "1000000", "99999999999", "", "x"] {
         let script = format!("ALLOUT_SOCKET={value}:$$ exec \"$0\" --listen 127.0.0.1:0");

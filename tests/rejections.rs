@@ -20,7 +20,7 @@ const SMUGGLED: &str = "GET /?user=smuggled HTTP/1.1\r\nHost: allout.test\r\n\r\
 #[track_caller]
 fn all_until_the_end(server: &Serving, raw: &[u8], name: &str) -> String {
     let mut connection = server.connect();
-    connection.say(raw);
+    connection.send_raw(raw);
     rest(connection.stream(), name)
 }
 
@@ -30,7 +30,7 @@ fn rest(mut stream: &std::net::TcpStream, name: &str) -> String {
     let mut all = Vec::new();
     match stream.read_to_end(&mut all) {
         Ok(_) => {}
-        // What was sent and not read turns the end into a reset; what came before counts.
+        // Input that the server has not read turns the end into a reset; the bytes before it count.
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
         Err(e) => panic!("{name}: waited {LIMIT:?} for the end of the connection: {e}; so far: {all:?}"),
     }
@@ -207,8 +207,8 @@ fn what_follows_the_last_request_is_not_handled() {
         assert!(said.contains(" 200 OK") && !said.contains("smuggled"), "{name}: {said}");
         // Also when it comes after the answer.
         let mut connection = server.connect();
-        connection.say(&raw);
-        assert_eq!(connection.hear("GET").status, 200, "{name}");
+        connection.send_raw(&raw);
+        assert_eq!(connection.expect_response("GET").status, 200, "{name}");
         let _ = connection.send(SMUGGLED.as_bytes()); // the server may have closed
         let said = rest(connection.stream(), name);
         assert!(said.is_empty(), "{name}: {said}");
@@ -225,11 +225,11 @@ fn a_body_that_ends_early_is_a_400() {
     ];
     for (name, raw) in rows {
         let mut connection = server.connect();
-        connection.say(&raw);
+        connection.send_raw(&raw);
         connection.stream().shutdown(Shutdown::Write).expect("the server is there");
-        let response = connection.hear("POST");
+        let response = connection.expect_response("POST");
         assert_eq!((response.status, response.closes()), (400, true), "{name}: {response:?}");
-        connection.hear_end();
+        connection.expect_end();
     }
 }
 
@@ -237,10 +237,10 @@ fn a_body_that_ends_early_is_a_400() {
 fn a_body_that_does_not_come_in_time_is_a_408() {
     let server = Allout::new().args(["--request-timeout", "2s"]).start();
     let mut connection = server.connect();
-    connection.say(post("Content-Length: 5000\r\n", "hello"));
+    connection.send_raw(post("Content-Length: 5000\r\n", "hello"));
     let response = connection.read_response("POST", Duration::from_secs(4)).expect("an answer within its time");
     assert_eq!((response.status, response.closes()), (408, true), "{response:?}");
-    connection.hear_end();
+    connection.expect_end();
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn cookies_are_read() {
 }
 
 #[test]
-fn the_client_is_whom_a_trusted_proxy_names() {
+fn the_client_is_the_one_that_a_trusted_proxy_names() {
     let service = Service::new()
         .get("/", |request| request.client_ip().map(|ip| ip.to_string()))
         .trust_proxies("Forwarded", ["10.0.0.0/8", "unix"]);
@@ -93,7 +93,7 @@ fn the_client_is_whom_a_trusted_proxy_names() {
 }
 
 #[test]
-fn a_proxy_that_cannot_be_keeps_the_service_from_starting() {
+fn an_invalid_proxy_keeps_the_service_from_starting() {
     let service = Service::new().trust_proxies("X-Forwarded-For", ["10.0.0.0/33"]).listen("127.0.0.1:0");
     let error = service.start().expect_err("the network cannot be");
     assert!(matches!(&error, StartError::Setting(_)) && error.to_string().contains("10.0.0.0/33"), "{error}");

@@ -23,9 +23,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use wire::{End, Wire, ask, read_to_end, read_until, send};
 
-/// How long anything may take that should take no time at all.
+/// Limit of every wait for something that takes no time.
 const LIMIT: Duration = Duration::from_secs(5);
-/// What is to happen at once, on a machine that is busy with something else.
+/// Limit for something that happens at once, on a machine that is busy with other work.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Tries of each kind.
 const TRIES: usize = 20;
@@ -43,7 +43,7 @@ fn get(path: &str, more: &str) -> String {
 
 const CLOSE: &str = "Connection: close\r\n";
 
-/// The service still answers, and stops with code 0.
+/// Asserts that the service still answers, and stops with code 0.
 #[track_caller]
 fn assert_sound(service: ServiceHandle) {
     assert_eq!(ask(service.address(), get("/healthz", CLOSE), LIMIT).status(), 200, "the service answers no more");
@@ -160,7 +160,7 @@ fn a_response_to_http_1_0_that_its_client_does_not_take_in_time_never_looks_whol
     assert_sound(service);
 }
 
-/// Both places tell: the log an error with the route, the id and the reason; the access log that it was cut.
+/// It is logged twice: as an error with the route, the id and the reason; and in the access log as cut.
 fn a_response_that_was_cut_is_logged_as_cut(engine: &str) {
     let service = start(broken_routes(engine::service_on(engine)));
     for (path, reason) in [("/fails-late", "the disk is gone"), ("/short", "length"), ("/panics", "a reader's bug")] {

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Instant;
 
 #[test]
-fn shutdown_refuses_what_a_page_or_a_proxy_sends() {
+fn shutdown_refuses_requests_of_pages_and_proxies() {
     let mut server = Allout::new().start();
     let port = server.addr.port();
     let refused = [
@@ -114,7 +114,7 @@ fn without_shutdown_there_is_no_such_route() {
 }
 
 #[test]
-fn what_can_be_reached_from_elsewhere_is_said() {
+fn routes_that_other_machines_can_reach_are_warned_about() {
     for (args, expected) in [
         (&["--listen", "0.0.0.0:0"][..], "/shutdown is for this machine only"),
         (
@@ -229,10 +229,10 @@ fn a_proxy_of_the_same_user_that_says_nothing_is_known_by_its_listening_socket()
         let proxy = Proxy::start(target);
         for host in ["localhost", "127.0.0.1:8088", &target.to_string()] {
             let mut connection = Connection::open(proxy.addr, LIMIT).expect("the proxy listens");
-            connection.say(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-            assert_eq!(connection.hear("GET").status, 200);
-            connection.say(format!("GET /shutdown HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-            let response = connection.hear("GET");
+            connection.send_raw(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(connection.expect_response("GET").status, 200);
+            connection.send_raw(format!("GET /shutdown HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            let response = connection.expect_response("GET");
             assert_eq!(response.status, 403, "{response:?}");
             assert_eq!(response.text(), "403 from a process that is a server itself, such as a proxy");
         }
@@ -246,8 +246,8 @@ fn a_proxy_of_the_same_user_that_says_nothing_is_known_by_its_listening_socket()
 fn a_service_has_the_route_only_where_it_was_asked_for() {
     let ask = |service: &allout::ServiceHandle, headers: &str| {
         let mut connection = Connection::open(service.address(), LIMIT).expect("it listens");
-        connection.say(format!("POST /shutdown HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
-        connection.hear("POST")
+        connection.send_raw(format!("POST /shutdown HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        connection.expect_response("POST")
     };
     let start = |service: Service| service.listen("127.0.0.1:0").start().expect("it starts");
     let without = start(common::engine::service().fallback(|_| "greeting"));

@@ -17,13 +17,14 @@ fn start(args: &[&str]) -> Serving {
 fn ask(server: &Serving, host: &str) -> u16 {
     let mut connection = server.connect();
     let to = connection.stream().peer_addr().expect("it is connected");
-    connection.say(format!("GET /shutdown HTTP/1.1\r\nHost: {}\r\n\r\n", host.replace("PORT", &to.port().to_string())));
+    connection
+        .send_raw(format!("GET /shutdown HTTP/1.1\r\nHost: {}\r\n\r\n", host.replace("PORT", &to.port().to_string())));
     connection.read_response("GET", LIMIT).map_or(0, |response| response.status)
 }
 
 /// A page of any site can have a browser ask for an address that means this machine (0.0.0.0).
 #[test]
-fn where_it_listens_everywhere_that_is_no_name_of_its_own() {
+fn the_unspecified_address_is_no_host_of_this_machine() {
     for (listen, hosts) in [
         ("0.0.0.0:0", &["0.0.0.0:PORT", "0.0.0.0", "0:PORT", "[::]:PORT"][..]),
         ("[::]:0", &["[::]:PORT", "[::ffff:0.0.0.0]:PORT", "0.0.0.0:PORT"][..]),
@@ -90,13 +91,13 @@ fn another_user_cannot_stop_it_during_a_reexec_either() {
     server.wait_for_line("one out, all out", LIMIT);
     let Some(answer) = ask_as_nobody(server.addr.port(), "localhost") else { return };
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer:?}");
-    assert_eq!(slow.hear("GET").status, 200);
+    assert_eq!(slow.expect_response("GET").status, 200);
     wait_until(LIMIT, "the next image to serve", || server.log().matches("listening on ").count() == 2);
     assert_eq!(ask(&server, "localhost:PORT"), 200);
     server.assert_exit(0, LIMIT);
 }
 
-/// A client can make the value of a header that a proxy extends unreadable, not the header unseen.
+/// A client can make the value of a header that a proxy extends unreadable, but cannot hide the header.
 #[test]
 fn a_header_of_a_proxy_counts_whatever_its_value_is() {
     let mut server = start(&["--engine", "native"]);
@@ -113,7 +114,7 @@ fn a_header_of_a_proxy_counts_whatever_its_value_is() {
     server.assert_exit(0, LIMIT);
 }
 
-/// The mission's own: `curl localhost:PORT/shutdown`, also where it listens on both families.
+/// `curl localhost:PORT/shutdown`, also if the service listens on both families.
 #[test]
 fn curl_on_the_same_machine_stops_it() {
     for (listen, host) in [("127.0.0.1:0", "localhost"), ("0.0.0.0:0", "localhost"), ("127.0.0.1:0", "127.0.0.1")] {

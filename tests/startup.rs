@@ -42,7 +42,7 @@ fn an_address_in_use_is_one_clear_line() {
 }
 
 #[test]
-fn an_exit_code_does_not_depend_on_who_reads_what_is_printed() {
+fn an_exit_code_does_not_depend_on_a_reader_of_the_output() {
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("it can be written to");
     for (args, code) in [(&["--check"][..], 0), (&["--systemd-unit"], 1), (&["healthcheck", "nowhere"], 1)] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_allout"));

@@ -186,7 +186,7 @@ fn a_drain_is_shown_while_it_runs() {
 }
 
 #[test]
-fn on_the_address_of_others_it_is_for_the_operator_alone() {
+fn on_a_shared_address_it_is_for_the_operator_alone() {
     let server = Allout::new().args(["--shutdown-token", "s3cret-s3cret-s3cret"]).start();
     for headers in [
         "Host: evil.test\r\n",

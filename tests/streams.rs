@@ -292,7 +292,7 @@ fn a_client_that_stops_sending_what_is_sent_back_holds_its_worker_for_the_reques
 }
 
 #[test]
-fn what_was_sent_so_far_is_sent_back_before_the_rest_and_a_broken_body_is_seen() {
+fn the_part_sent_so_far_is_sent_back_before_the_rest_and_a_broken_body_is_seen() {
     let running = start(Service::new().post("/", echo));
     let head = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 20000\r\n\r\n";
     let mut client = send(running.address(), head);

@@ -86,7 +86,7 @@ impl Machine {
         self.command(line).output().expect("nsenter starts")
     }
 
-    /// What a command says that must succeed.
+    /// The output of a command that must succeed.
     #[track_caller]
     fn run(&self, line: &str) -> String {
         let output = self.try_run(line);
@@ -127,7 +127,7 @@ impl Machine {
         self.run(&format!("journalctl --sync && journalctl --no-pager {options}"))
     }
 
-    /// What the service itself has said, at this priority or above.
+    /// The log of the service itself, at this priority or above.
     fn said(&self, priority: &str) -> String {
         self.journal(&format!("-o cat -u allout -p {priority} _SYSTEMD_UNIT=allout.service"))
     }
@@ -242,7 +242,7 @@ fn a_stop_takes_as_long_as_the_requests_in_flight() {
     let began = Instant::now();
     let mut stop = machine.begin("systemctl stop allout");
     machine.wait_for_status("draining: 1 request, ");
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     let answered = asked.elapsed();
     assert!(stop.wait().expect("systemctl ends").success());
     eprintln!("answered after {answered:?}; systemctl stop took {:?}", began.elapsed());
@@ -256,7 +256,7 @@ fn outlives_the_patience_of_systemd(how: impl FnOnce(&Machine)) {
     machine.run("systemctl start allout");
     let mut connection = in_flight("/timeout");
     how(&machine);
-    assert_eq!(connection.hear("GET").status, 200);
+    assert_eq!(connection.expect_response("GET").status, 200);
     machine.wait_for(ENDED, ENDED_WELL);
 }
 
@@ -283,7 +283,7 @@ fn a_shutdown_leaves_it_stopped() {
 
 #[test]
 #[ignore = "needs root and systemd"]
-fn what_was_abandoned_is_seen_and_no_reason_to_restart() {
+fn abandoned_requests_are_shown_and_no_reason_to_restart() {
     let machine = Machine::with_faulty("");
     machine.run("systemctl start allout");
     let _connection = in_flight("/stuck-worker");
@@ -318,7 +318,7 @@ fn a_failure_is_a_reason_to_restart() {
 
 #[test]
 #[ignore = "needs root and systemd"]
-fn the_watchdog_leaves_alone_what_answers() {
+fn the_watchdog_leaves_a_service_that_answers_alone() {
     let machine = Machine::with_service("WatchdogSec=1s");
     machine.run("systemctl start allout");
     let _connections: Vec<_> = (0..3).map(|_| in_flight("/")).collect();
@@ -343,7 +343,7 @@ fn the_watchdog_restarts(machine: &Machine, wedge: impl FnOnce(&Machine)) {
 
 #[test]
 #[ignore = "needs root and systemd"]
-fn the_watchdog_restarts_what_is_frozen() {
+fn the_watchdog_restarts_a_frozen_service() {
     let machine = Machine::with_service("WatchdogSec=2s\nTimeoutAbortSec=1s");
     the_watchdog_restarts(&machine, |machine| {
         machine.run("systemctl kill --kill-whom=main --signal=STOP allout");
@@ -352,7 +352,7 @@ fn the_watchdog_restarts_what_is_frozen() {
 
 #[test]
 #[ignore = "needs root and systemd"]
-fn the_watchdog_restarts_what_does_not_answer() {
+fn the_watchdog_restarts_a_service_that_does_not_answer() {
     let machine = Machine::with_faulty("WatchdogSec=2s\nTimeoutAbortSec=1s");
     let mut connection = None;
     the_watchdog_restarts(&machine, |_| {
@@ -365,7 +365,7 @@ fn the_watchdog_restarts_what_does_not_answer() {
 
 #[test]
 #[ignore = "needs root and systemd"]
-fn the_watchdog_restarts_what_has_no_worker_left() {
+fn the_watchdog_restarts_a_service_without_a_free_worker() {
     let machine = Machine::with_faulty("WatchdogSec=2s\nTimeoutAbortSec=1s");
     let mut connection = None;
     the_watchdog_restarts(&machine, |_| connection = Some(in_flight("/stuck-worker")));
@@ -495,7 +495,7 @@ fn an_address_in_the_file_of_options_is_reached_by_others() {
     machine.run("echo ALLOUT_LISTEN=0.0.0.0:8088 > /etc/default/allout && systemctl start allout");
     let response = Connection::open(there, LIMIT).expect("it can be connected to").ask("GET", "/");
     assert_eq!(response.status, 200);
-    // So that this tests what it means to: a rule of the unit would keep them out.
+    // Otherwise a rule of the unit would keep the clients out.
     machine.add("allout.service", "[Service]\nIPAddressAllow=\nIPAddressAllow=localhost");
     machine.run("systemctl restart allout");
     assert_eq!(get("/").status, 200);

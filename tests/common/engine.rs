@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Far longer than anything that should take no time at all takes, on a machine that is busy with something else.
+/// Limit of every wait for something that takes no time: long enough on a machine that is busy with other work.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// One test for each name: the function of that name of the module above, with `ENGINE`.

@@ -1,4 +1,4 @@
-//! A folder for the files of one test, which goes with it.
+//! A folder for the files of one test, removed at its end.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 #![allow(clippy::expect_used, reason = "a test says what it expects by panicking")]
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// An empty one. The name is that of no other folder of this test program.
+    /// An empty folder, whose name no other folder of this test program has.
     pub fn new(name: &str) -> Folder {
         let path = std::env::temp_dir().join(format!("allout-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path); // of a run that was killed

@@ -26,25 +26,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long anything that should take no time at all may take on a machine that is busy with something else.
+/// Limit of every wait for something that takes no time: long enough on a machine that is busy with other work.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// What a process has said on its stderr, and whether it can say more.
+/// The stderr of a process so far, and whether it has ended.
 #[derive(Debug, Default)]
-struct Heard {
+struct Stderr {
     text: String,
     ended: bool,
 }
 
 #[derive(Debug, Default)]
 struct Log {
-    heard: Mutex<Heard>,
+    stderr: Mutex<Stderr>,
     more: Condvar,
 }
 
 impl Log {
     fn text(&self) -> String {
-        self.heard.lock().expect("no reader panics").text.clone()
+        self.stderr.lock().expect("no reader panics").text.clone()
     }
 }
 
@@ -76,7 +76,7 @@ impl Builder {
     /// Starts it, and does not wait for anything.
     pub fn spawn(mut self) -> Allout {
         if !self.listen {
-            // Before the others: the last of them may be one that lacks its value.
+            // Before the others, because the last one may be an option without its value.
             self.command.args(["--listen", "127.0.0.1:0"]);
         }
         self.command.args(&self.args);
@@ -105,7 +105,7 @@ impl Builder {
         let process = self.spawn();
         let line = process.wait_for_line("listening on http://", LIMIT);
         let after = line.split("listening on http://").nth(1).unwrap_or_default();
-        // Whatever follows the address on the line: a comma, a quote, a bracket of a log format.
+        // The address ends at a comma, a quote or a bracket, by the log format.
         let addr = after.split(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | '\'' | '/' | '}')).next();
         let addr = addr.unwrap_or_default().trim_end_matches('.');
         let addr = addr.parse().unwrap_or_else(|e| panic!("no address in {line:?}: {e}"));
@@ -113,15 +113,15 @@ impl Builder {
     }
 }
 
-fn listen(stderr: impl std::io::Read, log: &Log) {
-    let mut stderr = BufReader::new(stderr);
+fn listen(pipe: impl std::io::Read, log: &Log) {
+    let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
     loop {
         line.clear();
-        let more = stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0);
-        let mut heard = log.heard.lock().expect("no waiter panics with the lock held");
-        heard.text.push_str(&String::from_utf8_lossy(&line));
-        heard.ended = !more;
+        let more = pipe.read_until(b'\n', &mut line).is_ok_and(|n| n > 0);
+        let mut stderr = log.stderr.lock().expect("no waiter panics with the lock held");
+        stderr.text.push_str(&String::from_utf8_lossy(&line));
+        stderr.ended = !more;
         log.more.notify_all();
         if !more {
             return;
@@ -172,12 +172,12 @@ impl Allout {
         self.child.id()
     }
 
-    /// What it said on stderr so far.
+    /// Its stderr so far.
     pub fn log(&self) -> String {
         self.log.text()
     }
 
-    /// How often it said this on stderr so far.
+    /// How often its stderr contains this so far.
     pub fn times(&self, part: &str) -> usize {
         self.log().matches(part).count()
     }
@@ -185,22 +185,22 @@ impl Allout {
     /// Waits for a line on stderr that contains this.
     pub fn wait_for_line(&self, part: &str, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
-        let mut heard = self.log.heard.lock().expect("no reader panics");
+        let mut stderr = self.log.stderr.lock().expect("no reader panics");
         loop {
-            if let Some(line) = heard.text.lines().find(|l| l.contains(part)) {
+            if let Some(line) = stderr.text.lines().find(|l| l.contains(part)) {
                 return line.to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let why = match (heard.ended, left.is_zero()) {
+            let why = match (stderr.ended, left.is_zero()) {
                 (true, _) => "it says no more".to_owned(),
                 (_, true) => format!("not within {limit:?}"),
                 _ => String::new(),
             };
             if !why.is_empty() {
-                drop(heard);
+                drop(stderr);
                 panic!("waited for the line {part:?} of {}: {why}", self.what);
             }
-            heard = self.log.more.wait_timeout(heard, left).expect("no reader panics").0;
+            stderr = self.log.more.wait_timeout(stderr, left).expect("no reader panics").0;
         }
     }
 
@@ -243,7 +243,7 @@ impl Allout {
         self.assert_exit(0, LIMIT);
     }
 
-    /// What it said on stdout, once it has ended.
+    /// Its stdout, once it has ended.
     pub fn stdout(&mut self) -> String {
         self.wait_exit(LIMIT);
         self.stdout.take().map(|t| t.join().expect("the reader of stdout does not panic")).unwrap_or_default()
@@ -270,7 +270,7 @@ impl Allout {
         fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}")).count()
     }
 
-    /// How often all its threads together were switched to another, by their own will or not.
+    /// Context switches of all its threads together, voluntary and involuntary.
     pub fn context_switches(&self) -> u64 {
         let path = format!("/proc/{}/task", self.id());
         let tasks = fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -304,7 +304,7 @@ impl Drop for Allout {
 #[derive(Debug)]
 pub struct Serving {
     process: Allout,
-    /// Where.
+    /// The address at which it serves.
     pub addr: SocketAddr,
 }
 
@@ -354,8 +354,8 @@ impl Serving {
         Some(line.parse().unwrap_or_else(|e| panic!("no number: {line:?}: {e}")))
     }
 
-    /// Waits until the process has read everything that was sent on this connection. It is looked up in the kernel's
-    /// table: that is the one place which knows it, whatever the program is doing.
+    /// Waits until the process has read everything that was sent on this connection. The kernel's table of sockets
+    /// shows this, whatever the program is doing.
     #[track_caller]
     pub fn wait_until_read(&self, connection: &Connection) {
         let client = connection.stream().local_addr().expect("a connected socket has an address");
@@ -377,34 +377,34 @@ impl Serving {
 pub fn ask_at(addr: SocketAddr, method: &str, path: &str, headers: &str) -> Response {
     let mut connection = Connection::open(addr, LIMIT).unwrap_or_else(|e| panic!("connecting to {addr}: {e}"));
     let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
-    connection.say(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
-    connection.hear(method)
+    connection.send_raw(format!("{method} {path} HTTP/1.1\r\n{host}{headers}\r\n"));
+    connection.expect_response(method)
 }
 
-/// What tests say on a connection.
+/// The calls of tests on a connection. Each panics with what it waited for.
 pub trait Speak {
     /// Sends bytes as they are.
-    fn say(&mut self, raw: impl AsRef<[u8]>);
+    fn send_raw(&mut self, raw: impl AsRef<[u8]>);
     /// The whole response to a request of this method.
-    fn hear(&mut self, method: &str) -> Response;
+    fn expect_response(&mut self, method: &str) -> Response;
     /// Sends a request without a body, for a host that is this machine's: `/shutdown` asks for that.
     fn request(&mut self, method: &str, path: &str);
     /// A request without a body, and its response.
     fn ask(&mut self, method: &str, path: &str) -> Response;
     /// Waits for a clean end, with nothing before it.
-    fn hear_end(&mut self);
+    fn expect_end(&mut self);
 }
 
 impl Speak for Connection {
     #[track_caller]
-    fn say(&mut self, raw: impl AsRef<[u8]>) {
+    fn send_raw(&mut self, raw: impl AsRef<[u8]>) {
         if let Err((sent, e)) = self.send(raw.as_ref()) {
             panic!("sending failed after {sent} bytes: {e}");
         }
     }
 
     #[track_caller]
-    fn hear(&mut self, method: &str) -> Response {
+    fn expect_response(&mut self, method: &str) -> Response {
         match self.read_response(method, LIMIT) {
             Ok(response) => response,
             Err(e) => panic!("waited for the response to a {method}, up to {LIMIT:?}: {e}"),
@@ -413,7 +413,7 @@ impl Speak for Connection {
 
     #[track_caller]
     fn request(&mut self, method: &str, path: &str) {
-        self.say(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        self.send_raw(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     }
 
     #[track_caller]
@@ -426,7 +426,7 @@ impl Speak for Connection {
     }
 
     #[track_caller]
-    fn hear_end(&mut self) {
+    fn expect_end(&mut self) {
         if let Err(e) = self.eof(LIMIT) {
             panic!("waited for the end of the connection: {e}");
         }
@@ -468,7 +468,7 @@ pub fn with_limit(descriptors: u64) -> Builder {
 /// Time in which another client gets its response, whatever some clients do.
 pub const OTHERS: Duration = Duration::from_secs(2);
 
-/// Others: fresh clients, one after the other. Each gets its 200 in time.
+/// Other clients, one after the other, each on a new connection: each gets its 200 in time.
 #[track_caller]
 pub fn assert_others(server: &Serving, times: usize) {
     for n in 0..times {
@@ -490,7 +490,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks until it holds.
+/// Polls until it holds.
 #[track_caller]
 pub fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
@@ -514,13 +514,13 @@ fn ends_within(end: &OwnedFd, limit: Duration) -> bool {
 }
 
 fn number_in(path: &str, name: &str) -> u64 {
-    // A thread may end between the listing and the look.
+    // A thread may end after it was listed.
     let text = fs::read_to_string(path).unwrap_or_default();
     let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
     value.and_then(|v| v.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// How many bytes the server's socket of this connection holds unread. None: there is no such socket.
+/// Unread bytes in the server's socket of this connection. `None`: there is no such socket.
 fn unread(server: SocketAddr, client: SocketAddr) -> Option<u64> {
     let table = if server.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
     let table = fs::read_to_string(table).unwrap_or_default();
@@ -566,7 +566,7 @@ pub fn listening(pid: u32) -> Option<SocketAddr> {
         let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
         Some((ip, u16::from_str_radix(port, 16).ok()?).into())
     });
-    // A socket for the program alone answers no other.
+    // A private socket of the program answers no client.
     let answers = |addr: &SocketAddr| TcpStream::connect_timeout(addr, Duration::from_millis(500)).is_ok();
     found.collect::<Vec<_>>().into_iter().find(answers)
 }

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 pub struct Place(pub Folder);
 
 impl Place {
-    /// With a copy of the program.
+    /// A place with a copy of the program.
     pub fn new(name: &str) -> Place {
         let place = Place(Folder::new(name));
         place.put_copy(env!("CARGO_BIN_EXE_allout"));
         place
     }
 
-    /// Where the program is.
+    /// The path of the program.
     pub fn binary(&self) -> PathBuf {
         self.0.join("allout")
     }
@@ -42,7 +42,7 @@ impl Place {
         });
     }
 
-    /// Starts what is there.
+    /// Starts the binary that is there.
     pub fn start(&self, args: &[&str]) -> Serving {
         Allout::of(&self.binary()).args(args.iter().copied()).start()
     }

@@ -1,4 +1,4 @@
-//! A response as the bytes that came, and how they ended: for tests of what a client can tell from them.
+//! A response as the bytes that arrived, and how they ended: for tests of what a client can conclude from them.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses its own part")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expects by panicking")]
@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How what came ended.
+/// The end of the bytes that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The other side ended its stream.
@@ -18,7 +18,7 @@ pub enum End {
     Late,
 }
 
-/// What came on a connection.
+/// The bytes that arrived on a connection.
 #[derive(Debug)]
 pub struct Wire {
     /// All bytes.

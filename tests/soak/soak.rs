@@ -193,7 +193,7 @@ fn many(addr: SocketAddr, number: usize, say: impl Fn(usize) -> String) -> Vec<C
     all
 }
 
-fn hear(all: &mut [Connection]) {
+fn read_responses(all: &mut [Connection]) {
     for connection in all {
         let _ = connection.read_response("GET", PATIENCE);
     }
@@ -227,7 +227,7 @@ fn leave(connection: &Connection, how: usize) {
 type Row = fn(SocketAddr);
 
 const ROWS: [(&str, Row); 11] = [
-    ("bursts", |addr| hear(&mut many(addr, 200, |_| GET.to_owned()))),
+    ("bursts", |addr| read_responses(&mut many(addr, 200, |_| GET.to_owned()))),
     ("silent", |addr| {
         let _all = many(addr, 100, |n| "GET / HTTP/1.1\r\nX: "[..n % 19].to_owned());
         thread::sleep(Duration::from_secs(2));
@@ -237,14 +237,14 @@ const ROWS: [(&str, Row); 11] = [
     ("bodies that never come", |addr| {
         let head = "POST / HTTP/1.1\r\nHost: a\r\n";
         let rest = ["Content-Length: 5000\r\n\r\na", "Transfer-Encoding: chunked\r\n\r\n5\r\na"];
-        hear(&mut many(addr, 32, |n| format!("{head}{}", rest[n % 2])));
+        read_responses(&mut many(addr, 32, |n| format!("{head}{}", rest[n % 2])));
     }),
     ("pipelines", |addr| {
         let mut all = many(addr, 2, |_| format!("{SLOW}{}", GET.repeat(500)));
-        (0..501).for_each(|_| hear(&mut all));
+        (0..501).for_each(|_| read_responses(&mut all));
     }),
     ("never reads", |addr| stream(addr, "", &GET.repeat(200), Duration::from_secs(1))),
-    ("slow requests", |addr| hear(&mut many(addr, 200, |_| SLOW.to_owned()))),
+    ("slow requests", |addr| read_responses(&mut many(addr, 200, |_| SLOW.to_owned()))),
     ("announced lengths", |addr| {
         let lengths = ["1025", "1048577", "100000000000", "18446744073709551615", "18446744073709551616"];
         let say = |n: usize| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\na", lengths[n % 5]);
@@ -257,7 +257,7 @@ const ROWS: [(&str, Row); 11] = [
     }),
     ("refusals", |addr| {
         let all = ["GET / HTTP/1.1\r\n\r\n", "GET * HTTP/1.1\r\nHost: a\r\n\r\n", "G(T / HTTP/1.1\r\nHost: a\r\n\r\n"];
-        hear(&mut many(addr, 60, |n| format!("{}{GET}", all[n % 3])));
+        read_responses(&mut many(addr, 60, |n| format!("{}{GET}", all[n % 3])));
     }),
 ];
 

@@ -217,9 +217,9 @@
 //!
 //! # Forms with files
 //!
-//! A form with files, which a browser sends as `multipart/form-data`, is parsed by a crate of your choice that reads from a
-//! reader, such as `form-net`, which limits the number and size of everything. A file is streamed to where the service wants
-//! it; its name is the client's, and never a path. `tests/todo/src/bin/photos.rs` is the whole program.
+//! A form with files, which a browser sends as `multipart/form-data`, is parsed by a crate of your choice that reads
+//! from a reader, such as `form-net`, which limits the number and size of everything. A file is streamed to where the
+//! service wants it; its name is the client's, and never a path. `tests/todo/src/bin/photos.rs` is the whole program.
 //!
 //! ```ignore
 //! use form_net::{FormError, MultipartReader};
@@ -245,8 +245,8 @@
 //!
 //! # Events
 //!
-//! One channel for each client; [`recv`](crate::EventWriter::recv) ends when the service drains, and sends a comment every
-//! 15 s so that no proxy closes the connection. `tests/examples/events.rs` is a whole program.
+//! One channel for each client; [`recv`](crate::EventWriter::recv) ends when the service drains, and sends a comment
+//! every 15 s so that no proxy closes the connection. `tests/examples/events.rs` is a whole program.
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
@@ -364,8 +364,9 @@
 //!
 //! # Deploys
 //!
-//! * **systemd**: `systemctl reload` (SIGHUP) re-executes the binary on disk under the same pid and on the same socket: no
-//!   connection is refused. `Type=notify`, `ExecReload=kill -HUP $MAINPID`; `allout --systemd-unit` prints a hardened unit.
+//! * **systemd**: `systemctl reload` (SIGHUP) re-executes the binary on disk under the same pid and on the same socket:
+//!   no connection is refused. `Type=notify`, `ExecReload=kill -HUP $MAINPID`; `allout --systemd-unit` prints a
+//!   hardened unit.
 //! * **Several instances behind a proxy**: SIGTERM. During the [`drain_delay`](crate::Service::drain_delay) it serves
 //!   on while `/readyz` says 503. Make it as long as the proxy needs to see that: the interval of its checks times the
 //!   failures that it waits for.

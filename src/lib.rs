@@ -75,8 +75,8 @@
 //!
 //! Features by default: `json` ([`Request::json`], [`Response::json`]; it includes `serde`), `metrics` (`/metrics`),
 //! `tiny-http` (the default engine; without it the engine is the native one), and `cli` (the program). Others: `serde`
-//! (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow` (handlers that
-//! return `anyhow::Result`). Each adds, and changes nothing else.
+//! (parameters, queries and forms of any type), `files` (directories, conditional requests, ranges), `anyhow` (handlers
+//! that return `anyhow::Result`). Each adds, and changes nothing else.
 //!
 //! # The path of a request, and of the first message
 //!
@@ -95,13 +95,15 @@
 //!
 //! # What always holds
 //!
-//! * The library never calls `process::exit`, never installs a logger, never prints. Two exceptions: the failure that `main`
-//!   returns as an [`Outcome`] is printed if no logger has told it, and a preflight ends where [`run`](Service::run) begins.
+//! * The library never calls `process::exit`, never installs a logger, never prints. Two exceptions: the failure that
+//!   `main` returns as an [`Outcome`] is printed if no logger has told it, and a preflight ends where
+//!   [`run`](Service::run) begins.
 //! * A request that was accepted is answered, or it is counted as abandoned and named in the log.
-//! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole one.
+//! * A response reaches the client that asked, whole or visibly broken: a response that fails never ends like a whole
+//!   one.
 //! * No lock is held across a write to a socket, a handler or a join.
-//! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous. With the
-//!   `tiny_http` engine floods can, as [Limitations](#limitations) says.
+//! * No client can make another client wait: not by being slow, silent, endless, pipelined, malformed or numerous. With
+//!   the `tiny_http` engine floods can, as [Limitations](#limitations) says.
 //! * `/healthz` answers while anything at all is alive, whatever the other routes are doing.
 //! * No async runtime. `tiny_http` is used unmodified, from the registry, and named in `engine` alone.
 //!
@@ -122,11 +124,11 @@
 //! * A byte above 0x7F in a request's head (a UTF-8 cookie), TLS bytes or a PROXY line close the connection without an
 //!   answer. Some of these are counted and logged on kept-alive connections, and few on new ones, which end before they
 //!   are noticed.
-//! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is counted
-//!   and logged, and leads to a re-exec before threads or descriptors run out.
-//! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes after a
-//!   chunked body. A folded header line counts as a header of its own, so that a proxy in front must unfold or refuse it.
-//!   Control characters at the ends of values are not seen.
+//! * `HTTP/2.0`, `HTTP/3.0` and `PRI *` request lines each leak a thread and two descriptors for good. The leak is
+//!   counted and logged, and leads to a re-exec before threads or descriptors run out.
+//! * A chunked body with a trailer, or one that is whole and followed by a half-close, is 400. A connection closes
+//!   after a chunked body. A folded header line counts as a header of its own, so that a proxy in front must unfold or
+//!   refuse it. Control characters at the ends of values are not seen.
 //! * Two live connections of one client address and port, to two local addresses, are both closed: they cannot be told
 //!   apart. A client that resets a connection and connects again from the same port may be closed without an answer.
 //! * `tiny_http` answers some heads by itself (400, 417), without a log line. A fourth word of a request line is ignored.

@@ -34,8 +34,8 @@ impl WarnOnce {
     }
 }
 
-/// Shortest time between two lines of one kind that clients can cause: they can cause thousands a second, and a log fills a
-/// disk.
+/// Shortest time between two lines of one kind that clients can cause: they can cause thousands a second, and a log
+/// fills a disk.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Limits a line of the log that clients can cause to one a second, and counts those that were left out:

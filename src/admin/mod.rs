@@ -119,8 +119,8 @@ impl From<BadRoute> for InstallError {
 }
 
 impl AdminRoutes {
-    /// The warning that is logged when the address is not a loopback address. `own_router`: the admin routes are served at
-    /// addresses of their own; `is_admin`: this is one.
+    /// The warning that is logged when the address is not a loopback address. `own_router`: the admin routes are served
+    /// at addresses of their own; `is_admin`: this is one.
     pub(crate) fn exposure_warning(&self, address: SocketAddr, own_router: bool, is_admin: bool) -> Option<String> {
         if address.ip().to_canonical().is_loopback() {
             return None;

@@ -40,8 +40,8 @@ use crate::sys::peer::{Holder, OVERFLOW_UID, PeerSocket, Sockets, find_holders, 
 /// Most requests that wait for a look-up, each of which occupies a worker; others get 503.
 const MAX_WAITING: usize = 64;
 
-/// Pause after a look-up that ended in a refusal, before the next. A look-up takes from 1 ms to some 50 ms (25,000 sockets
-/// in TIME-WAIT) of a core, and a client behind a proxy could ask for one after the other.
+/// Pause after a look-up that ended in a refusal, before the next. A look-up takes from 1 ms to some 50 ms (25,000
+/// sockets in TIME-WAIT) of a core, and a client behind a proxy could ask for one after the other.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The status and the reason with which a request is refused.
@@ -79,7 +79,8 @@ impl Guard {
     /// Errors: the reason why the request is refused.
     pub(crate) fn check(&self, request: &mut Request) -> Result<Passed, Denial> {
         let (peer, target) = (request.peer().addr(), request.target().to_owned());
-        // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is allowed.
+        // All of them: a value that is not UTF-8 is still a header that a proxy has added, and equals nothing that is
+        // allowed.
         let headers = request.exchange().headers().map(|(name, value)| (name, String::from_utf8_lossy(value)));
         self.check_request(peer, &target, &headers.collect::<Vec<_>>())
     }

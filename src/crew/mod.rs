@@ -2,8 +2,8 @@
 //! knows nothing of HTTP.
 //!
 //! A *member* is a named thread that reports its exit to the crew's one channel, also when it panics. The first message
-//! in that channel (an exit, or a [`Command`](message::Command)) is the [`Cause`] of the stop that follows: the thread that
-//! runs the crew then tells every member to stop and waits for each exit until the grace period is over.
+//! in that channel (an exit, or a [`Command`](message::Command)) is the [`Cause`] of the stop that follows: the thread
+//! that runs the crew then tells every member to stop and waits for each exit until the grace period is over.
 //!
 //! # Who sends, who receives, what may block
 //!
@@ -259,8 +259,8 @@ impl Crew {
         }
     }
 
-    /// As [`wait_first`](Crew::wait_first); `None` if there is no message until `until`, or when a member has finished that
-    /// [may](Crew::allow_finish).
+    /// As [`wait_first`](Crew::wait_first); `None` if there is no message until `until`, or when a member has finished
+    /// that [may](Crew::allow_finish).
     pub(crate) fn wait_first_until(&mut self, until: Option<Instant>) -> Option<Cause> {
         loop {
             let message = match until {

@@ -83,7 +83,8 @@ struct State<W: Work> {
 }
 
 impl<W: Work> Pool<W> {
-    /// A pool of at most `max_threads` threads, with room for `max_queued` jobs when all are busy. `guard` reports its end.
+    /// A pool of at most `max_threads` threads, with room for `max_queued` jobs when all are busy. `guard` reports its
+    /// end.
     pub(crate) fn new(max_threads: usize, max_queued: usize, guard: ExitGuard) -> Arc<Pool<W>> {
         Arc::new(Pool {
             state: Mutex::new(State {

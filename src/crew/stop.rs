@@ -212,7 +212,8 @@ impl Stop {
         &self.stages.draining.released
     }
 
-    /// As [`stopping`](Stop::stopping), for the moment at which the grace expires: for handlers that wait for something else.
+    /// As [`stopping`](Stop::stopping), for the moment at which the grace expires: for handlers that wait for something
+    /// else.
     ///
     /// ```
     /// use std::time::Duration;

@@ -108,8 +108,8 @@ impl Request {
     /// Takes the rest of the body as the body of the response to this very request: it is sent back as it arrives, and is
     /// never in memory as a whole. The first bytes are read at once; the client must read the response while it sends.
     ///
-    /// Until it is sent, the body cannot be read or changed: [`Body::into_bytes`] fails. In the response to another request
-    /// it becomes a 500.
+    /// Until it is sent, the body cannot be read or changed: [`Body::into_bytes`] fails. In the response to another
+    /// request it becomes a 500.
     ///
     /// ```
     /// use allout::{HandlerError, Request, Response, Service};

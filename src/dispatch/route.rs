@@ -24,7 +24,8 @@ impl Route {
     }
 }
 
-/// The parameters of a route's path, decoded: `name` of `/hello/{name}`. A clone is cheap, and independent of the request.
+/// The parameters of a route's path, decoded: `name` of `/hello/{name}`. A clone is cheap, and independent of the
+/// request.
 #[derive(Clone, Debug, Default)]
 pub struct Params(Option<Arc<[Param]>>);
 

@@ -116,8 +116,8 @@ impl Router {
         Ok(())
     }
 
-    /// Marks the routes that are added from here on as admin routes. Those of them that are inline leave out the middleware
-    /// that may wait.
+    /// Marks the routes that are added from here on as admin routes. Those of them that are inline leave out the
+    /// middleware that may wait.
     pub(crate) fn begin_admin_routes(&mut self) {
         self.first_admin = Some(self.paths.len());
     }

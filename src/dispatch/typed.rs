@@ -35,8 +35,8 @@ impl Request {
         value.ok_or_else(|| StatusError::new(404, format!("{name} is missing or malformed")))
     }
 
-    /// The cookies that the client sent, in that order: names and values, which are not decoded (RFC 6265, section 4.2.1).
-    /// Those that are not UTF-8 are left out.
+    /// The cookies that the client sent, in that order: names and values, which are not decoded (RFC 6265, section
+    /// 4.2.1). Those that are not UTF-8 are left out.
     pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.exchange().headers().filter(|(name, _)| name.eq_ignore_ascii_case("cookie"));
         // Each for itself: other cookies of the same line count although one is not UTF-8.
@@ -131,8 +131,8 @@ impl Request {
         from_pairs(self.query_pairs()).map_err(|reason| StatusError::new(400, reason))
     }
 
-    /// The whole body as a form (`application/x-www-form-urlencoded`), within the limit of [`bytes`](Request::bytes); read
-    /// as [`query_as`](Request::query_as) reads a query.
+    /// The whole body as a form (`application/x-www-form-urlencoded`), within the limit of [`bytes`](Request::bytes);
+    /// read as [`query_as`](Request::query_as) reads a query.
     ///
     /// ```
     /// use allout::{BodyError, Request, Response, Service};

@@ -68,8 +68,8 @@ impl Response {
     /// service is [draining](crate::Stop::is_draining).
     ///
     /// If the reader fails, panics, or gives less than `length`, the connection is cut, so that the client sees that
-    /// something is missing. Bytes beyond `length` are not read. An HTTP/1.0 client gets a body of unknown length up to the
-    /// end of the connection; other clients get it chunked.
+    /// something is missing. Bytes beyond `length` are not read. An HTTP/1.0 client gets a body of unknown length up to
+    /// the end of the connection; other clients get it chunked.
     ///
     /// ```no_run
     /// use std::process::{Command, Stdio};

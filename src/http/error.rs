@@ -198,8 +198,8 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// As for [`into_bytes`](Response::into_bytes); [`InvalidData`](std::io::ErrorKind::InvalidData) if it is not JSON, or
-    /// not of this type.
+    /// As for [`into_bytes`](Response::into_bytes); [`InvalidData`](std::io::ErrorKind::InvalidData) if it is not JSON,
+    /// or not of this type.
     pub fn into_json<T: serde::de::DeserializeOwned>(self) -> std::io::Result<T> {
         Ok(serde_json::from_slice(&self.into_bytes()?)?)
     }

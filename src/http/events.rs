@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, never, select};
 use super::response::Response;
 use super::stream::StreamWriter;
 
-/// Time without an event after which a comment is sent: proxies close connections on which nothing moves, nginx after 60 s
-/// (`proxy_read_timeout`); the HTML standard recommends about 15 s.
+/// Time without an event after which a comment is sent: proxies close connections on which nothing moves, nginx after
+/// 60 s (`proxy_read_timeout`); the HTML standard recommends about 15 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Time between two checks of whether the client is still there, while there is nothing to send.

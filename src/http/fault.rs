@@ -135,8 +135,8 @@ impl From<StatusError> for Response {
 pub enum BodyError {
     /// It is larger than the limit.
     TooLarge,
-    /// It ended early, broke its framing, or stopped coming for longer than the request timeout; then the kind of the error
-    /// is [`TimedOut`](io::ErrorKind::TimedOut).
+    /// It ended early, broke its framing, or stopped coming for longer than the request timeout; then the kind of the
+    /// error is [`TimedOut`](io::ErrorKind::TimedOut).
     Broken(io::Error),
     /// It does not parse: it is not UTF-8, or not JSON or a form with the expected fields.
     Malformed(StatusError),

@@ -1,7 +1,7 @@
 //! Status codes and their reason phrases.
 
-/// The reason phrase of a status: RFC 9110, section 15, and the IANA registry of status codes; empty if it has none, which
-/// RFC 9112, section 4, allows.
+/// The reason phrase of a status: RFC 9110, section 15, and the IANA registry of status codes; empty if it has none,
+/// which RFC 9112, section 4, allows.
 pub(crate) fn reason_phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -69,8 +69,8 @@ pub(super) fn is_final(status: u16) -> bool {
     (200..=999).contains(&status)
 }
 
-/// True if a response of this status has no body, whatever the request: RFC 9110, section 6.4.1. Such a response has neither
-/// `Content-Length` nor `Transfer-Encoding` (sections 8.6 and 15.4.5; RFC 9112, section 6.1).
+/// True if a response of this status has no body, whatever the request: RFC 9110, section 6.4.1. Such a response has
+/// neither `Content-Length` nor `Transfer-Encoding` (sections 8.6 and 15.4.5; RFC 9112, section 6.1).
 pub(crate) fn is_bodyless(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }

@@ -4,9 +4,9 @@
 //!
 //! # Why a bad binary does not end the service
 //!
-//! Before anything is stopped, the new binary passes a *preflight*: it is started as a child, with the same arguments, and
-//! a variable that makes it stop short of serving. Only if it gets as far as [`Service::run`](crate::Service::run), which
-//! exits with a code that no other end has, does the drain begin. A binary that is missing, broken, built for
+//! Before anything is stopped, the new binary passes a *preflight*: it is started as a child, with the same arguments,
+//! and a variable that makes it stop short of serving. Only if it gets as far as [`Service::run`](crate::Service::run),
+//! which exits with a code that no other end has, does the drain begin. A binary that is missing, broken, built for
 //! another machine or at odds with its arguments costs one line in the log, and the service goes on.
 //!
 //! The file is opened before its preflight, and that open file is what is executed, both times: a binary that is
@@ -283,7 +283,8 @@ fn program_name(binary: &Path) -> OsString {
 
 /// Executes `binary`, or the running image once more if that fails. Returns only with an error.
 ///
-/// `sockets` are the listening sockets with their labels. The caller has [held](crate::sys::signals::hold) the signals; `resend` are those that the next image is to receive.
+/// `sockets` are the listening sockets with their labels. The caller has [held](crate::sys::signals::hold) the signals;
+/// `resend` are those that the next image is to receive.
 pub(crate) fn exec_new_image(binary: &Binary, sockets: &[(BorrowedFd<'_>, String)], resend: &[Signal]) -> io::Error {
     for (socket, _) in sockets {
         if let Err(error) = fcntl_setfd(socket, FdFlags::empty()) {

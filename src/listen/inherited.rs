@@ -20,8 +20,8 @@ const BOUNDED_BUFFER: usize = 8 * 1024;
 /// because the kernel doubles what is set.
 const DEFAULT_BUFFER: usize = 64 * 1024;
 
-/// Length of the accept queue of a socket that was passed: as many as the kernel's default allows (`net.core.somaxconn`), and
-/// as the printed unit of the socket asks for. An engine may have left a shorter one.
+/// Length of the accept queue of a socket that was passed: as many as the kernel's default allows
+/// (`net.core.somaxconn`), and as the printed unit of the socket asks for. An engine may have left a shorter one.
 const BACKLOG: i32 = 4096;
 
 /// Warns of configured addresses that differ from those of the sockets that the previous image has left. Those are

@@ -14,8 +14,8 @@ fn main() {
     }
     let is_musl = env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|environment| environment == "musl");
     if is_musl && minor_version().is_some_and(|minor| minor >= FIRST_THAT_APPLIES_THEM) {
-        // The relocations of a position-independent program in 1 KB, not 50 KB. binutils makes them since 2.38, and ignores
-        // the option before.
+        // The relocations of a position-independent program in 1 KB, not 50 KB. binutils makes them since 2.38, and
+        // ignores the option before.
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }

@@ -46,9 +46,9 @@ impl Service {
     /// flight, routes, connections, workers, members, rates, settings. It loads nothing from other servers, works
     /// without its script, and reloads every two seconds unless it is paused. Requests are shown without their query.
     ///
-    /// On an [admin address](Service::admin_listen) it is open, as `/metrics` is. Otherwise it answers to the clients that
-    /// [`/shutdown`](Service::with_shutdown_route) would answer to: those on this machine of the same user, root, and
-    /// those that show the [token](Service::shutdown_token). In a drain it answers for as long as `/healthz` does.
+    /// On an [admin address](Service::admin_listen) it is open, as `/metrics` is. Otherwise it answers to the clients
+    /// that [`/shutdown`](Service::with_shutdown_route) would answer to: those on this machine of the same user, root,
+    /// and those that show the [token](Service::shutdown_token). In a drain it is served as long as `/healthz` is.
     ///
     /// `/status.json`, or `/status` for a client that accepts `application/json`, has the same for programs. Numbers are
     /// counts, or seconds where the name says so; more fields may be added.

@@ -23,8 +23,8 @@ pub struct Config {
     /// Addresses to listen on; port 0 picks a free one. Default: `127.0.0.1:8088`, so that only this machine is served
     /// unless the application asks for more. Not used when a service manager passes sockets.
     pub listen: Vec<SocketAddr>,
-    /// Unix-domain sockets to listen on besides; the native engine alone serves them. Default: none. Not used when a service
-    /// manager passes sockets.
+    /// Unix-domain sockets to listen on besides; the native engine alone serves them. Default: none. Not used when a
+    /// service manager passes sockets.
     pub listen_unix: Vec<UnixSocket>,
     /// Address for the admin routes, which are then served there alone. Default: none, so that they are served with the
     /// other routes.
@@ -33,19 +33,21 @@ pub struct Config {
     pub engine: EngineKind,
     /// Threads of the native engine that receive requests. Default 0: half as many as cores, 1 at least and 16 at most.
     pub receivers: usize,
-    /// Most workers at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the control group
-    /// does not suffice for them.
+    /// Most workers at once; the pool grows to it under load and shrinks when idle. Fewer if the memory of the control
+    /// group does not suffice for them.
     ///
     /// Default 2048: a thousand handlers that block must not delay the others, and a blocked thread costs some 10 KiB of
     /// resident memory.
     pub workers: usize,
     /// Requests that may wait for a worker; beyond it requests are shed: answered with 503 at once.
     ///
-    /// Default 1024: if all workers are blocked, a queue only adds delay, but a burst of short requests passes through it.
+    /// Default 1024: if all workers are blocked, a queue only adds delay, but a burst of short requests passes through
+    /// it.
     pub queue: usize,
     /// Open connections for each listening socket; beyond it the least recently used are closed first.
     ///
-    /// Default 4096, or what the limits on descriptors, threads and the memory of the control group allow, if that is less.
+    /// Default 4096, or what the limits on descriptors, threads and the memory of the control group allow, if that is
+    /// less.
     pub max_connections: usize,
     /// Longest time for a drain. Default 30 s.
     pub grace: Duration,
@@ -65,8 +67,8 @@ pub struct Config {
     /// SIGHUP, or a leak of the engine, may re-execute the process. Default: true. Without it SIGHUP does nothing, and
     /// a leak stops the service.
     pub reexec: bool,
-    /// The largest head of a request, in bytes: see [`Limits::max_head`](crate::Limits::max_head). Default: none but that of
-    /// the engine, about 64 KiB.
+    /// The largest head of a request, in bytes: see [`Limits::max_head`](crate::Limits::max_head). Default: none but
+    /// that of the engine, about 64 KiB.
     pub max_head: Option<usize>,
 }
 

@@ -131,8 +131,8 @@ impl Service {
         self.crew.stopper()
     }
 
-    /// Calls `tell` once the service serves, with all addresses that it listens on: to print them, for example. The log has
-    /// them as well.
+    /// Calls `tell` once the service serves, with all addresses that it listens on: to print them, for example. The log
+    /// has them as well.
     ///
     /// ```
     /// # use allout::Service;
@@ -183,10 +183,10 @@ impl Service {
     ///
     /// # Signals
     ///
-    /// SIGTERM, SIGINT and SIGQUIT stop; a second one ends the wait for requests and members (the same one within 100 ms
-    /// does not count). SIGHUP re-executes, SIGUSR1 writes the state to the log, SIGUSR2 does nothing. They are caught and
-    /// unblocked from here on. SIGCHLD gets its default disposition if the process was started with it ignored, and SIGXFSZ,
-    /// which a log that reaches `RLIMIT_FSIZE` causes, no longer ends the process.
+    /// SIGTERM, SIGINT and SIGQUIT stop; a second one ends the wait for requests and members (the same one within 100
+    /// ms does not count). SIGHUP re-executes, SIGUSR1 writes the state to the log, SIGUSR2 does nothing. They are
+    /// caught and unblocked from here on. SIGCHLD gets its default disposition if the process was started with it
+    /// ignored, and SIGXFSZ, which a log that reaches `RLIMIT_FSIZE` causes, no longer ends the process.
     ///
     /// # Re-exec
     ///
@@ -196,11 +196,11 @@ impl Service {
     /// done once belongs into a [member](Service::member). If that start succeeds, the service drains, and the process
     /// goes on with that very file, under the same pid and on the same socket.
     ///
-    /// No connection is refused and no request is lost. New connections wait while accepting is stopped: for less than a
-    /// second at a time while the service waits for slow requests, and for the exits of members and
-    /// [hooks](Service::after_drain). If slow requests never end within three quarters of the grace period, new connections
-    /// wait for those that are in flight then, a quarter of it at most. A stop replaces a re-exec at any moment, with a
-    /// grace period of its own.
+    /// No connection is refused and no request is lost. New connections wait while accepting is stopped: for less than
+    /// a second at a time while the service waits for slow requests, and for the exits of members and
+    /// [hooks](Service::after_drain). If slow requests never end within three quarters of the grace period, new
+    /// connections wait for those that are in flight then, a quarter of it at most. A stop replaces a re-exec at any
+    /// moment, with a grace period of its own.
     pub fn run(self) -> Outcome {
         let signals = match run::own_process() {
             Ok(signals) => signals,

@@ -29,7 +29,8 @@ use crate::listen::ListenSocket;
 use crate::sys;
 use crate::text::panic_message;
 
-/// Interval between two checks for the end of a preflight: a process that was started offers no event to the crew's channel.
+/// Interval between two checks for the end of a preflight: a process that was started offers no event to the crew's
+/// channel.
 const PREFLIGHT_TICK: Duration = Duration::from_millis(5);
 
 /// Takes over what belongs to the process as a whole: its signals, its name, and dispositions that it may have inherited.
@@ -162,8 +163,8 @@ pub(super) fn log_outcome(outcome: Outcome) -> Outcome {
     outcome
 }
 
-/// The signals that the next image is to receive: a stop that came too late for this one, and a re-exec that was asked for
-/// during this one.
+/// The signals that the next image is to receive: a stop that came too late for this one, and a re-exec that was asked
+/// for during this one.
 fn for_next_image(shutdown: &Shutdown) -> Vec<Signal> {
     let stop = match &shutdown.cause {
         Cause::Reexec(_) => None,
@@ -244,14 +245,14 @@ pub struct ServiceHandle {
 }
 
 impl ServiceHandle {
-    /// The first address that it listens on, with the port that the kernel chose; `0.0.0.0:0` if it listens on Unix sockets
-    /// alone.
+    /// The first address that it listens on, with the port that the kernel chose; `0.0.0.0:0` if it listens on Unix
+    /// sockets alone.
     pub fn address(&self) -> SocketAddr {
         self.addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
     }
 
-    /// All addresses that it listens on: those of [listeners of the program's own](crate::Service::listener) first, that of the
-    /// admin routes last.
+    /// All addresses that it listens on: those of [listeners of the program's own](crate::Service::listener) first,
+    /// that of the admin routes last.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }

@@ -35,8 +35,8 @@ impl Service {
     /// Listens on a socket of the program's own, which was bound elsewhere: beside the addresses of
     /// [`listen`](Service::listen), and in place of those of the configuration.
     ///
-    /// The service owns it and closes it at its end. Turns re-exec off, because `main` would bind the socket again in the next
-    /// image while this one has it.
+    /// The service owns it and closes it at its end. Turns re-exec off, because `main` would bind the socket again in
+    /// the next image while this one has it.
     ///
     /// ```
     /// use std::net::TcpListener;

@@ -35,7 +35,8 @@ pub(crate) struct AcceptBrake {
     private: TcpListener,
     /// Cookies of the listener and of the private listener.
     cookies: [u64; 2],
-    /// `/proc/self/fd`: its size is the number of open descriptors (since Linux 6.2, `proc_fd_getattr` in `fs/proc/fd.c`).
+    /// `/proc/self/fd`: its size is the number of open descriptors (since Linux 6.2, `proc_fd_getattr` in
+    /// `fs/proc/fd.c`).
     fd_dir: Option<OwnedFd>,
     /// An eventfd, written to when the brake goes on, and when a connection arrives while it is armed.
     wake: Arc<OwnedFd>,
@@ -93,7 +94,8 @@ impl AcceptBrake {
         Ok(Handler(id))
     }
 
-    /// Sets the number on which a new thread accepts from now on, and finds the thread, if it soon waits for a connection.
+    /// Sets the number on which a new thread accepts from now on, and finds the thread, if it soon waits for a
+    /// connection.
     pub(crate) fn set_accept_fd(&self, number: RawFd) {
         self.thread.store(0, Ordering::Release);
         self.accept_fd.store(number, Ordering::Release);

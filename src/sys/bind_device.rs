@@ -1,9 +1,11 @@
-//! A socket that is bound to a network interface which does not exist (`SO_BINDTOIFINDEX`, `include/uapi/asm-generic/socket.h`).
+//! A socket that is bound to a network interface which does not exist (`SO_BINDTOIFINDEX`,
+//! `include/uapi/asm-generic/socket.h`).
 //!
 //! A listening socket that is bound to an interface takes part only in handshakes that begin with a SYN from there
-//! (`inet_sk_bound_dev_eq`, `include/net/inet_sock.h`): the kernel answers all others with a reset, as if nothing listened.
-//! Handshakes that have begun go on, since a half-open connection has the binding that its listening socket had when its SYN
-//! came (`ir_iif`, `tcp_conn_request` in `net/ipv4/tcp_input.c`), and so do connections, which take it from there.
+//! (`inet_sk_bound_dev_eq`, `include/net/inet_sock.h`): the kernel answers all others with a reset, as if nothing
+//! listened. Handshakes that have begun go on, since a half-open connection has the binding that its listening socket
+//! had when its SYN came (`ir_iif`, `tcp_conn_request` in `net/ipv4/tcp_input.c`), and so do connections, which take it
+//! from there.
 //!
 //! Since Linux 5.0, and 5.7 without privileges. A process without privileges cannot undo it.
 

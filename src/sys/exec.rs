@@ -15,8 +15,9 @@ pub(crate) fn exec(file: impl AsFd, arguments: &[CString], environment: &[CStrin
         strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(arguments), pointers(environment));
-    // SAFETY: both arrays end with a null pointer, and they and the strings that they point to, which end with a NUL, live
-    // until the call returns. `fexecve` only reads them. It is a system call (execveat(2)) with a fallback for old kernels.
+    // SAFETY: both arrays end with a null pointer, and they and the strings that they point to, which end with a NUL,
+    // live until the call returns. `fexecve` only reads them. It is a system call (execveat(2)) with a fallback for old
+    // kernels.
     unsafe {
         libc::fexecve(file.as_fd().as_raw_fd(), argv.as_ptr(), envp.as_ptr());
     }

@@ -22,7 +22,8 @@ pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
     with_raw_fd(number, |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))
 }
 
-/// A duplicate of a descriptor that was passed to this process by its number. The passed one is closed at the next `exec`.
+/// A duplicate of a descriptor that was passed to this process by its number. The passed one is closed at the next
+/// `exec`.
 /// Errors: the number is not in use, or no descriptor is left.
 pub(crate) fn take_passed(number: RawFd) -> io::Result<OwnedFd> {
     let duplicate = duplicate(number)?;

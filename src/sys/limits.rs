@@ -39,8 +39,8 @@ pub(crate) fn max_threads() -> u64 {
 }
 
 /// The most memory, in bytes, that this process may have: the least limit of its cgroup and of the groups above, which
-/// count kernel memory as well. Without a limit it is `u64::MAX`, or in version 1 a number almost as large. How much of it
-/// other processes of the group use is not known.
+/// count kernel memory as well. Without a limit it is `u64::MAX`, or in version 1 a number almost as large. How much of
+/// it other processes of the group use is not known.
 pub(crate) fn max_memory() -> u64 {
     MEMORY.of_this_process()
 }

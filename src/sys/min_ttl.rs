@@ -4,9 +4,9 @@
 //! Packets start with a TTL of 64 on Linux and 128 on Windows, so a minimum of 255 drops all but those of a sender on
 //! the same link that sets 255. No privilege is needed, as it is for a socket filter on TCP since Linux 6.18.
 //!
-//! On a listening socket: no new connection, while a handshake that has begun goes on (`net/ipv4/tcp_ipv4.c`, `tcp_v4_rcv`
-//! checks it where a listening or established socket was found, not for a half-open one). On a connection: no byte and no
-//! acknowledgement; the peer keeps what it sent, and retransmits it. Accepted sockets inherit it.
+//! On a listening socket: no new connection, while a handshake that has begun goes on (`net/ipv4/tcp_ipv4.c`,
+//! `tcp_v4_rcv` checks it where a listening or established socket was found, not for a half-open one). On a connection:
+//! no byte and no acknowledgement; the peer keeps what it sent, and retransmits it. Accepted sockets inherit it.
 
 use std::io;
 use std::net::SocketAddr;

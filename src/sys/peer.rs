@@ -1,9 +1,9 @@
 //! The client's end of a connection on this machine: the user that owns the socket, and the processes that hold it.
 //!
-//! TCP has no `SO_PEERCRED`. `/proc/self/net/tcp` and `tcp6` (`proc_pid_net(5)`) list every socket of the network namespace
-//! with its addresses, owner and inode; `/proc/PID/fd` tells which process holds an inode. Both are readable without
-//! privileges, the second for processes of the same user only. Reading costs 1 to 2 µs for each socket of the network
-//! namespace and for each descriptor of the readable processes.
+//! TCP has no `SO_PEERCRED`. `/proc/self/net/tcp` and `tcp6` (`proc_pid_net(5)`) list every socket of the network
+//! namespace with its addresses, owner and inode; `/proc/PID/fd` tells which process holds an inode. Both are readable
+//! without privileges, the second for processes of the same user only. Reading costs 1 to 2 µs for each socket of the
+//! network namespace and for each descriptor of the readable processes.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -180,8 +180,8 @@ mod tests {
             let holder = holders.iter().find(|holder| holder.pid == std::process::id()).expect("it is this process");
             assert!(!holder.sockets.is_disjoint(&sockets.listening), "this process listens");
 
-            // Its socket waits for the other end to be closed, and has no owner. Where `tcp_max_tw_buckets` is reached it is
-            // gone (tcp_time_wait, net/ipv4/tcp_minisocks.c).
+            // Its socket waits for the other end to be closed, and has no owner. Where `tcp_max_tw_buckets` is reached
+            // it is gone (tcp_time_wait, net/ipv4/tcp_minisocks.c).
             drop(client);
             let closed = find_sockets(peer, &[port]).unwrap().peers;
             assert!(closed.iter().all(|socket| socket.inode == 0), "{closed:?}");

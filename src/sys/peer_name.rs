@@ -30,8 +30,8 @@ pub(super) fn is_known(socket: impl AsFd) -> bool {
 
 fn get(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(bytes.len()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes, the size of `bytes`, plain bytes of which every value is valid. The
-    // descriptor is borrowed, hence open.
+    // SAFETY: the kernel writes at most `length` bytes, the size of `bytes`, plain bytes of which every value is valid.
+    // The descriptor is borrowed, hence open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

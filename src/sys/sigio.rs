@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::thread::Pid;
 
-/// Has the kernel send SIGIO to a thread whenever something happens on a socket, or to none.
+/// Makes the kernel send SIGIO to a thread whenever something happens on a socket; `None` switches it off.
 ///
 /// This is the one way to learn of a new connection on a listening socket in whose `accept` another thread waits: `poll`
 /// and `epoll` look again after they were woken, find that the connection has been taken, and go on sleeping.

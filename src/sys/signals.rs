@@ -12,7 +12,8 @@ use libc::{c_int, c_void, pid_t, siginfo_t, sigset_t, ucontext_t};
 /// Makes a thread block the signals that are held. By default it is ignored, and nothing here uses it otherwise.
 const BLOCK_HERE: c_int = libc::SIGURG;
 
-/// Longest wait for other threads to block the signals that are held: a few microseconds each, unless the machine is busy.
+/// Longest wait for other threads to block the signals that are held: a few microseconds each, unless the machine is
+/// busy.
 const MAX_HOLD_WAIT: Duration = Duration::from_millis(200);
 
 /// Pause between two checks whether they have.
@@ -89,8 +90,8 @@ extern "C" fn block_here(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
     BLOCKED.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Blocks the held signals in the thread that has caught one, and sends that one to the process again: another thread gets
-/// it, or it stays pending once all of them block it.
+/// Blocks the held signals in the thread that has caught one, and sends that one to the process again: another thread
+/// gets it, or it stays pending once all of them block it.
 extern "C" fn pass_on(signal: c_int, _: *mut siginfo_t, context: *mut c_void) {
     block_in(context);
     // SAFETY: both calls are async-signal-safe (signal-safety(7)) and do not fail here, so that errno stays.

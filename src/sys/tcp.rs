@@ -67,8 +67,8 @@ pub(super) fn has_all_of_tcp_info(socket: impl AsFd) -> bool {
 /// Reads as much as the kernel knows, and returns how many bytes that is.
 fn raw_tcp_info(socket: BorrowedFd<'_>, info: &mut RawTcpInfo) -> io::Result<usize> {
     let mut length = libc::socklen_t::try_from(size_of::<RawTcpInfo>()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes, the size of `info`, into integers, of which every bit pattern is a
-    // value; what an older kernel does not write stays 0. The descriptor is borrowed, hence open.
+    // SAFETY: the kernel writes at most `length` bytes, the size of `info`, into integers, of which every bit pattern
+    // is a value; what an older kernel does not write stays 0. The descriptor is borrowed, hence open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -108,7 +108,7 @@ impl ConnectionTable {
         BatchNumber(self.batches.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Admits a request of a batch. With `certain`, a newer connection of the peer was searched for in vain.
+    /// Admits a request of a batch. `certain`: a scan has found no newer connection of the peer.
     pub(super) fn admit(&self, request: tiny_http::Request, batch: BatchNumber, certain: bool) -> Admission {
         let Some(peer) = request.remote_addr().copied() else { return Admission::Foreign(request) };
         let mut new_connection = false;

@@ -104,8 +104,8 @@ fn is_registered_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// The first byte that a target may not hold. It may hold more than RFC 3986 allows, because clients send it and recipients
-/// agree on what it means: all visible ASCII but a fragment's `#`, and a backslash in a path.
+/// The first byte that a target may not hold. It may hold more than RFC 3986 allows, because clients send it and
+/// recipients agree on what it means: all visible ASCII but a fragment's `#`, and a backslash in a path.
 fn find_not_of_target(target: &[u8]) -> Option<u8> {
     let mut in_query = false;
     target.iter().copied().find(|byte| {
@@ -114,14 +114,14 @@ fn find_not_of_target(target: &[u8]) -> Option<u8> {
     })
 }
 
-/// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control characters
-/// may not.
+/// True if a header may have the value: RFC 9110, section 5.5. Bytes from 0x80 on (obs-text) may occur, control
+/// characters may not.
 fn is_field_value(value: &[u8]) -> bool {
     value.iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t')
 }
 
-/// The value without the optional whitespace around it: spaces and tabs alone (RFC 9110, section 5.6.3). A vertical tab or
-/// a form feed is not whitespace.
+/// The value without the optional whitespace around it: spaces and tabs alone (RFC 9110, section 5.6.3). A vertical tab
+/// or a form feed is not whitespace.
 fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -211,8 +211,8 @@ fn check_host(host: &[u8]) -> Result<(), Rejection> {
     if is_name && is_port { Ok(()) } else { Err(rejected) }
 }
 
-/// What brackets may hold: `IPv6address` or `IPvFuture` (RFC 3986, section 3.2.2). A zone is no part of what a client sends
-/// (RFC 9844, section 1).
+/// What brackets may hold: `IPv6address` or `IPvFuture` (RFC 3986, section 3.2.2). A zone is no part of what a client
+/// sends (RFC 9844, section 1).
 fn is_ip_literal(literal: &[u8]) -> bool {
     let is_future = || {
         let [b'v' | b'V', rest @ ..] = literal else { return false };

@@ -37,8 +37,8 @@ use sink::{Sink, own_stderr};
 /// The target of panics: that of the program, whichever crate the panic came from.
 const PANIC: &str = concat!(env!("CARGO_CRATE_NAME"), "::panic");
 
-/// Starts logging to stderr, filtered by `RUST_LOG` (`info` where it is unset or empty), and makes panics lines of the log.
-/// `RUST_LOG` of a file of variables precedes the environment's.
+/// Starts logging to stderr, filtered by `RUST_LOG` (`info` where it is unset or empty), and makes panics lines of the
+/// log. `RUST_LOG` of a file of variables precedes the environment's.
 ///
 /// `tiny_http` is silent unless `RUST_LOG` names it: it logs errors of its clients at level `error`. An access log with a
 /// file of its own is written there, whatever the filters are.

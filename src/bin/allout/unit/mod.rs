@@ -93,7 +93,8 @@ impl Options {
         let log = self.access_log.iter().map(|path| (path, "/var/log", "LogsDirectory"));
         for (path, place, name) in sockets.chain(log) {
             let Some(directory) = path.parent() else { continue };
-            // A folder of its own in that place is made and given to the service's user; another must be there, and writable.
+            // A folder of its own in that place is made and given to the service's user; another must be there, and
+            // writable.
             let (name, directory) = match directory.strip_prefix(place) {
                 Ok(own) if own.components().count() == 1 => (name, own),
                 _ => ("ReadWritePaths", directory),

@@ -62,7 +62,7 @@ impl Capacity {
         if left > usage.limit() || usage.fd_pressure || self.requested {
             Some(true)
         } else if usage.all <= usage.reopen_at() {
-            Some(false) // those that were closed before have gone
+            Some(false) // the connections that were closed before are gone
         } else {
             None
         }

@@ -36,6 +36,7 @@ progress() { # one line that is rewritten; where that is no terminal, a line eve
 
 for ((run = 1; run <= runs; run++)); do
     progress
+    : >"$log" # here, since the child may empty it only after the address of the run before was read from it
     "$allout" --listen 127.0.0.1:0 "$@" 2>"$log" &
     server=$!
     until address=$(grep -om1 'http://[0-9.:]*' "$log"); do
@@ -46,6 +47,7 @@ for ((run = 1; run <= runs; run++)); do
     code=0
     wait $server || code=$?
     [ $code = 0 ] || printf 'run %s: exit code %s\n%s\n' "$run" $code "$(<"$log")"
+    [[ $told != *'"answered":0,'* ]] || printf 'run %s: nothing was answered\n%s\n' "$run" "$(<"$log")"
     tail -n 1 <<<"$told" >>"$results"
 done
 

@@ -16,8 +16,10 @@ use std::net::{Shutdown, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{SockAddr, SockRef};
 
 use crate::engine::gate::{AcceptGate, loopback_addr};
@@ -34,6 +36,9 @@ const BACKLOG: [usize; 2] = [128, 1024];
 
 /// Descriptors that tiny_http has of a connection: one for reading, one for writing.
 const FDS_PER_CONNECTION: u64 = 2;
+
+/// Interval of the checks whether the accept thread has ended: about what its end takes.
+const THREAD_END_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// The accept point of one engine: see the module's text.
 pub(crate) struct AcceptPoint {
@@ -181,6 +186,26 @@ impl AcceptPoint {
         own.set_read_timeout(Some(limit))?;
         (&own).read(&mut [0]).map(|_| ())
     }
+
+    /// Waits until tiny_http's accept thread has ended, whose `Server` was dropped: at once if it saw that before it waited
+    /// for a connection, or else when it has accepted one more.
+    /// Errors: it has not within `limit`.
+    pub(super) fn wait_for_thread_end(&self, limit: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        // The kernel resets it with the private listener if the thread has ended already.
+        let own = self.gate.self_socket()?;
+        own.connect_timeout(&SockAddr::from(self.brake.private().local_addr()?), limit)?;
+        own.shutdown(Shutdown::Write)?; // tiny_http reads the end, and closes
+        while self.brake.is_thread_alive() {
+            if began.elapsed() >= limit {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // No event tells of the end of the thread. Until it accepts, this waits; from then on its end is near.
+            rustix::event::poll(&mut [PollFd::new(&own, PollFlags::IN)], Some(&THREAD_END_CHECK))?;
+            thread::yield_now();
+        }
+        Ok(())
+    }
 }
 
 /// Length of a listener's accept queue.
@@ -249,6 +274,18 @@ mod tests {
         (&client).write_all(b"x").unwrap();
         while !accepted.recv_timeout(Duration::from_secs(5)).unwrap() {} // knocks come first
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_the_accept_thread_is_seen_though_it_accepts_no_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = Arc::new(AcceptGate::new(&listener).unwrap());
+        let point = AcceptPoint::new(gate, 10, Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())).unwrap();
+        let accepting = listener.try_clone().unwrap();
+        point.brake.set_accept_fd(accepting.as_raw_fd());
+        assert_eq!(point.wait_for_thread_end(SOON).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(accepting); // as its thread does when it ends
+        point.wait_for_thread_end(SOON).unwrap();
     }
 
     #[test]

@@ -137,8 +137,8 @@ impl ReceiveLoop {
         let redirected = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT));
         server::shut_listener(self.gate.listener());
         drop(running);
-        let ended = redirected.and_then(|()| self.accept_point().wait_for_private_accept(ACCEPT_LIMIT));
-        // A thread that saw that its `Server` was dropped before it accepted once more has ended as well.
+        let ended = redirected.and_then(|()| self.accept_point().wait_for_thread_end(ACCEPT_LIMIT));
+        // Where it had ended by itself there was nothing to redirect.
         if let (Err(error), true) = (ended, self.accept_point().brake().is_thread_alive()) {
             log::debug!("tiny_http's accept thread was ended by closing its socket: {error}");
         }

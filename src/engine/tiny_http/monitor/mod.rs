@@ -60,7 +60,7 @@ use crate::engine::{Events, Settings, StopState};
 use crate::sys::heap::trim;
 
 use lingering::LingeringClose;
-use schedule::{Pace, Schedule, Sleep};
+use schedule::{EARLY_TICK, Pace, Schedule, Sleep};
 use sockets::SocketTable;
 use tick::{Context, Happened, Memory};
 use wakeup::{Command, Mailbox};
@@ -181,6 +181,9 @@ impl Monitor {
             let arrived;
             (happened.active, arrived) = self.context.sockets.take_events()?;
             happened.connected |= arrived;
+            if happened.connected {
+                schedule.on_arrival(Instant::now());
+            }
             let outcome = self.context.tick(&happened, &mut memory);
             active = outcome.again || happened.is_anything();
             if let Some(stop) = outcome.quiescent {
@@ -225,6 +228,7 @@ impl Monitor {
             woken: self.mailbox.was_woken(),
             request,
             connected: connected || new_connection,
+            early: sleep == Sleep::Tick(EARLY_TICK),
             ..Happened::default()
         })
     }

@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 /// Interval of ticks while something happens. Two ticks find a starved connection, so that it waits 40 ms at most;
 /// eight clients that each send one endless header send some 6 MB each in between, on two cores.
 const TICK: Duration = Duration::from_millis(20);
+/// Interval of ticks for [`EARLY_TICK_FOR`] after a connection has ended an idle time: it may be the first of a burst, of
+/// which tiny_http starves all but its waiting threads.
+pub(super) const EARLY_TICK: Duration = Duration::from_millis(2);
+/// Time for which [`EARLY_TICK`] holds, at most: what a client takes to open some dozen connections.
+const EARLY_TICK_FOR: Duration = Duration::from_millis(20);
 /// Interval of ticks while connections are throttled, or the brake is on: each client can put a hundred requests into
 /// tiny_http's queue in that time.
 const THROTTLE_TICK: Duration = Duration::from_millis(2);
@@ -39,14 +44,30 @@ pub(super) enum Sleep {
     UntilConnection,
 }
 
-/// Remembers when something happened in a drain.
+/// Remembers when something happened in a drain, and when a connection has ended an idle time.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     fast_until: Option<Instant>,
+    /// The latest sleep was to last until something happens.
+    was_idle: bool,
+    early_until: Option<Instant>,
 }
 
 impl Schedule {
+    /// A connection has arrived during the latest sleep.
+    pub(super) fn on_arrival(&mut self, now: Instant) {
+        if self.was_idle {
+            self.early_until = Some(now + EARLY_TICK_FOR);
+        }
+    }
+
     pub(super) fn sleep(&mut self, pace: Pace, now: Instant) -> Sleep {
+        let sleep = self.next(pace, now);
+        self.was_idle = !matches!(sleep, Sleep::Tick(_));
+        sleep
+    }
+
+    fn next(&mut self, pace: Pace, now: Instant) -> Sleep {
         if pace.draining {
             if pace.active || self.fast_until.is_none() {
                 self.fast_until = Some(now + DRAIN_TICK_FOR);
@@ -55,6 +76,7 @@ impl Schedule {
         }
         match pace {
             Pace { active: true, throttling: true, .. } => Sleep::Tick(THROTTLE_TICK),
+            Pace { active: true, .. } if self.early_until.is_some_and(|until| now < until) => Sleep::Tick(EARLY_TICK),
             Pace { active: true, .. } => Sleep::Tick(TICK),
             Pace { waiting: true, .. } => Sleep::Idle(IDLE_TICK),
             Pace { .. } => Sleep::UntilConnection,
@@ -79,6 +101,20 @@ mod tests {
         );
         assert_eq!(sleep(Pace { waiting: true, ..Pace::default() }), Sleep::Idle(IDLE_TICK));
         assert_eq!(sleep(Pace::default()), Sleep::UntilConnection);
+    }
+
+    #[test]
+    fn a_connection_after_an_idle_time_is_looked_at_early_and_one_of_many_is_not() {
+        let (mut schedule, began) = (Schedule::default(), Instant::now());
+        let active = Pace { active: true, waiting: true, ..Pace::default() };
+        assert_eq!(schedule.sleep(Pace::default(), began), Sleep::UntilConnection);
+        schedule.on_arrival(began);
+        assert_eq!(schedule.sleep(active, began), Sleep::Tick(EARLY_TICK));
+        let later = began + EARLY_TICK_FOR;
+        schedule.on_arrival(later);
+        assert_eq!(schedule.sleep(active, later), Sleep::Tick(TICK), "connections arrive all the time");
+        assert_eq!(schedule.sleep(Pace { active: false, ..active }, later), Sleep::Idle(IDLE_TICK));
+        assert_eq!(schedule.sleep(active, later), Sleep::Tick(TICK), "no connection has arrived");
     }
 
     #[test]

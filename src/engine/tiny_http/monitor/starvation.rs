@@ -11,6 +11,9 @@ use crate::sync::WarnOnce;
 
 /// Most knocks in one tick; each takes some 20 µs.
 const MAX_KNOCKS_PER_TICK: usize = 256;
+/// Most knocks in a tick that follows another one by a moment: a thread may have its connection and not have run yet, so
+/// that a knock for it is in vain.
+const MAX_EARLY_KNOCKS: usize = 16;
 
 /// Whether one connection is starved.
 #[derive(Debug, Default)]
@@ -40,8 +43,9 @@ pub(super) struct Unstarve {
 
 impl Unstarve {
     /// Makes tiny_http start as many threads as connections were found without one, and counts them in `unstarved`.
-    pub(super) fn knock(&self, starved: usize, accept: &AcceptPoint, unstarved: &AtomicU64) {
-        for _ in 0..starved.min(MAX_KNOCKS_PER_TICK) {
+    /// `early`: the tick follows another one by a moment.
+    pub(super) fn knock(&self, starved: usize, early: bool, accept: &AcceptPoint, unstarved: &AtomicU64) {
+        for _ in 0..starved.min(if early { MAX_EARLY_KNOCKS } else { MAX_KNOCKS_PER_TICK }) {
             if let Err(error) = accept.knock() {
                 if self.warned.is_first() {
                     log::warn!("cannot connect to own port ({error}): connections may hang after bursts");

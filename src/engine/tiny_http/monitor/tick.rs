@@ -96,6 +96,8 @@ pub(super) struct Happened {
     /// [`Monitor::wake`](super::Monitor::wake) was called, or a command has come.
     pub(super) woken: bool,
     pub(super) must_scan: bool,
+    /// It is only a moment since the tick before.
+    pub(super) early: bool,
 }
 
 impl Happened {
@@ -230,7 +232,7 @@ impl Context {
             memory.scans.ending |= self.act(verdict, &watched.connection);
         }
         self.check_throttle(full, draining.is_some(), memory, now);
-        memory.logs.unstarve.knock(starved, &self.accept, &self.connections.counts.unstarved);
+        memory.logs.unstarve.knock(starved, happened.early, &self.accept, &self.connections.counts.unstarved);
         again || starved > 0
     }
 

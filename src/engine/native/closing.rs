@@ -22,8 +22,11 @@ const MAX_DISCARDED: usize = 1024 * 1024;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Receiver {
-    /// Keeps a connection whose response the kernel has not taken whole, until there is room for more.
+    /// Keeps a connection whose response the kernel has not taken whole, until there is room for more. Its request is in
+    /// flight for as long.
     pub(super) fn wait_for_room(&mut self, slot: u32, connection: Box<Connection>) {
+        self.mailbox.begin_request(self.now);
+        self.mailbox.begin_flight(slot, self.flight(connection.peer, true));
         self.slots.dequeue(slot);
         self.set_interest(slot, Interest::Write);
         self.set_timer(slot, self.now.checked_add(self.common.settings.request_timeout));
@@ -34,8 +37,13 @@ impl Receiver {
         let State::Writing(mut connection) = self.take_state(slot) else { return };
         match connection.flush() {
             Ok(false) => self.slots.get(slot).state = State::Writing(connection),
-            Err(_) => self.close(slot, connection, None),
+            Err(_) => {
+                self.mailbox.end_flight(slot);
+                self.close(slot, connection, None);
+            }
             Ok(true) => {
+                self.mailbox.end_flight(slot);
+                self.changed = true;
                 self.set_timer(slot, None);
                 if let Some(connection) = self.after_response(slot, connection) {
                     self.serve(slot, connection);
@@ -129,6 +137,7 @@ impl Receiver {
                 State::Busy => self.check_handler(slot),
                 State::Writing(_) => {
                     if let State::Writing(connection) = self.take_state(slot) {
+                        self.mailbox.end_flight(slot);
                         self.close(slot, connection, Some(CloseReason::SlowReader));
                     }
                 }

@@ -50,12 +50,14 @@ pub(super) struct Mailbox<C> {
     pub(super) settled: AtomicU64,
 }
 
-/// A request that a worker has.
+/// A request that a worker has, or whose response waits for its client.
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
     pub(super) request_line: String,
     pub(super) peer: Peer,
     pub(super) since: Instant,
+    /// Its receiver has answered it, and its client has not taken the whole response.
+    pub(super) is_answered: bool,
 }
 
 thread_local! {
@@ -188,6 +190,7 @@ impl<C> Mailbox<C> {
     }
 
     /// Counts the end of a request that a worker has answered.
+    /// Or one whose response its client has taken, or will not take any more.
     pub(super) fn end_flight(&self, slot: u32) {
         lock(&self.in_flight).remove(&slot);
         self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
@@ -230,6 +233,7 @@ impl<C> Mailbox<C> {
         for (slot, _) in &returned {
             in_flight.remove(slot);
         }
+        in_flight.retain(|_, flight| !flight.is_answered);
         self.busy.store(in_flight.len(), Ordering::Release);
         self.answering.store(0, Ordering::Release);
         let closed = self.open.swap(in_flight.len(), Ordering::SeqCst).saturating_sub(in_flight.len());

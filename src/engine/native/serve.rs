@@ -11,6 +11,7 @@ use super::mailbox::Flight;
 use super::parse::Progress;
 use super::receiver::Receiver;
 use super::slots::{Interest, Queue, State};
+use crate::engine::Peer;
 use crate::http::head::Rejection;
 use crate::text::escaped;
 
@@ -68,17 +69,21 @@ impl Receiver {
                 self.after_response(slot, connection)
             }
             None => {
-                // A rejected request goes this way as well, whatever its bytes are.
-                let (method, target) = self.request_line.split_once(' ').unwrap_or_default();
-                let request_line = format!("{} {}", escaped(method), escaped(target));
-                let flight = Flight { request_line, peer, since: self.now };
-                self.mailbox.begin_flight(slot, flight);
+                self.mailbox.begin_flight(slot, self.flight(peer, false));
                 self.slots.get(slot).since = self.now;
                 self.slots.dequeue(slot);
                 self.check_handler(slot);
                 None
             }
         }
+    }
+
+    /// The request that was received last, as others see it.
+    pub(super) fn flight(&self, peer: Peer, is_answered: bool) -> Flight {
+        // A rejected request goes this way as well, whatever its bytes are.
+        let (method, target) = self.request_line.split_once(' ').unwrap_or_default();
+        let request_line = format!("{} {}", escaped(method), escaped(target));
+        Flight { request_line, peer, since: self.now, is_answered }
     }
 
     /// Goes on with a connection whose response was written. Gives it back if bytes of another request have arrived.

@@ -1,5 +1,6 @@
 //! The engine over real sockets, without routes and workers: the target decides how a request is served.
 
+mod deaf;
 mod edges;
 mod kept;
 mod partial_heads;

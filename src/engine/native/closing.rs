@@ -89,11 +89,13 @@ impl Receiver {
 
     /// Closes a connection that is idle, unless something has arrived: that is served. True if it was closed.
     pub(super) fn close_idle(&mut self, slot: u32, why: CloseReason) -> bool {
-        if self.is_idle_and_empty(slot) {
-            self.receive(slot);
-            if !self.is_idle_and_empty(slot) {
-                return false;
-            }
+        let (was_empty, changed) = (self.is_idle_and_empty(slot), std::mem::take(&mut self.changed));
+        self.receive(slot);
+        // More of a head that had begun already is not enough.
+        let has_spoken = self.changed || self.is_idle_and_empty(slot) != was_empty;
+        self.changed |= changed;
+        if has_spoken || !matches!(self.slots.get(slot).state, State::Idle(_)) {
+            return false;
         }
         let State::Idle(connection) = self.take_state(slot) else { return false };
         self.close(slot, connection, Some(why));

@@ -7,7 +7,7 @@ mod partial_heads;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -44,7 +44,11 @@ fn settings() -> Settings {
 /// Exchanges that were kept, until they are dropped.
 static KEPT: Mutex<Vec<super::Exchange>> = Mutex::new(Vec::new());
 
-/// `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its
+/// Requests for `/hold` that have arrived, and those that may be answered.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static RELEASED: AtomicUsize = AtomicUsize::new(0);
+
+/// `/hold` holds its receiver up until it is released. `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its
 /// body, `/never` not at all; all others are answered at once.
 fn serve(exchange: Exchange) -> Option<Exchange> {
     let Exchange::Native(mut exchange) = exchange else { unreachable!() };
@@ -74,6 +78,10 @@ fn serve(exchange: Exchange) -> Option<Exchange> {
     } else {
         match target.as_str() {
             "/panic" => panic!("the receiver's own panic"),
+            "/hold" => {
+                let number = HELD.fetch_add(1, Ordering::SeqCst) + 1;
+                wait_until("the receiver to be released", || RELEASED.load(Ordering::SeqCst) >= number);
+            }
             "/drop" => drop(std::mem::take(&mut *lock(&KEPT))),
             _ if target.starts_with("/keep") => {
                 lock(&KEPT).push(exchange);

@@ -54,6 +54,31 @@ fn a_partial_head_behind_other_requests_can_be_evicted() {
 }
 
 #[test]
+fn a_head_whose_rest_has_arrived_is_answered_and_its_connection_is_not_evicted() {
+    let server = Server::start(Settings { max_connections: 3, ..one_receiver() });
+    let (mut slow, mut one, mut other) = (server.connect(), server.connect(), server.connect());
+    slow.write_all(&GET[..10]).unwrap();
+    for client in [&mut one, &mut other] {
+        client.write_all(GET).unwrap();
+        client.read_exact(&mut [0; 12]).unwrap();
+    }
+    // A connection waits to be accepted, and then the rest of the head arrives, before the receiver looks at either.
+    let hold = b"GET /hold HTTP/1.1\r\nHost: h\r\n\r\n";
+    one.write_all(hold).unwrap();
+    wait_until("the receiver to be held up", || HELD.load(Ordering::SeqCst) == 1);
+    other.write_all(hold).unwrap();
+    let _new = server.connect();
+    RELEASED.store(1, Ordering::SeqCst);
+    wait_until("the receiver to be held up again", || HELD.load(Ordering::SeqCst) == 2);
+    slow.write_all(&GET[10..]).unwrap();
+    RELEASED.store(2, Ordering::SeqCst);
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).expect("a whole request is answered");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    wait_until("another to be evicted", || server.closed(CloseReason::Evicted) == 1);
+}
+
+#[test]
 fn a_drain_does_not_wait_for_the_rest_of_a_head() {
     let server = Server::start(Settings { keepalive_min: Duration::from_millis(5), ..one_receiver() });
     let clients = partial_heads().map(|bytes| {

@@ -1,4 +1,4 @@
-//! TCP sockets: `TCP_INFO`, `TCP_WINDOW_CLAMP`, `FIONREAD`.
+//! TCP sockets: `TCP_INFO`, `TCP_WINDOW_CLAMP`, `FIONREAD`, `SIOCOUTQ`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -99,6 +99,16 @@ pub(crate) fn release_receive_buffer(socket: impl AsFd) -> io::Result<()> {
 /// Bytes that have arrived and that were not read (`FIONREAD`); zero if the kernel does not say.
 pub(crate) fn unread_bytes(socket: impl AsFd) -> u64 {
     rustix::io::ioctl_fionread(socket).unwrap_or(0)
+}
+
+/// Bytes that were written and that the peer has not acknowledged (`SIOCOUTQ`, tcp(7)); of a Unix socket, memory of what it
+/// has not read (unix(7)). Zero if the kernel does not say.
+pub(crate) fn unacknowledged_bytes(socket: impl AsFd) -> u64 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes one integer, into `count`. The descriptor is borrowed, hence open. `TIOCOUTQ` is the same
+    // number (include/uapi/linux/sockios.h).
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if result == 0 { u64::try_from(count).unwrap_or(0) } else { 0 }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::body::Step;
 use super::connection::{Connection, Inbox, Socket};
 use crate::engine::progress::Budget;
+use crate::sys::tcp::unacknowledged_bytes;
 
 /// Interim response that tells a client which waits for it to send the body (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -119,15 +120,26 @@ fn send_continue(socket: &Socket, budget: &mut Budget) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the socket is ready, for as long as the client may keep us waiting. With `pauses_handler` this time is not
-/// the handler's.
-/// Errors: `TimedOut`: it is not ready in time.
+/// Shortest wait for room between two looks at what the client has taken meanwhile.
+const LEAST_LOOK: Duration = Duration::from_millis(10);
+
+/// Waits until the socket may be ready, for as long as the client may keep us waiting. With `pauses_handler` this time is
+/// not the handler's.
+/// Errors: `TimedOut`: the client has used up its time.
 pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pauses_handler: bool) -> io::Result<()> {
     let began = Instant::now();
     if pauses_handler {
         socket.flight_state(|state| state.blocked_since = Some(began));
     }
-    let limit = Timespec::try_from(budget.left()).ok(); // `None`: longer than the kernel can count
+    let mut limit = budget.left();
+    let mut unacknowledged = 0;
+    if flags == PollFlags::OUT {
+        // There is room again only once a third of what the kernel holds is acknowledged (`sk_stream_is_writeable`,
+        // include/net/sock.h): megabytes over a fast network. What the client takes until then is progress as well.
+        limit = (limit / 4).max(LEAST_LOOK).min(limit);
+        unacknowledged = unacknowledged_bytes(socket.fd());
+    }
+    let limit = Timespec::try_from(limit).ok(); // `None`: longer than the kernel can count
     let result = loop {
         match poll(&mut [PollFd::new(socket.fd(), flags)], limit.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
@@ -135,7 +147,11 @@ pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pause
         }
     };
     let blocked = began.elapsed();
-    budget.spend(blocked, 0);
+    let taken = match result {
+        Ok(0) => unacknowledged.saturating_sub(unacknowledged_bytes(socket.fd())),
+        _ => 0,
+    };
+    budget.spend(blocked, taken);
     if pauses_handler {
         socket.flight_state(|state| {
             state.blocked_since = None;
@@ -143,7 +159,7 @@ pub(super) fn wait(socket: &Socket, flags: PollFlags, budget: &mut Budget, pause
         });
     }
     match result {
-        Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no progress")),
+        Ok(0) if budget.left().is_zero() => Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no progress")),
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -74,3 +74,40 @@ impl Write for OutboxWriter<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use socket2::{Domain, SockRef, Type};
+
+    #[test]
+    fn a_client_that_reads_steadily_and_slower_than_the_socket_gets_room_is_not_cut() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(16 * 1024).unwrap();
+        client.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        SockRef::from(&server).set_send_buffer_size(200 * 1024).unwrap();
+        let socket = Socket::new(server.into());
+        let is_written = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // 100 KiB a second, of which a third of the send buffer takes longer than the timeout.
+                while !is_written.load(Ordering::Relaxed) {
+                    (&client).read_exact(&mut [0; 2048]).unwrap();
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let mut writer = BlockingWriter::new(&socket, Duration::from_secs(1));
+            let result = writer.write_all(&vec![b'x'; 700 * 1024]);
+            is_written.store(true, Ordering::Relaxed);
+            result.expect("the client makes progress");
+        });
+    }
+}

@@ -55,7 +55,9 @@ impl Receiver {
     /// Ends this side of a connection, and waits for the client to do the same.
     pub(super) fn linger(&mut self, slot: u32, mut connection: Box<Connection>) {
         self.count_head(slot, 0);
+        let mut has_body_to_come = false;
         if let Some(inbox) = connection.inbox.take() {
+            has_body_to_come = !inbox.body.is_complete();
             self.keep_inbox(inbox);
         }
         if rustix::net::shutdown(connection.socket.fd(), Shutdown::Write).is_err() {
@@ -66,7 +68,15 @@ impl Receiver {
         let entry = self.slots.get(slot);
         entry.since = self.now;
         entry.state = State::Lingering(connection);
-        self.slots.enqueue(slot, Queue::Lingering);
+        // A drain is short with those in the queue. Here, bytes that arrive after the close would reset the connection,
+        // and with it a response that the client has not read yet.
+        if has_body_to_come {
+            self.slots.dequeue(slot);
+            self.set_timer(slot, self.now.checked_add(LINGERING_TIMEOUT));
+        } else {
+            self.set_timer(slot, None);
+            self.slots.enqueue(slot, Queue::Lingering);
+        }
         self.mailbox.lingering.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -151,7 +161,8 @@ impl Receiver {
                     self.slots.get(slot).since = self.now;
                     self.slots.enqueue(slot, Queue::Idle);
                 }
-                State::Free | State::Ready(_) | State::Lingering(_) => {}
+                State::Lingering(_) => self.end_lingering(slot),
+                State::Free | State::Ready(_) => {}
             }
         }
     }

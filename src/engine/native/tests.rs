@@ -59,6 +59,9 @@ fn serve(exchange: Exchange) -> Option<Exchange> {
             let mut body = Vec::new();
             let mut buffer = [0; 1000];
             let response = loop {
+                if target == "/worker/deny" {
+                    break Response::from(403);
+                }
                 match exchange.read_body(&mut buffer) {
                     Ok(0) if target == "/worker/reader" => {
                         break Response::reader(io::repeat(b'x').take(100_000), None);

@@ -1,4 +1,4 @@
-//! Clients that do not read: what was answered and not taken is in flight.
+//! Clients that do not read, or not yet: what was answered and not taken is in flight, and is not lost.
 
 use super::*;
 
@@ -50,4 +50,22 @@ fn a_response_that_waits_is_not_in_flight_once_its_receiver_has_died() {
     server.connect().write_all(b"GET /panic HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     server.threads.remove(0).join().expect_err("the receiver has panicked");
     assert_eq!((server.engine.in_flight(), server.engine.connections()), (0, 0));
+}
+
+#[test]
+fn a_drain_does_not_reset_a_client_that_still_sends_the_body_that_was_not_wanted() {
+    let server = Server::start(Settings { keepalive_min: Duration::from_millis(5), ..settings() });
+    let mut client = server.connect();
+    client.write_all(b"POST /worker/deny HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n").unwrap();
+    client.read_exact(&mut [0; 12]).unwrap();
+    server.engine.stop_accepting(Ending::Filter);
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(10)); // as over a slow network
+        client.write_all(&[b'x'; 100]).expect("the response may not have arrived yet");
+    }
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).expect("a regular end");
+    assert!(rest.starts_with(" Forbidden\r\n"), "{rest}");
+    drop(client);
+    wait_until("the engine to be quiescent", || server.engine.is_quiescent());
 }

@@ -279,6 +279,19 @@ fn a_body_of_any_size_is_sent_back_as_it_arrives() {
 }
 
 #[test]
+fn behind_a_body_that_would_be_sent_back_with_no_content_the_next_request_is_answered() {
+    let echo_nothing = |request: &mut Request| echo(request).map(|response| response.with_status(204));
+    let running = start(Service::new().route("HEAD", "/", echo).post("/", echo_nothing).get("/", |_| "next"));
+    for method in ["HEAD", "POST"] {
+        let head = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\n");
+        let next = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let response = exchange(running.address(), &head, &[&vec![b'x'; 20_000][..], next.as_bytes()].concat());
+        assert!(response.ends_with(b"\r\n\r\nnext"), "{method}: {}", response.escape_ascii());
+    }
+    assert_eq!(running.stop("a test").code(), 0);
+}
+
+#[test]
 fn a_client_that_stops_sending_what_is_sent_back_holds_its_worker_for_the_request_timeout() {
     let running = start(Service::new().request_timeout(Duration::from_millis(500)).workers(1).post("/", echo));
     let body = [&b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"[..], &[b'x'; 3000]].concat();

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use super::body::{Body, Content};
-use super::status::is_final;
+use super::status::{is_bodyless, is_final};
 use super::stream::StreamLink;
 use super::validate::is_token;
 
@@ -289,6 +289,11 @@ impl Response {
 
 /// # Sent
 impl Response {
+    /// Whether its body is that of the request, and is sent: a response without content does not read it.
+    pub(crate) fn sends_request_body(&self, head_only: bool) -> bool {
+        self.body.is_of_request() && !head_only && !is_bodyless(self.status)
+    }
+
     /// Gives a streamed body the link to its request. `link` is called only if the body is a stream.
     pub(crate) fn link_stream(&mut self, link: impl FnOnce() -> StreamLink) {
         if let Content::Stream(source) = &mut self.body.0 {

@@ -114,7 +114,7 @@ impl Exchange {
     /// Sends a response, and gives the connection back to its receiver.
     pub(crate) fn respond(mut self, response: Response, close: bool, request_id: &str) -> Sent {
         let (head_only, head) = (self.method() == "HEAD", self.head());
-        let sends_body_back = response.body().is_of_request();
+        let sends_body_back = response.sends_request_body(head_only);
         let mut consumed = sends_body_back || self.consume_body(close);
         let Some(mut connection) = self.connection.take() else {
             return Sent { status: response.status(), bytes: 0, close: true, error: None };

@@ -37,7 +37,7 @@ impl Exchange {
         close: bool,
         request_id: &str,
     ) -> (Sent, Option<crate::engine::Exchange>) {
-        let sends_body_back = response.body().is_of_request();
+        let sends_body_back = response.sends_request_body(self.raw.method().as_str() == "HEAD");
         let unread = !sends_body_back && !self.consume_body(close);
         let body = self.body();
         if !self.connection.claim_response() {

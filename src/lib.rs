@@ -110,6 +110,8 @@
 //! # Limitations
 //!
 //! * Linux only. HTTP/1.0 and 1.1, without TLS: that is a proxy's business.
+//! * A Unix socket cannot be reset: to an HTTP/1.0 client of one, a response of unknown length that breaks off looks whole.
+//!   Have a proxy speak HTTP/1.1 to it (nginx: `proxy_http_version 1.1`).
 //! * A handler that neither returns nor looks at its [`Stop`] is abandoned when the grace period is over: a thread cannot
 //!   be ended from outside. It goes on until the process exits.
 //! * [`run`](Service::run) handles SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGXFSZ for the whole process, and any

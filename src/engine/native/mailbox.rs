@@ -189,8 +189,7 @@ impl<C> Mailbox<C> {
         self.answering.store(0, Ordering::Release);
     }
 
-    /// Counts the end of a request that a worker has answered.
-    /// Or one whose response its client has taken, or will not take any more.
+    /// Counts the end of a request that a worker has answered, or whose response its client has taken or never will.
     pub(super) fn end_flight(&self, slot: u32) {
         lock(&self.in_flight).remove(&slot);
         self.busy.store(self.busy.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);

@@ -48,8 +48,8 @@ static KEPT: Mutex<Vec<super::Exchange>> = Mutex::new(Vec::new());
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
-/// `/hold` holds its receiver up until it is released. `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker` is answered by another thread, `/echo` with its
-/// body, `/never` not at all; all others are answered at once.
+/// `/hold` holds its receiver up until it is released. `/keep` is kept, and dropped by `/drop`; `/panic` panics. `/worker`
+/// is answered by another thread, `/echo` with its body, `/never` not at all; all others are answered at once.
 fn serve(exchange: Exchange) -> Option<Exchange> {
     let Exchange::Native(mut exchange) = exchange else { unreachable!() };
     let target = exchange.target().to_owned();

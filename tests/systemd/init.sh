@@ -14,8 +14,8 @@ mount -t tmpfs tmpfs /mnt
 mkdir /mnt/bin
 cp "$@" /mnt/bin
 for place in etc usr; do
-    mkdir -p /mnt/$place /mnt/work/$place
-    mount -t overlay overlay -o lowerdir=/$place,upperdir=/mnt/$place,workdir=/mnt/work/$place /$place
+    mkdir -p /mnt/$place /mnt/scratch/$place
+    mount -t overlay overlay -o lowerdir=/$place,upperdir=/mnt/$place,workdir=/mnt/scratch/$place /$place
 done
 mount --bind /mnt/bin /usr/local/bin
 for place in /run /var /tmp; do mount -t tmpfs tmpfs $place; done

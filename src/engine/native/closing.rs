@@ -101,7 +101,7 @@ impl Receiver {
     pub(super) fn close_idle(&mut self, slot: u32, why: CloseReason) -> bool {
         let (was_empty, changed) = (self.is_idle_and_empty(slot), std::mem::take(&mut self.changed));
         self.receive(slot);
-        // More of a head that had begun already is not enough.
+        // A request was answered, or a head has begun: more of one that had begun before is not enough.
         let has_spoken = self.changed || self.is_idle_and_empty(slot) != was_empty;
         self.changed |= changed;
         if has_spoken || !matches!(self.slots.get(slot).state, State::Idle(_)) {

@@ -120,7 +120,8 @@ fn send_continue(socket: &Socket, budget: &mut Budget) -> io::Result<()> {
     Ok(())
 }
 
-/// Shortest wait for room between two looks at what the client has taken meanwhile.
+/// Shortest wait for room between two looks at what the client has taken meanwhile: else the looks, each after a quarter of
+/// the time that is left, would follow ever faster on each other as it runs out.
 const LEAST_LOOK: Duration = Duration::from_millis(10);
 
 /// Waits until the socket may be ready, for as long as the client may keep us waiting. With `pauses_handler` this time is

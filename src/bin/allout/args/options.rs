@@ -99,7 +99,7 @@ pub struct Args {
     pub admin_listen: Option<SocketAddr>,
 
     /// What receives requests: tiny-http takes a thread for each connection;
-    /// native parses strictly, is faster, and is for all clients
+    /// native parses strictly, needs less CPU time, and is for all clients
     #[arg(long, env = "ALLOUT_ENGINE", value_name = "NAME", default_value = EngineKind::default().name())]
     #[arg(help_heading = "Listening", value_parser = values::parse_engine, verbatim_doc_comment)]
     pub engine: EngineKind,
